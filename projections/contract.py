@@ -1,0 +1,116 @@
+"""What a user writes: a projection, and the event that it is given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
+
+import msgspec
+
+__all__ = ["CqrsProjection", "Event"]
+
+ReadModel = TypeVar("ReadModel")
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """One event of the log, decoded. Events are values: a projection reads them and never changes them.
+
+    A msgspec Struct and not a dataclass, because one is built for every event of every replay
+    (0.1 µs against 0.8 µs).
+    """
+
+    id: str
+    """The event's own id; where its envelope has none, `topic-partition-offset`."""
+    type: str
+    """What happened, for example `OrderPlaced`."""
+    stream: str
+    """The stream the event belongs to: the Kafka key, unless the codec says otherwise."""
+    recorded_at: str | int
+    """When it happened: the envelope's ISO 8601 text, or else Kafka's record timestamp in milliseconds."""
+    data: Any
+    """The payload as decoded from JSON."""
+    metadata: Any
+    """The envelope's metadata as decoded from JSON; None where there is none."""
+    topic: str
+    partition: int
+    offset: int
+    """The record's own offset. The position after it is `offset + 1`."""
+
+    @property
+    def time(self) -> datetime:
+        """`recorded_at` as an aware datetime, parsed at each access. Text without an offset counts as UTC.
+
+        Raises:
+            ValueError: The text is not ISO 8601.
+        """
+        if isinstance(self.recorded_at, int):
+            return datetime.fromtimestamp(self.recorded_at / 1000, UTC)
+        time = datetime.fromisoformat(self.recorded_at)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+class CqrsProjection(ABC, Generic[ReadModel]):
+    """A pure fold of events into read models, one model at a time.
+
+    Name the read model's type in the base: `class Orders(CqrsProjection[Order])`. It may be `dict`, a
+    dataclass, a `msgspec.Struct` or a pydantic model; it is stored as JSON.
+
+    Purity is the whole contract: given the same events, `apply_to_model` gives the same models. It must not
+    read clocks, random numbers or databases, and must have no effects: during a rebuild it is called again
+    for every event of history, and after a crash again for the events since the last checkpoint (whose first
+    results were never stored).
+    """
+
+    name: ClassVar[str]
+    """Stable, lower-case and dashed. With `version` it names the consumer group and the state directory."""
+    version: ClassVar[int] = 1
+    """Raise it when the fold changes, so that the new version is built beside the old one."""
+    partition_by: ClassVar[Literal["stream"] | None] = None
+    """Kafka orders events within a partition only, so a model must be fed by one partition alone. That is
+    certain where the model's id is its stream. `"stream"` states that it also holds for ids that differ:
+    every event of one model is of one stream (`order-7/2026-01`, say)."""
+
+    @abstractmethod
+    def extract_model_id(self, event: Event) -> str | None:
+        """Say which read model an event belongs to; None declines the event.
+
+        A declined event counts as processed and changes nothing.
+        """
+
+    @abstractmethod
+    def apply_to_model(
+        self, model: ReadModel | None, event: Event
+    ) -> ReadModel | None | Awaitable[ReadModel | None]:
+        """Fold one event into its model. May be a plain or an `async def` method; a plain one is faster.
+
+        Args:
+            model: The model as the events before left it; None where there is none. It is yours to change in
+                place and return: if the call fails, the changed object is thrown away.
+            event: The next event of this model, in the log's order.
+
+        Returns:
+            The model after the event; None deletes it.
+
+        Raises:
+            Exception: Whatever this raises stops the fold in front of this event, with the event's
+                coordinates in the error. State and position stay as they were before it.
+        """
+
+    @classmethod
+    def model_type(cls) -> type[ReadModel]:
+        """The read model's type, as named in the base class.
+
+        Raises:
+            TypeError: The class names none.
+        """
+        for klass in cls.__mro__:
+            for base in getattr(klass, "__orig_bases__", ()):
+                origin = get_origin(base)
+                if isinstance(origin, type) and issubclass(origin, CqrsProjection):
+                    argument = get_args(base)[0]
+                    argument = get_origin(argument) or argument
+                    if isinstance(argument, type):
+                        return argument
+        raise TypeError(f"{cls.__qualname__} names no read model: write `class {cls.__name__}(CqrsProjection[dict])`")

@@ -1,0 +1,80 @@
+"""Settings: one typed object, from arguments and the environment, checked whole before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from streams.errors import ConfigError
+
+__all__ = ["FoldSettings", "KafkaSettings", "load"]
+
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class KafkaSettings(BaseSettings):
+    """Where Kafka is, and how its clients are to be set up."""
+
+    model_config = SettingsConfigDict(env_prefix="REFOLD_", frozen=True, extra="forbid")
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", min_length=1)
+    """`host:port[,host:port…]`. Env: REFOLD_BOOTSTRAP_SERVERS."""
+    kafka: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
+    """Any further librdkafka client setting, as JSON, for example SASL and TLS. Env: REFOLD_KAFKA."""
+    request_timeout_s: PositiveFloat = 10.0
+    """How long to wait for a broker's answer before saying that it is away. Env: REFOLD_REQUEST_TIMEOUT_S."""
+    outage_limit_s: PositiveFloat = 300.0
+    """How long a running fold waits, logging, for brokers that went away. Env: REFOLD_OUTAGE_LIMIT_S."""
+
+    def client(self, **settings: str | int | float | bool) -> dict[str, str | int | float | bool]:
+        """Give a librdkafka configuration: these settings, the user's own over them, and the address."""
+        return {**settings, **self.kafka, "bootstrap.servers": self.bootstrap_servers}
+
+
+class FoldSettings(BaseSettings):
+    """How events are folded and how often the result is made durable."""
+
+    model_config = SettingsConfigDict(env_prefix="REFOLD_", frozen=True, extra="forbid")
+
+    cache_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    """Memory for decoded models, of all partitions that one process folds. Env: REFOLD_CACHE_BYTES."""
+    checkpoint_events: PositiveInt | None = None
+    """Events between two checkpoints, exactly. Unset: at least 100, and more while there is a backlog, so
+    that checkpoints cost under 5 % of the time. Env: REFOLD_CHECKPOINT_EVENTS."""
+    checkpoint_seconds: PositiveFloat = 5.0
+    """The longest time between two checkpoints, which is what a crash costs to fold again.
+    Env: REFOLD_CHECKPOINT_SECONDS."""
+    store_wait_s: Annotated[float, Field(ge=0)] = 10.0
+    """How long to wait for a store that another process is closing. Env: REFOLD_STORE_WAIT_S."""
+    session_timeout_s: PositiveFloat = 45.0
+    """Silence after which the group gives a member's partitions to others (session.timeout.ms).
+    Env: REFOLD_SESSION_TIMEOUT_S."""
+
+
+def load(settings: type[S], **arguments: Any) -> S:
+    """Read one settings class from arguments, then the environment, then its defaults.
+
+    Args:
+        settings: The class.
+        arguments: Values that win over the environment; None means "not given".
+
+    Raises:
+        ConfigError: Everything that is wrong, in one message.
+    """
+    try:
+        return settings(**{key: value for key, value in arguments.items() if value is not None})
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg'].lower()} (got {item['input']!r})"
+            for item in error.errors(include_url=False)
+        )
+        raise ConfigError(f"Settings are wrong: {wrong}. Each can be given as a flag or as REFOLD_<NAME>.") from None
+
+
+def default_state_dir() -> Path:
+    """Give the directory for state where the user named none: `./.refold`."""
+    return Path(".refold")

@@ -1,0 +1,158 @@
+"""Every error that refold raises, in one tree.
+
+    CqrsError
+    ├── ConfigError            what was asked for cannot be: settings, flags, a projection's declaration
+    ├── BrokerError            Kafka itself
+    │   ├── BrokerUnavailable  nobody answers at the address
+    │   ├── EmbeddedBrokerError  the embedded broker cannot be had, started or kept running
+    │   ├── TopicNotFound
+    │   └── TopicChanged       another topic of the same name, or another number of partitions
+    ├── EventError             a record that is no event
+    ├── ProjectionError        the user's code failed
+    ├── StorageError           the state directory
+    │   ├── StoreLocked        another process has it open
+    │   ├── StoreCorrupt
+    │   └── ForeignStore       written by another projection, topic or format
+    ├── CheckpointError        positions
+    │   └── ForeignOffset      a committed offset that is not ours and that the state cannot honour
+    └── RebuildError
+        ├── GroupActive        somebody is folding in this group
+        ├── HistoryIncomplete  events that a rebuild needs are gone
+        └── RebuildCancelled
+
+A message says what, where (`topic[partition]@offset`), the measured value, and what to do next.
+The same facts are attributes, for programs.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BrokerError",
+    "BrokerUnavailable",
+    "CheckpointError",
+    "ConfigError",
+    "CqrsError",
+    "EmbeddedBrokerError",
+    "EventError",
+    "ForeignOffset",
+    "ForeignStore",
+    "GroupActive",
+    "HistoryIncomplete",
+    "ProjectionError",
+    "RebuildCancelled",
+    "RebuildError",
+    "StorageError",
+    "StoreCorrupt",
+    "StoreLocked",
+    "TopicChanged",
+    "TopicNotFound",
+]
+
+
+class CqrsError(Exception):
+    """The root: catch this to catch all of refold's own errors.
+
+    Attributes:
+        projection: The projection's name, where one is concerned.
+        topic: The topic's name, likewise.
+        partition: The partition's number, likewise.
+        offset: The record's own offset, likewise.
+        event_id: The event's id, where it was known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        projection: str | None = None,
+        topic: str | None = None,
+        partition: int | None = None,
+        offset: int | None = None,
+        event_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.projection = projection
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
+        self.event_id = event_id
+
+
+def at(topic: str, partition: int, offset: int | None = None) -> str:
+    """Write coordinates the one way they are written everywhere: `topic[partition]@offset`."""
+    return f"{topic}[{partition}]" if offset is None else f"{topic}[{partition}]@{offset}"
+
+
+class ConfigError(CqrsError, ValueError):
+    """A setting, a flag or a projection's declaration that cannot work. Nothing was started."""
+
+
+class BrokerError(CqrsError):
+    """Kafka refused or could not be understood."""
+
+
+class BrokerUnavailable(BrokerError, ConnectionError):
+    """No broker answered within the deadline. State and positions are as they were committed last."""
+
+
+class EmbeddedBrokerError(BrokerError):
+    """The embedded Kafka could not be installed, started or kept running; the message ends with its log's tail."""
+
+
+class TopicNotFound(BrokerError, LookupError):
+    """The topic does not exist. It is never created by reading it."""
+
+
+class TopicChanged(BrokerError):
+    """The topic was deleted and made again, or its partition count changed, since the state was folded from it."""
+
+
+class EventError(CqrsError, ValueError):
+    """A record that the codec cannot read as an event. State and position are as they were before it."""
+
+
+class ProjectionError(CqrsError):
+    """The projection's own code raised, or gave a model that cannot be stored. The cause is chained.
+
+    State and position are as they were before the event.
+    """
+
+
+class StorageError(CqrsError, OSError):
+    """The state directory could not be read or written."""
+
+
+class StoreLocked(StorageError):
+    """Another process has the store open: one writer per generation and partition."""
+
+
+class StoreCorrupt(StorageError):
+    """The store's files are damaged. The log is the truth: the partition can be folded again."""
+
+
+class ForeignStore(StorageError):
+    """The directory holds something else: another projection's or topic's state, an unknown format, other files."""
+
+
+class CheckpointError(CqrsError):
+    """A position that cannot be gone on from."""
+
+
+class ForeignOffset(CheckpointError):
+    """A committed offset without refold's stamp: somebody's tool set it, and the state cannot honour it."""
+
+
+class RebuildError(CqrsError):
+    """A rebuild could not start or could not finish."""
+
+
+class GroupActive(RebuildError):
+    """The consumer group has members, so its offsets cannot be reset under them."""
+
+
+class HistoryIncomplete(RebuildError):
+    """Retention, compaction or a deletion has taken events that the fold needs."""
+
+
+class RebuildCancelled(RebuildError):
+    """The rebuild was cancelled. Its checkpoint is saved; the next rebuild or run goes on from there."""

@@ -1,0 +1,37 @@
+"""Structured logs on standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+__all__ = ["configure", "get_logger"]
+
+get_logger = structlog.get_logger
+
+
+def configure(*, level: str = "info", style: Literal["console", "json"] | None = None) -> None:
+    """Send refold's logs, and those of the libraries below it, to standard error.
+
+    Args:
+        level: debug, info, warning or error.
+        style: One JSON object a line, or columns for people; by default columns on a terminal.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    json = style == "json" or (style is None and not sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks if json else structlog.dev.set_exc_info,
+            structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(level=max(number, logging.WARNING), stream=sys.stderr, format="%(name)s: %(message)s")

@@ -1,0 +1,123 @@
+"""Records that cross the seams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import nextafter
+
+__all__ = ["Lag", "ProjectionCheckpoint", "RebuildProgress", "TopicInfo", "Watermarks"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicInfo:
+    """A topic as the broker describes it."""
+
+    name: str
+    id: str
+    """Kafka's topic id (KIP-516): another one under the same name is another topic."""
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watermarks:
+    """The first offset that a partition still has, and the next that it will stably give out."""
+
+    low: int
+    """The log start offset: above 0, that many offsets at the front are gone."""
+    high: int
+    """The last stable offset: what a read_committed consumer can reach now (KIP-98)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectionCheckpoint:
+    """How far a projection has folded its log."""
+
+    positions: dict[int, int] = field(default_factory=dict)
+    """Partition → position, the next offset to fold."""
+    last_event_id: str | None = None
+    """The id of the event folded last, of any partition; None where none was."""
+    events_processed: int = 0
+    """Events folded or declined since the generation's beginning; a count, not a position."""
+    generation: str = ""
+    epoch: int = 0
+    """How often this generation has been started from the beginning."""
+    time: datetime | None = None
+    """When it was taken, aware, UTC."""
+
+    @classmethod
+    def initial(cls) -> ProjectionCheckpoint:
+        """Give the checkpoint of a projection that has folded nothing."""
+        return cls()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lag:
+    """One partition's part of a rebuild, in offsets."""
+
+    start: int
+    position: int
+    """The next offset to fold."""
+    target: int
+    """The end as pinned when the rebuild began."""
+
+    @property
+    def remaining(self) -> int:
+        """Offsets still in front of the target; 0 once it is reached or passed."""
+        return max(0, self.target - self.position)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RebuildProgress:
+    """A rebuild at one instant (reference: RebuildProgress). Immutable: ask again for newer figures.
+
+    Percentage and ETA come from offsets against the ends pinned at the start, which transaction markers and
+    compaction cannot upset; events are counted as they are folded, and are a count only.
+    """
+
+    total_events: int | None = None
+    """Events in the rebuild; None until it has finished, since offsets are not events: a topic with
+    transactions or compaction has fewer events than offsets. `total_offsets` is the known bound."""
+    events_processed: int = 0
+    """Events read and folded or declined, each once."""
+    models_updated: int = 0
+    """Events that changed a model: `events_processed` less those that the projection declined."""
+    started_at: datetime | None = None
+    """Aware, UTC; None before the first rebuild."""
+    estimated_completion: datetime | None = None
+    """Aware, UTC; None until there is a rate, and after the end."""
+    events_per_second: float = 0.0
+    """Over the last seconds while running; over the whole rebuild once it has ended."""
+    is_running: bool = False
+    error: str | None = None
+    """What ended the rebuild before its end."""
+    elapsed_seconds: float = 0.0
+    partitions: dict[int, Lag] = field(default_factory=dict)
+
+    @property
+    def total_offsets(self) -> int:
+        """Offsets between the start and the pinned end, over all partitions."""
+        return sum(max(0, lag.target - lag.start) for lag in self.partitions.values())
+
+    @property
+    def remaining_offsets(self) -> int:
+        """Offsets still to read; the rebuild's lag."""
+        return sum(lag.remaining for lag in self.partitions.values())
+
+    def completion_percentage(self) -> float | None:
+        """Give the percentage done, 0 to 100; None before a rebuild has pinned its ends.
+
+        100.0 exactly when every partition has reached its pinned end, and never before.
+        """
+        if self.started_at is None or (not self.partitions and self.is_running):
+            return None
+        remaining, total = self.remaining_offsets, self.total_offsets
+        if not remaining:
+            return 100.0
+        return min(100.0 * (total - remaining) / total, nextafter(100.0, 0.0))
+
+    def estimated_seconds_left(self, now: datetime | None = None) -> float | None:
+        """Give the seconds until `estimated_completion`, at least 0; None where there is no estimate."""
+        if self.estimated_completion is None:
+            return None
+        return max(0.0, (self.estimated_completion - (now or datetime.now(UTC))).total_seconds())
