@@ -40,7 +40,7 @@ class FoldSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="REFOLD_", frozen=True, extra="forbid")
 
-    cache_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    cache_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
     """Memory for decoded models, of all partitions that one process folds. Env: REFOLD_CACHE_BYTES."""
     checkpoint_events: PositiveInt | None = None
     """Events between two checkpoints, exactly. Unset: at least 100, and more while there is a backlog, so

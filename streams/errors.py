@@ -14,6 +14,7 @@
     │   ├── StoreCorrupt
     │   └── ForeignStore       written by another projection, topic or format
     ├── CheckpointError        positions
+    │   ├── CodeChanged        the state was folded by other code
     │   └── ForeignOffset      a committed offset that is not ours and that the state cannot honour
     └── RebuildError
         ├── GroupActive        somebody is folding in this group
@@ -30,6 +31,7 @@ __all__ = [
     "BrokerError",
     "BrokerUnavailable",
     "CheckpointError",
+    "CodeChanged",
     "ConfigError",
     "CqrsError",
     "EmbeddedBrokerError",
@@ -136,6 +138,10 @@ class ForeignStore(StorageError):
 
 class CheckpointError(CqrsError):
     """A position that cannot be gone on from."""
+
+
+class CodeChanged(CheckpointError):
+    """The state was folded by other code than the projection's code now."""
 
 
 class ForeignOffset(CheckpointError):

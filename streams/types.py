@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import nextafter
 
-__all__ = ["Lag", "ProjectionCheckpoint", "RebuildProgress", "TopicInfo", "Watermarks"]
+__all__ = ["Committed", "Lag", "Member", "ProjectionCheckpoint", "RebuildProgress", "TopicInfo", "Watermarks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +30,29 @@ class Watermarks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A group's committed offset of one partition, which is a position: the next offset to read."""
+
+    position: int
+    metadata: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One member of a consumer group."""
+
+    client_id: str
+    host: str
+    instance_id: str | None
+    """group.instance.id of a static member (KIP-345)."""
+    partitions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectionCheckpoint:
     """How far a projection has folded its log."""
 
+    topic: str = ""
     positions: dict[int, int] = field(default_factory=dict)
     """Partition → position, the next offset to fold."""
     last_event_id: str | None = None

@@ -1,0 +1,82 @@
+"""A rebuild's progress, from its lag behind the ends pinned at its start."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from streams.types import Lag, RebuildProgress
+
+__all__ = ["ProgressTracker"]
+
+_WINDOW_S = 5.0
+_SAMPLE_S = 0.25
+
+
+class ProgressTracker:
+    """Turns positions into `RebuildProgress`. One thread feeds it; any thread reads `snapshot`.
+
+    Args:
+        starts: Where each partition's fold begins.
+        targets: The pinned end of each partition: the rebuild is complete when every position has reached it.
+    """
+
+    def __init__(self, starts: Mapping[int, int], targets: Mapping[int, int]) -> None:
+        self._began = time.monotonic()
+        # (seconds, events, offsets left), over the last seconds: the rate that the estimate goes by
+        self._window: deque[tuple[float, int, int]] = deque()
+        self.snapshot = RebuildProgress(
+            started_at=datetime.now(UTC),
+            is_running=True,
+            partitions={
+                partition: Lag(start=min(start, targets[partition]), position=start, target=targets[partition])
+                for partition, start in starts.items()
+            },
+        )
+
+    def observe(self, positions: Mapping[int, int], *, events: int, declined: int) -> None:
+        """Take in newer figures. A position never goes back: what is folded again was counted before."""
+        partitions = {
+            partition: replace(lag, position=max(lag.position, positions.get(partition, lag.position)))
+            for partition, lag in self.snapshot.partitions.items()
+        }
+        events = max(events, self.snapshot.events_processed)
+        elapsed = time.monotonic() - self._began
+        left = sum(lag.remaining for lag in partitions.values())
+        if not self._window or elapsed - self._window[-1][0] >= _SAMPLE_S:
+            self._window.append((elapsed, events, left))
+            while elapsed - self._window[0][0] > _WINDOW_S:
+                self._window.popleft()
+        since, events_then, left_then = self._window[0]
+        seconds = elapsed - since
+        rate = (events - events_then) / seconds if seconds > 0 else 0.0
+        offsets_rate = (left_then - left) / seconds if seconds > 0 else 0.0
+        self.snapshot = replace(
+            self.snapshot,
+            partitions=partitions,
+            events_processed=events,
+            models_updated=max(events - declined, self.snapshot.models_updated),
+            events_per_second=rate,
+            estimated_completion=(
+                datetime.now(UTC) + timedelta(seconds=left / offsets_rate) if offsets_rate > 0 else None
+            ),
+            elapsed_seconds=elapsed,
+        )
+
+    def ended(self, error: BaseException | None = None) -> RebuildProgress:
+        """Close the books: the rate is now over the whole rebuild."""
+        now = self.snapshot
+        elapsed = time.monotonic() - self._began
+        self.snapshot = replace(
+            now,
+            is_running=False,
+            error=None if error is None else str(error) or type(error).__name__,
+            total_events=now.events_processed if error is None else None,
+            estimated_completion=None,
+            events_per_second=now.events_processed / elapsed if elapsed > 0 else 0.0,
+            elapsed_seconds=elapsed,
+        )
+        return self.snapshot

@@ -1,0 +1,430 @@
+"""The agent: one process's loop over one generation. Live folding and replay are the same code.
+
+topic → decode → fold → store → commit, for each partition that the group gives this member.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from projections.contract import CqrsProjection
+from streams.config import FoldSettings
+from streams.data.checkpoint import Pace, Stamp, belongs, generation_id
+from streams.data.fold import Fold, ModelCannotBeStored
+from streams.data.generation import Manifest, RocksStore
+from streams.data.serde import serde_for
+from streams.data.source import KafkaEventStore, Slice, Subscription
+from streams.data.store import RocksPartition
+from streams.errors import CqrsError, EventError, ForeignOffset, HistoryIncomplete, ProjectionError, TopicChanged, at
+from streams.log import get_logger
+from streams.types import Committed, TopicInfo
+
+__all__ = ["Agent", "AgentStatus"]
+
+log = get_logger(__name__)
+
+_IDLE_S = 0.1
+_MIRROR_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStatus:
+    """What an agent has done so far; a snapshot that any thread may read."""
+
+    positions: dict[int, int] = field(default_factory=dict)
+    """Of the partitions held now: the next offset to fold."""
+    committed: dict[int, int] = field(default_factory=dict)
+    """Of the same: the position in the store."""
+    starts: dict[int, int] = field(default_factory=dict)
+    """Of the same: where this epoch's fold began."""
+    events: int = 0
+    """Events folded or declined by this agent since it started; an event that had to be read again after a
+    failure or a lost partition counts once."""
+    declined: int = 0
+    models: int = 0
+    """Models in the stores of the partitions held now, as committed."""
+
+
+class Agent:
+    """One member of a generation's consumer group.
+
+    `run` blocks; `stop`, `interrupt` and `status` may be called from any thread.
+
+    Args:
+        projection: The user's code.
+        events: The topic.
+        store: The generation's state directory.
+        group: Its consumer group.
+        topic: The topic as described when the caller checked it.
+        manifest: What the directory is of, as `RocksStore.claim` or `clear` gave it.
+        settings: How to fold.
+        allow_incomplete: Begin at the first offset that is left where the front of a partition is gone.
+        done: Asked after each batch, with the status; True commits and ends `run`.
+    """
+
+    def __init__(
+        self,
+        projection: CqrsProjection[Any],
+        events: KafkaEventStore,
+        store: RocksStore,
+        group: str,
+        topic: TopicInfo,
+        manifest: Manifest,
+        settings: FoldSettings,
+        *,
+        allow_incomplete: bool = False,
+        done: Callable[[AgentStatus], bool] | None = None,
+    ) -> None:
+        self._projection = projection
+        self._events = events
+        self._store = store
+        self._group = group
+        self._topic = topic
+        self._manifest = manifest
+        self._settings = settings
+        self._allow_incomplete = allow_incomplete
+        self._done = done
+        self._serde = serde_for(projection.model_type())
+        self._generation = generation_id(projection.name, projection.version)
+        self._held: dict[int, _Held] = {}
+        self._pace = Pace(settings)
+        self._interrupts: list[str] = []
+        self._released_events = 0
+        self._released_declined = 0
+        self._unmirrored: set[int] = set()
+        self._mirrored_s = 0.0
+        self._status = AgentStatus()
+
+    @property
+    def status(self) -> AgentStatus:
+        """The figures as of the last batch."""
+        return self._status
+
+    def stop(self) -> None:
+        """Ask `run` to end: the event being folded is finished, everything is committed, the group is left."""
+        self._interrupts.append("stop")
+
+    def run(self) -> None:
+        """Fold until stopped or done.
+
+        1. Join the group; partitions come and go inside `poll`.
+        2. Poll a batch, fold it, take a checkpoint when one is due.
+        3. At the end, or at an error: commit what is whole, leave the group, close the stores.
+
+        A crash anywhere leaves each store as of its last commit; the next start seeks there.
+
+        Raises:
+            EventError, ProjectionError: At a record that cannot be folded, once all before it is committed.
+            CqrsError: See `Subscription.poll`, `RocksPartition.open` and `ForeignOffset`.
+        """
+        # Step 1
+        self._subscription = Subscription(
+            self._events, self._group, self, session_timeout_s=self._settings.session_timeout_s
+        )
+        log.debug("agent.started", projection=self._projection.name, group=self._group, topic=self._topic.name)
+        clean = False
+        try:
+            # Step 2
+            while not self._interrupts:
+                pending = sum(held.fold.pending for held in self._held.values())
+                slices = self._subscription.poll(_IDLE_S, self._pace.room(pending))
+                self._fold(slices)
+                self._checkpoint_if_due(idle=not any(piece.records for piece in slices))
+                self._publish()
+                if self._is_done():
+                    break
+            clean = True
+        except CqrsError:
+            # Every error of ours leaves the folds whole: what failed was settled or discarded where it failed.
+            clean = True
+            raise
+        finally:
+            # Step 3
+            self._close(clean)
+
+    def _is_done(self) -> bool:
+        """Ask whether this was all; only what is in the stores counts, so commit before saying yes."""
+        if self._done is None or not self._done(self._status):
+            return False
+        self._checkpoint(wait=True)
+        self._publish()
+        return self._done(self._status)
+
+    def _close(self, clean: bool) -> None:
+        try:
+            if clean and self._held:
+                self._checkpoint(wait=True)
+                self._publish()
+        finally:
+            for held in self._held.values():
+                held.fold.close()
+            self._held.clear()
+            self._subscription.close()
+            log.debug("agent.stopped", projection=self._projection.name, group=self._group)
+
+    # Folding
+
+    def _fold(self, slices: Sequence[Slice]) -> None:
+        rewound: set[int] = set()
+        for piece in slices:
+            held = self._held.get(piece.partition)
+            if held is None or piece.partition in rewound:
+                continue  # revoked, or read again from further back, since this was fetched
+            try:
+                settled = held.take(piece)
+            except (EventError, ProjectionError) as error:
+                # Models of this batch may be half changed: begin again at the store's position, and end
+                # in front of the record that failed.
+                held.fold.discard()
+                held.halt = error
+                self._subscription.rewind(piece.partition, held.fold.position)
+                rewound.add(piece.partition)
+                continue
+            if settled is not None:
+                raise settled
+            if self._interrupts:
+                return  # the rest of the batch was not folded, and the positions say so
+
+    def _checkpoint_if_due(self, *, idle: bool) -> None:
+        moved = [held for held in self._held.values() if held.fold.has_moved]
+        share = self._settings.cache_bytes // max(1, len(self._held))
+        for held in self._held.values():
+            held.fold.evict(share)
+        if moved:
+            pending = sum(held.fold.pending for held in moved)
+            if self._pace.is_due(pending, idle=idle) or any(held.fold.is_full(share) for held in moved):
+                self._checkpoint()
+        self._mirror()
+
+    def _checkpoint(self, *, wait: bool = False) -> None:
+        """Commit every fold that moved: its store first, then the group's offsets behind it."""
+        began = time.monotonic()
+        for partition, held in list(self._held.items()):
+            if held.fold.has_moved:
+                if not self._commit(partition, held):
+                    held.fold.carefully = True
+                    self._subscription.rewind(partition, held.fold.position)
+        self._pace.taken(began)
+        self._mirror(wait=wait)
+
+    def _commit(self, partition: int, held: _Held) -> bool:
+        """Commit one fold to its store. False: a model cannot be stored, and the fold is back at its last commit."""
+        try:
+            held.fold.commit()
+        except ModelCannotBeStored as error:
+            log.warning("fold.read_again", partition=partition, position=held.fold.committed, why=str(error))
+            held.fold.discard()
+            return False
+        held.fold.carefully = False
+        self._unmirrored.add(partition)
+        return True
+
+    def _mirror(self, *, wait: bool = False) -> None:
+        now = time.monotonic()
+        if self._unmirrored and (wait or now - self._mirrored_s >= _MIRROR_S):
+            committed = {
+                partition: self._stamped(self._held[partition].store)
+                for partition in self._unmirrored
+                if partition in self._held
+            }
+            self._unmirrored.clear()
+            self._mirrored_s = now
+            self._subscription.commit(committed, wait=wait)
+
+    def _stamped(self, store: RocksPartition) -> Committed:
+        state = store.state
+        stamp = Stamp(
+            generation=self._generation,
+            epoch=state.epoch,
+            fingerprint=self._manifest.fingerprint,
+            events=state.events,
+            last_event_id=state.last_event_id,
+            time_ms=time.time_ns() // 1_000_000,
+        )
+        return Committed(position=state.position, metadata=stamp.encode())
+
+    def _publish(self) -> None:
+        held = self._held
+        self._status = AgentStatus(
+            positions={partition: one.fold.position for partition, one in held.items()},
+            committed={partition: one.fold.committed for partition, one in held.items()},
+            starts={partition: one.store.state.start for partition, one in held.items()},
+            events=self._released_events + sum(one.fold.events - one.events_before for one in held.values()),
+            declined=self._released_declined + sum(one.fold.declined - one.declined_before for one in held.values()),
+            models=sum(one.store.state.models for one in held.values()),
+        )
+
+    # Partitions: called by the subscription from within `poll`
+
+    def assigned(self, partitions: Sequence[int]) -> dict[int, int]:
+        """Open the stores of partitions that the group gave us; their positions are where reading begins.
+
+        1. Look at what the group has committed, and at what the topic still has.
+        2. Open each store, waiting a bounded time for an owner that is just closing it.
+        3. Check the store's position against both; see `_position`.
+
+        A crash in between has written nothing but empty stores.
+        """
+        # Step 1
+        committed = self._events.cluster.committed(self._group).get(self._topic.name, {})
+        watermarks = self._events.cluster.watermarks(self._topic)
+        positions = {}
+        for partition in partitions:
+            if partition >= self._manifest.partitions:
+                raise TopicChanged(
+                    f"{at(self._topic.name, partition)} is new: the topic had {self._manifest.partitions} partitions "
+                    "when this state was begun, and keys have moved between them. Rebuild from the beginning.",
+                    topic=self._topic.name,
+                    partition=partition,
+                )
+            low = watermarks[partition].low
+            # Step 2
+            store = self._store.open(self._manifest, partition, low)
+            try:
+                # Step 3
+                store = self._honour(store, partition, committed.get(partition), low, watermarks[partition].high)
+            except BaseException:
+                store.close()
+                raise
+            fold = Fold(self._projection, self._events.codec, self._serde, store, self._interrupts)
+            self._held[partition] = _Held(fold, store, fold.events, fold.declined)
+            self._unmirrored.add(partition)
+            positions[partition] = fold.position
+        log.info("partitions.assigned", projection=self._projection.name, positions=positions)
+        self._publish()
+        return positions
+
+    def _honour(
+        self, store: RocksPartition, partition: int, committed: Committed | None, low: int, high: int
+    ) -> RocksPartition:
+        """Settle what the store, the group and the topic say of one partition.
+
+        - Our stamp, or no commit: the store is right, also where it is behind (a disk was lost, a copy restored).
+        - No stamp: somebody's tool set the offset. At the log's start it asks for a rebuild of this partition;
+          at the store's own position it changes nothing; anything else the models cannot honour.
+
+        Raises:
+            ForeignOffset: The models cannot honour it. They are left as they are.
+            HistoryIncomplete: The topic no longer has the events at the position.
+            TopicChanged: The topic ends before the position.
+        """
+        where = at(self._topic.name, partition)
+        stamp = Stamp.parse(committed.metadata) if committed is not None else None
+        if stamp is not None and not belongs(stamp.generation, self._projection.name):
+            raise ForeignOffset(
+                f"Group {self._group!r} holds the position of {stamp.generation!r} at {where}, and this is "
+                f"{self._generation!r}: two projections cannot share a group. Name another group (--group).",
+                projection=self._projection.name,
+                topic=self._topic.name,
+                partition=partition,
+            )
+        if committed is not None and stamp is None and committed.position != store.state.position:
+            if committed.position > low:
+                raise ForeignOffset(
+                    f"Somebody set group {self._group!r} to {at(self._topic.name, partition, committed.position)} "
+                    f"(the commit has no stamp of refold's), but the models there are of position "
+                    f"{store.state.position}; folding on from another offset would lose or double events. To rebuild "
+                    f"the partition, set the group to the log's start, {low} "
+                    "(kafka-consumer-groups.sh --reset-offsets --to-earliest); to go on from the models, set it to "
+                    f"{store.state.position}.",
+                    projection=self._projection.name,
+                    topic=self._topic.name,
+                    partition=partition,
+                    offset=committed.position,
+                )
+            log.warning("offsets.reset_honoured", where=where, position=low, models_dropped=store.state.models)
+            store.close()
+            RocksPartition.remove(store.path)
+            store = self._store.open(self._manifest, partition, low)
+        position = store.state.position
+        if committed is not None and stamp is not None and committed.position > position:
+            log.warning("state.behind_group", where=where, state=position, group=committed.position)
+        if position < low:
+            raise HistoryIncomplete(
+                f"{where} begins at offset {low}, and the models are of position {position}: {low - position} "
+                "offsets are gone unfolded (retention or a deletion). Rebuilding folds what is left, if you allow it to be "
+                "incomplete (--allow-incomplete).",
+                projection=self._projection.name,
+                topic=self._topic.name,
+                partition=partition,
+                offset=position,
+            )
+        if store.state.start > 0 and not self._allow_incomplete and store.state.events == 0 and position == low:
+            raise HistoryIncomplete(
+                f"{where} begins at offset {low}: the {low} offsets before are gone, so models folded from here "
+                "are incomplete. Allow that (--allow-incomplete) if you mean it.",
+                projection=self._projection.name,
+                topic=self._topic.name,
+                partition=partition,
+                offset=0,
+            )
+        if position > high:
+            raise TopicChanged(
+                f"{where} ends at {high}, and the models are of position {position}: the topic lost its tail or was "
+                "made again. Rebuild from the beginning.",
+                topic=self._topic.name,
+                partition=partition,
+                offset=position,
+            )
+        return store
+
+    def revoked(self, partitions: Sequence[int]) -> None:
+        """Commit these partitions to their stores and to the group, and close them: the next owner waits."""
+        going = [partition for partition in partitions if partition in self._held]
+        for partition in going:
+            held = self._held[partition]
+            if held.fold.has_moved:
+                self._commit(partition, held)
+        self._mirror(wait=True)
+        self._release(going)
+
+    def lost(self, partitions: Sequence[int]) -> None:
+        """Close these partitions without writing: another member may be folding them already."""
+        for partition in partitions:
+            if partition in self._held:
+                self._held[partition].fold.discard()
+        self._release([partition for partition in partitions if partition in self._held])
+
+    def _release(self, partitions: Sequence[int]) -> None:
+        for partition in partitions:
+            held = self._held.pop(partition)
+            self._released_events += held.store.state.events - held.events_before
+            self._released_declined += held.store.state.declined - held.declined_before
+            self._unmirrored.discard(partition)
+            held.fold.close()
+        if partitions:
+            log.info("partitions.released", projection=self._projection.name, partitions=list(partitions))
+        self._publish()
+
+
+@dataclass(slots=True)
+class _Held:
+    """One partition that this agent folds."""
+
+    fold: Fold
+    store: RocksPartition
+    events_before: int
+    declined_before: int
+    halt: EventError | ProjectionError | None = None
+    """Why the fold is to end, and where, while everything before that record is folded again."""
+
+    def take(self, piece: Slice) -> EventError | ProjectionError | None:
+        """Fold one slice. Gives `halt` once everything in front of its record is folded.
+
+        Raises:
+            EventError, ProjectionError: A record cannot be folded.
+        """
+        if self.halt is None:
+            if piece.end is not None:
+                self.fold.skip_to(piece.end)
+            else:
+                self.fold.fold(piece.records)
+            return None
+        stop = self.halt.offset or 0
+        before = [record for record in piece.records if record.offset() < stop]
+        if before:
+            self.fold.fold(before)
+        return self.halt if len(before) < len(piece.records) else None

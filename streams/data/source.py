@@ -1,0 +1,307 @@
+"""The event topic, and a consumer group's subscription to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from streams.cluster import QUIET, Cluster, broker_error
+from streams.config import KafkaSettings, load
+from streams.data.codec import EventCodec, JsonCodec, Record
+from streams.errors import BrokerUnavailable, HistoryIncomplete, TopicNotFound, at
+from streams.log import get_logger
+from streams.types import Committed
+
+__all__ = ["KafkaEventStore", "Listener", "Slice", "Subscription"]
+
+log = get_logger(__name__)
+
+_BATCH = 500
+"""Records taken at once: enough to make the call cheap, few enough for the processor's cache."""
+_BATCH_S = 0.25
+"""How long user code may take for one batch; the batch shrinks to keep to it, so that the group is polled."""
+_PROBE_S = 2.0
+
+_CLIENT: dict[str, str | int | float | bool] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "error",
+    "enable.partition.eof": True,
+    "isolation.level": "read_committed",
+    "partition.assignment.strategy": "cooperative-sticky",
+    # librdkafka stops fetching for this long once its queue is full. Its default of a second starves a replay:
+    # 3 times slower.
+    "fetch.queue.backoff.ms": 2,
+    "queued.max.messages.kbytes": 32768,
+    "log_level": QUIET,
+}
+
+
+class KafkaEventStore:
+    """An event log: a Kafka topic, and how its records are read as events.
+
+    Args:
+        topic: The topic's name. It must exist.
+        codec: How records are read; by default a JSON envelope (JsonCodec).
+        bootstrap_servers: Where Kafka is, unless `kafka` says.
+        kafka: All connection settings.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        *,
+        codec: EventCodec | None = None,
+        bootstrap_servers: str | None = None,
+        kafka: KafkaSettings | None = None,
+    ) -> None:
+        self.topic = topic
+        self.codec: EventCodec = codec or JsonCodec()
+        self.kafka = kafka or load(KafkaSettings, bootstrap_servers=bootstrap_servers)
+        self.cluster = Cluster(self.kafka)
+
+
+class Listener(Protocol):
+    """Told of partitions that come and go. Called from within `Subscription.poll`, never at any other time."""
+
+    def assigned(self, partitions: Sequence[int]) -> dict[int, int]:
+        """Take these partitions on, in addition to those held; give the position of each."""
+        ...
+
+    def revoked(self, partitions: Sequence[int]) -> None:
+        """Finish with these partitions: whoever gets them next is waiting. They are still ours to commit."""
+        ...
+
+    def lost(self, partitions: Sequence[int]) -> None:
+        """Forget these partitions: somebody else may have them already. Nothing may be written any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Consecutive records of one partition, or its end."""
+
+    partition: int
+    records: list[Record]
+    end: int | None = None
+    """The position after everything that the partition has now, transaction markers included."""
+
+
+class Subscription:
+    """One member of a consumer group that reads one topic.
+
+    Not thread-safe: one thread polls, commits and closes.
+
+    Args:
+        store: The log.
+        group: The consumer group.
+        listener: Told of the partitions.
+        session_timeout_s: Silence after which the group gives this member's partitions away.
+    """
+
+    def __init__(
+        self, store: KafkaEventStore, group: str, listener: Listener, *, session_timeout_s: float = 45.0
+    ) -> None:
+        self._topic = store.topic
+        self._group = group
+        self._listener = listener
+        self._kafka = store.kafka
+        self._failure: BaseException | None = None
+        self._away_since: float | None = None
+        self._probed = 0.0
+        self._batch = 100
+        self._polled: tuple[float, int] | None = None
+        self._consumer = Consumer(
+            {
+                **store.kafka.client(
+                    **_CLIENT,
+                    **{"session.timeout.ms": int(session_timeout_s * 1000), "client.id": "refold"},
+                ),
+                "group.id": group,
+                "on_commit": self._on_commit,
+                "error_cb": self._on_error,
+            }
+        )
+        self._consumer.subscribe(
+            [store.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def poll(self, timeout_s: float, room: int | None = None) -> list[Slice]:
+        """Give what is there, in each partition's order; wait for the first record only.
+
+        Args:
+            timeout_s: How long to wait for it.
+            room: The largest number of records to give.
+
+        Raises:
+            BrokerUnavailable: No broker was reachable for `outage_limit_s`.
+            HistoryIncomplete: The topic no longer has the next offset of a partition.
+            TopicNotFound: The topic was deleted.
+            CqrsError: Whatever the listener raised.
+        """
+        self._resize_batch()
+        limit = self._batch if room is None else min(self._batch, room)
+        try:
+            first = self._consumer.poll(timeout_s)
+            messages = [] if first is None else [first]
+            if messages and limit > 1:
+                messages += self._consumer.consume(limit - 1, 0)
+        except KafkaException as error:
+            raise broker_error(error.args[0], f"read topic {self._topic!r}", self._kafka) from error
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if self._away_since is not None:
+            self._check_outage(messages)
+        self._polled = (time.monotonic(), len(messages))
+        return self._slices(messages)
+
+    def _resize_batch(self) -> None:
+        """Size the next batch by what the last one took, so that slow user code does not outlast the group."""
+        if self._polled is not None and self._polled[1]:
+            at_s, count = self._polled
+            spent_s = time.monotonic() - at_s
+            if spent_s > 0:
+                self._batch = max(1, min(_BATCH, 2 * self._batch, int(_BATCH_S * count / spent_s)))
+
+    def _slices(self, messages: list[Message]) -> list[Slice]:
+        # A run of records or of errors at a time, since both are in the partition's order. Errors are rare.
+        slices: list[Slice] = []
+        failed = [index for index, message in enumerate(messages) if message.error() is not None]
+        begin = 0
+        for index in [*failed, len(messages)]:
+            for partition, records in groupby(messages[begin:index], key=Message.partition):
+                slices.append(Slice(partition, list(records)))
+            if index < len(messages) and (ended := self._end_of(messages[index])) is not None:
+                slices.append(ended)
+            begin = index + 1
+        return slices
+
+    def _end_of(self, message: Message) -> Slice | None:
+        error: KafkaError = message.error()
+        code = error.code()
+        if code == KafkaError._PARTITION_EOF:
+            return Slice(message.partition(), [], end=message.offset())
+        if code == KafkaError._AUTO_OFFSET_RESET:
+            raise self._gone(message)
+        if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
+            raise TopicNotFound(
+                f"Topic {self._topic!r} is gone ({error.str()}). The state is kept as it was committed last.",
+                topic=self._topic,
+            )
+        if error.fatal() or not (error.retriable() or code < 0):
+            raise broker_error(error, f"read topic {self._topic!r}", self._kafka)
+        log.warning("source.transient_error", topic=self._topic, group=self._group, error=error.str())
+        return None
+
+    def _gone(self, message: Message) -> HistoryIncomplete:
+        partition = message.partition()
+        return HistoryIncomplete(
+            f"{at(self._topic, partition)} no longer has the next event to fold ({message.error().str()}): "
+            "retention or a deletion took it before it was folded. The state is kept as it was committed last; a "
+            "rebuild folds what the topic still has, if you allow it to be incomplete.",
+            topic=self._topic,
+            partition=partition,
+        )
+
+    def _check_outage(self, messages: list[Message]) -> None:
+        """While brokers are away, wait and say so; a quiet topic needs a question to find that they are back."""
+        now = time.monotonic()
+        away_since = self._away_since or now
+        reached = any(message.error() is None for message in messages)
+        if not reached and now - self._probed >= _PROBE_S:
+            self._probed = now
+            try:
+                self._consumer.list_topics(self._topic, timeout=1)
+                reached = True
+            except KafkaException:
+                reached = False
+        if reached:
+            log.info("broker.back", bootstrap=self._kafka.bootstrap_servers, away_s=round(now - away_since, 1))
+            self._away_since = None
+        elif now - away_since > self._kafka.outage_limit_s:
+            raise BrokerUnavailable(
+                f"No Kafka broker at {self._kafka.bootstrap_servers} for {self._kafka.outage_limit_s:g} s "
+                f"(REFOLD_OUTAGE_LIMIT_S), while folding {self._topic!r}. What was committed is kept; start again "
+                "when the brokers are back."
+            )
+
+    def commit(self, positions: dict[int, Committed], *, wait: bool = False) -> None:
+        """Mirror positions to the group. Only after the store has them: the mirror is never ahead.
+
+        A refusal is logged and not raised: the store is the truth, and the next commit carries newer positions.
+
+        Args:
+            positions: By partition, each with its stamp.
+            wait: Whether to wait for the broker's answer.
+        """
+        offsets = [
+            TopicPartition(self._topic, partition, committed.position, committed.metadata)
+            for partition, committed in positions.items()
+        ]
+        if not offsets:
+            return
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=not wait)
+        except KafkaException as error:
+            self._log_commit_failure(error.args[0])
+
+    def rewind(self, partition: int, position: int) -> None:
+        """Read a partition again from `position`."""
+        self._consumer.seek(TopicPartition(self._topic, partition, position))
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+    # Called by librdkafka from within poll. What is raised here would be lost on the way through C, so it is
+    # kept and raised by poll itself.
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            positions = self._listener.assigned([where.partition for where in partitions])
+        except BaseException as error:  # noqa: BLE001
+            self._failure = error
+            return
+        consumer.incremental_assign(
+            [TopicPartition(self._topic, partition, position) for partition, position in positions.items()]
+        )
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._drop(consumer, partitions, self._listener.revoked)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._drop(consumer, partitions, self._listener.lost)
+
+    def _drop(self, consumer: Consumer, partitions: list[TopicPartition], tell: Any) -> None:
+        try:
+            tell([where.partition for where in partitions])
+        except BaseException as error:  # noqa: BLE001
+            self._failure = error
+        consumer.incremental_unassign(partitions)
+
+    def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
+        failed = error or next((where.error for where in offsets if where.error is not None), None)
+        if failed is not None:
+            self._log_commit_failure(failed)
+
+    def _log_commit_failure(self, error: KafkaError) -> None:
+        log.warning("commit.refused", group=self._group, topic=self._topic, error=error.name(), why=error.str())
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            if self._away_since is None:
+                self._away_since = time.monotonic()
+                log.warning(
+                    "broker.away", bootstrap=self._kafka.bootstrap_servers, limit_s=self._kafka.outage_limit_s
+                )
+        elif error.fatal():
+            self._failure = broker_error(error, f"read topic {self._topic!r}", self._kafka)
+        else:
+            log.debug("broker.error", error=error.name(), why=error.str())
+
