@@ -1,0 +1,258 @@
+"""From a name to a projection, and from a projection to the fingerprint of its code."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import CodeType, FunctionType, MappingProxyType, ModuleType
+from typing import Any
+
+from projections.contract import CqrsProjection
+
+__all__ = ["SHIPPED", "ResolveError", "fingerprint", "resolve"]
+
+SHIPPED: Mapping[str, str] = MappingProxyType(
+    {
+        "aircraft-log": "projections.flights:AircraftLog",
+        "aircraft-months": "projections.flights:AircraftMonths",
+        "order-summary": "projections.orders:OrderSummary",
+    }
+)
+"""The projections that come with refold: name → where the class is."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+_NAME_RULE = "lower-case letters, digits, '.', '_' and '-', the first a letter or a digit, at most 100"
+
+
+class ResolveError(LookupError):
+    """There is no projection of this name, or what is there cannot be folded with. Nothing was started."""
+
+
+def resolve(name_or_path: str) -> CqrsProjection[Any]:
+    """Find a projection and check its declaration.
+
+    Args:
+        name_or_path: A shipped name (`aircraft-log`), `package.module:Class`, or `path/to/file.py:Class`.
+            Modules are looked for in the current directory too, as `python -m` does. The class is a
+            subclass of CqrsProjection, constructed without arguments, or an instance of one.
+
+    Raises:
+        ResolveError: Nothing of that name can be imported (the cause is chained), it is no projection, or
+            its name, version, `partition_by` or read model type is not as the contract says.
+    """
+    target = SHIPPED.get(name_or_path, name_or_path)
+    place, colon, attribute = target.rpartition(":")
+    if not colon:
+        raise ResolveError(_unknown(name_or_path))
+    if not place or not attribute:
+        raise ResolveError(
+            f"Projection {name_or_path!r} is no full name: write `module:Class`, "
+            "for example `shop.orders:OrderSummary`."
+        )
+    module = _load_file(Path(place), target) if place.endswith(".py") else _load_module(place, target)
+    found: Any = module
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ResolveError(
+                f"Projection {target!r}: {place} has no attribute {attribute!r}."
+                f"{_offer(attribute, _declared(module))}"
+            ) from None
+    projection = _construct(found, target)
+    _check(projection, target)
+    return projection
+
+
+def fingerprint(projection: CqrsProjection[Any]) -> str:
+    """Give 16 hex digits that change when the projection's code does.
+
+    Hashed are the sources of the modules that hold the projection's class, its base classes and its read
+    model's class (the standard library and the contract left out), without comments, docstrings and layout;
+    and its name, version, `partition_by` and read model type. The path of a module is not hashed.
+
+    Not seen: code in other modules that those import, and the attributes of an instance. Where a module has
+    no source (a REPL, a compiled module), the bytecode of the classes' functions is hashed in its place, and
+    of functions without bytecode nothing but the class's qualified name. Bytecode also changes with the
+    Python version, and in rare cases the normal form of source does.
+    """
+    digest = hashlib.sha256()
+    cls = type(projection)
+    model = projection.model_type()
+    for name, classes in _modules_of([*cls.__mro__, model]).items():
+        code = _normalised_source(name)
+        digest.update((code if code is not None else "\n".join(map(_bytecode, classes))).encode())
+        digest.update(b"\0")
+    facts = (projection.name, projection.version, projection.partition_by, model.__qualname__)
+    digest.update(repr(facts).encode())
+    return digest.hexdigest()[:16]
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, SHIPPED, n=3, cutoff=0.5)
+    did_you_mean = f" Did you mean {' or '.join(near)}?" if near else ""
+    return (
+        f"No projection is called {name!r}.{did_you_mean} Shipped are {', '.join(SHIPPED)}; "
+        "name one of your own as `module:Class`, for example `shop.orders:OrderSummary`."
+    )
+
+
+def _load_module(name: str, target: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # Only a missing part of the name itself means "no such module"; else the module's own import failed.
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ResolveError(
+                f"Projection {target!r}: there is no module {error.name!r}, neither installed nor in {here}. "
+                "Go to the directory that holds it, or install it."
+            ) from error
+        raise _import_failed(target, name, error) from error
+    except Exception as error:
+        raise _import_failed(target, name, error) from error
+
+
+def _load_file(path: Path, target: str) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise ResolveError(f"Projection {target!r}: there is no file {path}.")
+    name = f"_refold_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ResolveError(f"Projection {target!r}: Python cannot load {path} as a module.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their own module up while it is being executed
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise _import_failed(target, str(path), error) from error
+    return module
+
+
+def _import_failed(target: str, module: str, error: Exception) -> ResolveError:
+    return ResolveError(
+        f"Projection {target!r}: importing {module} failed with {type(error).__name__}: {error}. "
+        "Correct the module; `python -c 'import …'` shows the whole traceback."
+    )
+
+
+def _declared(module: ModuleType) -> list[str]:
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, CqrsProjection)
+        or (isinstance(value, type) and issubclass(value, CqrsProjection) and value is not CqrsProjection)
+    ]
+
+
+def _offer(attribute: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(attribute, names, n=3, cutoff=0.5) or names
+    return f" Its projections are {', '.join(near)}." if near else " It holds no projection at all."
+
+
+def _construct(found: Any, target: str) -> CqrsProjection[Any]:
+    if isinstance(found, CqrsProjection):
+        return found
+    if not (isinstance(found, type) and issubclass(found, CqrsProjection)):
+        kind = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        raise ResolveError(
+            f"Projection {target!r} is {kind}, which is no CqrsProjection: "
+            "derive it from projections.contract.CqrsProjection."
+        )
+    missing = sorted(found.__abstractmethods__)
+    if missing:
+        raise ResolveError(f"Projection {target!r} is incomplete: it does not define {', '.join(missing)}.")
+    try:
+        return found()
+    except Exception as error:
+        raise ResolveError(
+            f"Projection {target!r} cannot be constructed without arguments: "
+            f"{type(error).__name__}: {error}. "
+            "Give its parameters defaults, or name an instance in place of the class."
+        ) from error
+
+
+def _check(projection: CqrsProjection[Any], target: str) -> None:
+    wrong = []
+    name: object = getattr(projection, "name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        wrong.append(f"name is {name!r}, and must be {_NAME_RULE}")
+    version: object = projection.version
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        wrong.append(f"version is {version!r}, and must be a whole number from 1")
+    partition_by: object = projection.partition_by
+    if partition_by not in (None, "stream"):
+        wrong.append(f"partition_by is {partition_by!r}, and must be None or 'stream'")
+    try:
+        projection.model_type()
+    except TypeError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise ResolveError(f"Projection {target!r} is declared wrongly: {'; '.join(wrong)}.")
+
+
+def _modules_of(classes: list[type]) -> dict[str, list[type]]:
+    """Group the user's classes by module, in the order given."""
+    modules: dict[str, list[type]] = {}
+    for cls in classes:
+        name = cls.__module__
+        if name != CqrsProjection.__module__ and name.partition(".")[0] not in sys.stdlib_module_names - {
+            "__main__"
+        }:
+            modules.setdefault(name, []).append(cls)
+    return modules
+
+
+def _normalised_source(module_name: str) -> str | None:
+    """Give a module's code without comments, docstrings and layout; None where there is no source."""
+    module = sys.modules.get(module_name)
+    if module is None:
+        return None
+    try:
+        tree = ast.parse(inspect.getsource(module))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            # Also the strings below attributes: an expression that is only a string does nothing anywhere.
+            node.body = [statement for statement in body if not _is_text(statement)] or [ast.Pass()]  # type: ignore[attr-defined]
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _bytecode(cls: type) -> str:
+    functions = (getattr(value, "fget", getattr(value, "__func__", value)) for value in vars(cls).values())
+    codes = [function.__code__ for function in functions if isinstance(function, FunctionType)]
+    return "\n".join([cls.__qualname__, *(line for code in codes for line in _code_lines(code))])
+
+
+def _code_lines(code: CodeType) -> Iterator[str]:
+    yield f"{code.co_qualname} {code.co_code.hex()} {code.co_names} {code.co_varnames}"
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _code_lines(constant)
+        else:
+            # A set's order differs from process to process.
+            yield repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant)
