@@ -12,7 +12,8 @@
     ├── StorageError           the state directory
     │   ├── StoreLocked        another process has it open
     │   ├── StoreCorrupt
-    │   └── ForeignStore       written by another projection, topic or format
+    │   ├── ForeignStore       written by another projection, topic or format
+    │   └── ModelNotFound
     ├── CheckpointError        positions
     │   ├── CodeChanged        the state was folded by other code
     │   └── ForeignOffset      a committed offset that is not ours and that the state cannot honour
@@ -40,6 +41,7 @@ __all__ = [
     "ForeignStore",
     "GroupActive",
     "HistoryIncomplete",
+    "ModelNotFound",
     "ProjectionError",
     "RebuildCancelled",
     "RebuildError",
@@ -134,6 +136,10 @@ class StoreCorrupt(StorageError):
 
 class ForeignStore(StorageError):
     """The directory holds something else: another projection's or topic's state, an unknown format, other files."""
+
+
+class ModelNotFound(StorageError, LookupError):
+    """No read model has that id."""
 
 
 class CheckpointError(CqrsError):

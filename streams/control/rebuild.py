@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 from projections.contract import CqrsProjection
-from projections.registry import fingerprint
 from streams.cluster import Cluster
 from streams.config import FoldSettings, load
 from streams.control.progress import ProgressTracker
@@ -136,14 +135,7 @@ class RebuildCoordinator:
             watermarks = self._preflight(cluster, topic)
             log.debug("rebuild.strategy_selected", projection=self._projection.name, strategy=repr(strategy))
             # Step 2
-            wanted = Manifest(
-                projection=self._projection.name,
-                version=self._projection.version,
-                fingerprint=fingerprint(self._projection),
-                topic=topic.name,
-                topic_id=topic.id,
-                partitions=topic.partitions,
-            )
+            wanted = Manifest.of(self._projection, topic)
             manifest = strategy.prepare(Target(wanted=wanted, store=self._store, checkpoints=self._checkpoints))
             # Step 3
             tracker = ProgressTracker(

@@ -23,10 +23,12 @@ from typing import Any, Self
 import msgspec
 
 from projections.contract import CqrsProjection
+from projections.registry import fingerprint
 from streams.data.serde import serde_for
-from streams.data.store import PartitionStore, RocksPartition, StoreState, read_only
+from streams.data.store import RocksPartition, StoreState, read_only
 from streams.errors import CodeChanged, ForeignStore, RebuildError, StorageError, StoreCorrupt, TopicChanged
 from streams.log import get_logger
+from streams.types import TopicInfo
 
 __all__ = ["Manifest", "ModelReader", "RocksStore"]
 
@@ -49,6 +51,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int
     epoch: int = 1
     """Raised by each rebuild from the beginning."""
+
+    @classmethod
+    def of(cls, projection: CqrsProjection[Any], topic: TopicInfo) -> Manifest:
+        """Describe this projection's code folding this topic."""
+        return cls(
+            projection=projection.name,
+            version=projection.version,
+            fingerprint=fingerprint(projection),
+            topic=topic.name,
+            topic_id=topic.id,
+            partitions=topic.partitions,
+        )
 
 
 class RocksStore:

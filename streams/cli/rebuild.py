@@ -1,0 +1,72 @@
+"""`refold rebuild`: fold a projection again, from the beginning."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Annotated
+
+import orjson
+from cyclopts import Parameter
+from rich.console import Console
+
+from streams.cli.progress import watch
+from streams.cli.wiring import FoldOptions
+from streams.control.rebuild import RebuildCoordinator
+
+__all__ = ["rebuild"]
+
+
+def rebuild(
+    projection: Annotated[str, Parameter(help="A shipped projection's name, or module:Class.")],
+    /,
+    options: FoldOptions,
+    *,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Clear a projection's read models and fold the whole topic again, in this process.
+
+    Nobody may be folding in the consumer group meanwhile. Events that arrive after the start are left for
+    `refold run`, which goes on from there; so does it after an interruption, which loses nothing.
+
+    Example: refold rebuild aircraft-log --topic flights --yes
+
+    Args:
+        projection: What to rebuild.
+        options: Topic, state and codec.
+        yes: Do not ask.
+        json: Print the final figures as one JSON object.
+    """
+    wired = options.wire(projection)
+    console = Console(stderr=True)
+    manifest = wired.store.manifest()
+    if manifest is not None and not yes and not _agreed(console, str(wired.store.directory)):
+        raise SystemExit(2)
+    coordinator = RebuildCoordinator(
+        wired.projection,
+        wired.events,
+        wired.store,
+        wired.checkpoints,
+        settings=wired.settings,
+        allow_incomplete=wired.allow_incomplete,
+    )
+    progress = asyncio.run(watch(coordinator, coordinator.rebuild_from_beginning(), console))
+    if json:
+        figures = dataclasses.asdict(progress) | {"completion_percentage": progress.completion_percentage()}
+        print(orjson.dumps(figures, option=orjson.OPT_NON_STR_KEYS).decode())  # noqa: T201
+    else:
+        print(  # noqa: T201
+            f"{progress.events_processed:,} events into {wired.projection.name} in {progress.elapsed_seconds:.1f} s, "
+            f"{progress.events_per_second:,.0f} events/s"
+        )
+
+
+def _agreed(console: Console, directory: str) -> bool:
+    if not console.is_terminal:
+        console.print(f"refold: this clears the read models in {directory}. Say --yes to do it.")
+        return False
+    return console.input(f"This clears the read models in {directory} and folds them again. Go on? [y/N] ").lower() in (
+        "y",
+        "yes",
+    )

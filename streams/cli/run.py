@@ -1,0 +1,118 @@
+"""`refold run`: fold a topic until stopped."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from streams.cli.wiring import FoldOptions
+from streams.cluster import Cluster
+from streams.control.live import live_agent
+from streams.data.agent import Agent
+from streams.errors import CqrsError
+from streams.log import get_logger
+
+__all__ = ["run"]
+
+log = get_logger(__name__)
+
+
+def run(
+    projection: Annotated[str, Parameter(help="A shipped projection's name, or module:Class.")],
+    /,
+    options: FoldOptions,
+    *,
+    adopt: bool = False,
+    report_seconds: float = 5.0,
+) -> None:
+    """Fold a topic into read models, from where the state is, until stopped.
+
+    SIGTERM and SIGINT end it cleanly: the event at hand is finished, everything is committed, the consumer
+    group is left, and the exit code is 0.
+
+    Example: refold run aircraft-log --topic flights
+
+    Args:
+        projection: What to fold.
+        options: Topic, state and codec.
+        adopt: Take on the state of changed code, stating that the change does not alter the fold.
+        report_seconds: How often to log events, rate and lag.
+    """
+    wired = options.wire(projection)
+    agent = live_agent(
+        wired.projection,
+        wired.events,
+        wired.store,
+        wired.checkpoints,
+        wired.settings,
+        adopt=adopt,
+        allow_incomplete=wired.allow_incomplete,
+    )
+    log.info(
+        "run.started",
+        projection=wired.projection.name,
+        topic=options.topic,
+        group=wired.checkpoints.group,
+        state=str(wired.store.directory),
+    )
+    with _stopped_by_signals(agent), _reporting(agent, wired.events.cluster, options.topic, report_seconds):
+        agent.run()
+    status = agent.status
+    log.info("run.stopped", events=status.events, positions=status.committed)
+
+
+@contextmanager
+def _stopped_by_signals(agent: Agent) -> Iterator[None]:
+    """Turn the first SIGTERM or SIGINT into `stop`; a second one acts as it would without us."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        log.info("run.stopping", signal=signal.Signals(number).name)
+        agent.stop()
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _reporting(agent: Agent, cluster: Cluster, topic: str, every_s: float) -> Iterator[None]:
+    """Log events, rate and lag now and then, from a thread of its own."""
+    ended = threading.Event()
+
+    def report() -> None:
+        events = 0
+        while not ended.wait(every_s):
+            status = agent.status
+            try:
+                ends = {p: marks.high for p, marks in cluster.watermarks(cluster.topic(topic)).items()}
+            except CqrsError as error:
+                log.warning("run.lag_unknown", why=str(error))
+                continue
+            lag = sum(max(0, ends[p] - position) for p, position in status.positions.items() if p in ends)
+            log.info(
+                "run.status",
+                events=status.events,
+                events_per_second=round((status.events - events) / every_s),
+                models=status.models,
+                partitions=sorted(status.positions),
+                lag_records=lag,
+            )
+            events = status.events
+
+    thread = threading.Thread(target=report, name="refold-report", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,287 @@
+"""The fold over a real RocksDB: for any history, batches and crashes, models == fold(history)."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pydantic
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from projections.contract import CqrsProjection, Event
+from streams.data.codec import JsonCodec
+from streams.data.fold import Fold, ModelCannotBeStored
+from streams.data.serde import serde_for
+from streams.data.store import RocksPartition, StoreState, read_only
+from streams.errors import EventError, ProjectionError
+from tests.support import MadeRecord, Tally, envelope, folded
+
+FRESH = StoreState(projection="tally", topic_id="id", partition=0, epoch=1, start=0, position=0)
+
+
+def open_store(path: Path, projection: str = "tally") -> RocksPartition:
+    return RocksPartition.open(path, msgspec.structs.replace(FRESH, projection=projection), wait_s=0)
+
+
+def open_fold(path: Path, projection: CqrsProjection[Any] | None = None) -> Fold:
+    projection = projection or Tally()
+    serde = serde_for(projection.model_type())
+    return Fold(projection, JsonCodec(), serde, open_store(path, projection.name))
+
+
+def stored(path: Path) -> tuple[dict[str, Any], StoreState]:
+    """Models and state as a reader finds them on disk."""
+    with tempfile.TemporaryDirectory() as scratch:
+        reader = read_only(path, Path(scratch) / "s")
+        models = {model_id: msgspec.json.decode(raw) for model_id, raw in reader.items()}
+        state = reader.state()
+        reader.close()
+    return models, state or FRESH
+
+
+def records(kinds: list[tuple[str, str]], gaps: list[int] | None = None) -> list[MadeRecord]:
+    """Records of (stream, type), with `gaps[i]` offsets left out before record i."""
+    offset, made = 0, []
+    for number, (stream, kind) in enumerate(kinds):
+        offset += gaps[number % len(gaps)] if gaps else 0
+        made.append(MadeRecord(envelope(number, kind), stream.encode(), offset))
+        offset += 1
+    return made
+
+
+HISTORY = st.lists(
+    st.tuples(st.sampled_from("abcde"), st.sampled_from(["add", "add", "add", "drop", "ignore"])), max_size=60
+)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("fold"), st.integers(1, 20)),
+        st.tuples(st.just("commit"), st.just(0)),
+        st.tuples(st.just("crash"), st.just(0)),
+        st.tuples(st.just("discard"), st.just(0)),
+        st.tuples(st.just("evict"), st.integers(0, 3000)),
+        st.tuples(st.just("carefully"), st.integers(0, 1)),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(HISTORY, STEPS, st.lists(st.integers(0, 3), min_size=1, max_size=5))
+def test_any_history_any_batches_any_crashes_models_are_the_fold_of_the_log(
+    kinds: list[tuple[str, str]], steps: list[tuple[str, int]], gaps: list[int]
+) -> None:
+    log = records(kinds, gaps)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "0"
+        fold = open_fold(path)
+        for step, number in [*steps, ("fold", 60), ("commit", 0)]:
+            if step == "fold":
+                # Fetched from further back than needed, as after a seek: what was folded is passed over.
+                start = next((i for i, r in enumerate(log) if r.offset() >= fold.position), len(log))
+                batch = log[max(0, start - 2) : start + number]
+                if batch:
+                    fold.fold(batch)
+            elif step == "commit":
+                fold.commit()
+            elif step == "crash":
+                fold.close()
+                fold = open_fold(path)
+            elif step == "discard":
+                fold.discard()
+            elif step == "evict":
+                fold.evict(number)
+            else:
+                fold.carefully = bool(number)
+            models, state = stored(path)
+            done = [record for record in log if record.offset() < state.position]
+            assert models == folded(done)
+            assert state.models == len(models)
+            assert state.events == len(done)
+            assert state.declined == sum(kind == "ignore" for _, kind in kinds[: len(done)])
+        fold.close()
+        assert stored(path)[0] == folded(log)
+
+
+def test_failure_in_user_code_names_the_event_and_leaves_state_as_before_its_batch(tmp_path: Path) -> None:
+    log = records([("a", "add"), ("a", "add"), ("a", "fail"), ("a", "add")])
+    fold = open_fold(tmp_path / "0")
+    fold.fold(log[:1])
+    fold.commit()
+    with pytest.raises(ProjectionError, match=r"t\[0\]@2: .*tally.* e2 .*ValueError: cannot fold e2") as raised:
+        fold.fold(log[1:])
+    assert (raised.value.offset, raised.value.event_id) == (2, "e2")
+    assert isinstance(raised.value.__cause__, ValueError)
+    fold.discard()
+    assert fold.position == 1
+    fold.fold(log[1:2])
+    fold.commit()
+    fold.close()
+    assert stored(tmp_path / "0")[0] == folded(log[:2])
+
+
+def test_model_without_json_form_is_found_at_its_own_event(tmp_path: Path) -> None:
+    log = records([("a", "add"), ("b", "unstorable"), ("a", "add")])
+    fold = open_fold(tmp_path / "0")
+    fold.fold(log)
+    with pytest.raises(ModelCannotBeStored):
+        fold.commit()
+    assert stored(tmp_path / "0") == ({}, FRESH)
+    fold.discard()
+    fold.carefully = True
+    with pytest.raises(ProjectionError, match=r"t\[0\]@1: its model 'b' cannot be stored"):
+        fold.fold(log)
+    fold.close()
+
+
+def test_record_that_is_no_event_stops_the_fold_with_its_coordinates(tmp_path: Path) -> None:
+    fold = open_fold(tmp_path / "0")
+    with pytest.raises(EventError, match=r"t\[0\]@1 is no event: the value is not JSON"):
+        fold.fold([MadeRecord(envelope(0), b"a", 0), MadeRecord(b"{", b"a", 1)])
+    fold.close()
+
+
+def test_model_id_that_is_not_the_stream_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    class ByCustomer(Tally):
+        name = "tally"
+
+        def extract_model_id(self, event: Event) -> str | None:
+            return "customer-1"
+
+    fold = open_fold(tmp_path / "0", ByCustomer())
+    with pytest.raises(ProjectionError, match=r'partition_by = "stream"'):
+        fold.fold(records([("a", "add")]))
+    fold.close()
+
+    class Stated(ByCustomer):
+        partition_by = "stream"
+
+    fold = open_fold(tmp_path / "1", Stated())
+    fold.fold(records([("a", "add")]))
+    fold.commit()
+    fold.close()
+    assert list(stored(tmp_path / "1")[0]) == ["customer-1"]
+
+
+def test_model_id_that_is_no_string_is_refused(tmp_path: Path) -> None:
+    class Numbered(Tally):
+        name = "tally"
+        partition_by = "stream"
+
+        def extract_model_id(self, event: Event) -> Any:
+            return 7
+
+    fold = open_fold(tmp_path / "0", Numbered())
+    with pytest.raises(ProjectionError, match="extract_model_id gave 7"):
+        fold.fold(records([("a", "add")]))
+    fold.close()
+
+
+def test_async_projection_folds_the_same(tmp_path: Path) -> None:
+    class Slow(Tally):
+        name = "tally"
+
+        async def apply_to_model(  # type: ignore[override]
+            self, model: dict[str, Any] | None, event: Event
+        ) -> dict[str, Any] | None:
+            return super().apply_to_model(model, event)
+
+    log = records([("a", "add"), ("b", "add"), ("a", "drop"), ("a", "ignore"), ("b", "add")])
+    fold = open_fold(tmp_path / "0", Slow())
+    fold.fold(log[:2])
+    fold.fold(log[2:])
+    fold.commit()
+    fold.close()
+    models, state = stored(tmp_path / "0")
+    assert models == folded(log)
+    assert (state.events, state.declined, state.last_event_id) == (5, 1, "e4")
+
+
+def test_interrupt_ends_after_the_event_at_hand(tmp_path: Path) -> None:
+    interrupts: list[str] = []
+
+    class Interrupting(Tally):
+        name = "tally"
+
+        def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+            if event.id == "e1":
+                interrupts.append("now")
+            return super().apply_to_model(model, event)
+
+    log = records([("a", "add")] * 5)
+    serde = serde_for(dict)
+    fold = Fold(Interrupting(), JsonCodec(), serde, open_store(tmp_path / "0"), interrupts)
+    fold.fold(log)
+    assert (fold.position, fold.events) == (2, 2)
+    fold.commit()
+    fold.close()
+    assert stored(tmp_path / "0")[0] == folded(log[:2])
+
+
+def test_cache_stays_within_its_limit_and_evicted_models_come_back(tmp_path: Path) -> None:
+    limit = 200_000
+    fold = open_fold(tmp_path / "0")
+    log = records([(f"s{i % 3000}", "add") for i in range(9000)])
+    for start in range(0, len(log), 100):
+        fold.fold(log[start : start + 100])
+        if fold.is_full(limit):
+            fold.commit()
+        fold.evict(limit)
+        assert fold.memory_bytes <= limit
+    fold.commit()
+    fold.close()
+    models, state = stored(tmp_path / "0")
+    assert models == folded(log)
+    assert state.models == 3000
+
+
+def test_gap_at_the_end_moves_the_position_and_no_model(tmp_path: Path) -> None:
+    fold = open_fold(tmp_path / "0")
+    fold.fold(records([("a", "add")]))
+    fold.skip_to(9)
+    assert (fold.has_moved, fold.pending) == (True, 1)
+    fold.commit()
+    assert (fold.committed, fold.has_moved) == (9, False)
+    fold.close()
+
+
+@dataclass
+class Point:
+    x: int
+    tags: list[str]
+
+
+class PointStruct(msgspec.Struct):
+    x: int
+    tags: list[str]
+
+
+class PointModel(pydantic.BaseModel):
+    x: int
+    tags: list[str]
+
+
+@pytest.mark.parametrize("kind", [Point, PointStruct, PointModel])
+def test_typed_models_come_back_as_they_went(kind: Any) -> None:
+    serde = serde_for(kind)
+    model = kind(x=1, tags=["a"])
+    assert serde.decode(serde.encode(model)) == model
+    assert serde.encode(serde.decode(serde.encode(model))) == b'{"x":1,"tags":["a"]}'
+
+
+def test_dict_model_with_a_value_that_json_would_change_is_refused() -> None:
+    from datetime import UTC, datetime
+
+    with pytest.raises(TypeError):
+        serde_for(dict).encode({"at": datetime.now(UTC)})
+    with pytest.raises(TypeError):
+        serde_for(dict).encode({1: "a"})
+
+
+def test_other_types_of_model_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="cannot be a list"):
+        serde_for(list)
