@@ -1,0 +1,52 @@
+"""`refold broker`: the embedded Kafka in the foreground."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+from cyclopts import Parameter
+
+from streams.broker import KAFKA_VERSION, EmbeddedBroker
+from streams.log import configure
+
+__all__ = ["broker"]
+
+_LOOK_S = 0.5  # between two looks whether the broker lives
+
+
+def broker(
+    *,
+    port: Annotated[int | None, Parameter(env_var="REFOLD_BROKER_PORT")] = None,
+    data_dir: Annotated[Path | None, Parameter(env_var="REFOLD_BROKER_DATA_DIR")] = None,
+    json: bool = False,
+) -> None:
+    """Run a real single-node Kafka on this machine, for trying things out, until Ctrl-C.
+
+    Prints its address on standard output when it is ready.
+
+    Args:
+        port: Where clients reach it, on 127.0.0.1. Not given: a free port.
+        data_dir: Where topics are kept until the next start. Not given: they are gone when it stops.
+        json: Print one JSON object: bootstrap_servers, pid, data_dir (null if temporary), kafka_version.
+    """
+    configure()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), EmbeddedBroker(data_dir, port) as running:
+        facts = {
+            "bootstrap_servers": running.bootstrap_servers,
+            "pid": running.pid,
+            "data_dir": None if data_dir is None else str(running.data_dir),
+            "kafka_version": KAFKA_VERSION,
+        }
+        sys.stdout.write(f"{orjson.dumps(facts).decode() if json else running.bootstrap_servers}\n")
+        sys.stdout.flush()
+        while True:
+            running.check()
+            time.sleep(_LOOK_S)
