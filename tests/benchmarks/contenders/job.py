@@ -1,0 +1,57 @@
+"""What a contender's process is given, and what it gives back."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import msgspec
+
+__all__ = ["Job", "Outcome", "peak_rss_mb"]
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of one contender."""
+
+    bootstrap_servers: str
+    topic: str
+    ends: dict[int, int]
+    """The topic's end offset by partition; all begin at 0."""
+    group: str
+    """A name of this run's own: everything made in Kafka has it in its name."""
+    directory: str
+    """An empty directory of this run's own."""
+
+    @property
+    def events(self) -> int:
+        """How many events the topic holds."""
+        return sum(self.ends.values())
+
+    def path(self, name: str) -> Path:
+        """Give a path below this run's directory."""
+        return Path(self.directory) / name
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it."""
+
+    events: int
+    seconds: float
+    rss_mb: float
+    """The process's peak resident set up to the end of what is timed, in MiB."""
+    digest: str | None = None
+    """Of the models, see `workload.digest`; None where the contender has none."""
+    models: int = 0
+
+
+def peak_rss_mb() -> float:
+    """Give this process's peak resident set in MiB (not its parent's, which `getrusage` may report)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)

@@ -1,0 +1,65 @@
+"""Refold itself: one rebuild from the beginning, RocksDB state and checkpoints on, through the public API.
+
+Default settings. Timed from the call of `rebuild_from_beginning()` to its return: what it checks before it
+starts, joining its group, the last checkpoint and leaving are all counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import streams
+from projections.contract import CqrsProjection, Event
+from tests.benchmarks.contenders.job import Job, Outcome, peak_rss_mb
+from tests.benchmarks.workload import Model, digest, fold
+
+__all__ = ["OrderSummary", "run", "unavailable"]
+
+_NEEDED = ("KafkaCheckpointStore", "KafkaEventStore", "RebuildCoordinator", "RocksStore")
+
+
+class OrderSummary(CqrsProjection[dict]):  # type: ignore[type-arg]
+    """The benchmark's fold as a projection."""
+
+    name = "bench-order-summary"
+
+    def extract_model_id(self, event: Event) -> str | None:
+        """One model a stream."""
+        return event.stream
+
+    def apply_to_model(self, model: Model | None, event: Event) -> Model | None:
+        """Fold."""
+        return fold(model, event.id, event.data)
+
+
+def unavailable() -> str | None:
+    """Say so where this version of the package has no rebuild yet."""
+    missing = [name for name in _NEEDED if not hasattr(streams, name)]
+    return f"`streams` exports no {', '.join(missing)}" if missing else None
+
+
+def run(job: Job) -> Outcome:
+    """Rebuild once, and read the models back."""
+    api: Any = streams
+    projection = OrderSummary()
+    store = api.RocksStore(job.path("state"))
+    coordinator = api.RebuildCoordinator(
+        projection,
+        api.KafkaEventStore(job.topic, bootstrap_servers=job.bootstrap_servers),
+        store,
+        api.KafkaCheckpointStore(job.group, bootstrap_servers=job.bootstrap_servers),
+    )
+
+    async def rebuild() -> float:
+        started = time.perf_counter()
+        await coordinator.rebuild_from_beginning()
+        return time.perf_counter() - started
+
+    seconds = asyncio.run(rebuild())
+    rss_mb = peak_rss_mb()
+    with store.reader(projection) as reader:
+        events = sum(state.events for state in reader.states().values())
+        sha, count = digest(reader.items())
+    return Outcome(events=events, seconds=seconds, rss_mb=rss_mb, digest=sha, models=count)

@@ -1,0 +1,60 @@
+"""The benchmarks work: they say what they are to say, and all contenders agree. Nothing is timed here."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from tests.benchmarks import growth, replay
+
+KEYS = {
+    "events",
+    "bound_eps",
+    "refold_eps",
+    "quix_eps",
+    "kafka_streams_eps",
+    "faust_table_eps",
+    "models_equal",
+    "rss_mb",
+}
+SLOW_PEERS = [] if os.environ.get("REFOLD_BENCH_ALL_PEERS") else ["--skip", "faust,kafka_streams"]
+
+pytestmark = pytest.mark.slow
+
+
+def test_replay_reports_every_contender_that_is_installed_and_their_models_are_equal(
+    bootstrap_servers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--events", "20000", "--keys", "3000", "--repeat", "1", "--json", *SLOW_PEERS]
+    status = replay.main([*arguments, "--faust-events", "2000", "--bootstrap-servers", bootstrap_servers])
+    report = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert set(report) >= KEYS
+    assert report["models_equal"] is True
+    assert report["events"] == 20_000
+    for name in ("bound", "refold", "quix", "kafka_streams", "faust_table"):
+        assert (report[f"{name}_eps"] is None) == (name in report["skipped"])
+    assert report["refold_eps"] > 0
+    assert report["rss_mb"] > 0
+
+
+def test_growth_reports_two_sizes_and_their_ratios(
+    bootstrap_servers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--small", "2500", "--large", "10000", "--keys", "1000", "--repeat", "1"]
+    status = growth.main([*sizes, "--json", "--bootstrap-servers", bootstrap_servers])
+    report = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert report["events"] == [2500, 10_000]
+    assert len(report["seconds"]) == len(report["rss_mb"]) == 2
+    assert report["time_ratio"] > 0
+    assert report["rss_ratio"] > 0
+    assert report["models_equal"] is True
+
+
+def test_replay_refuses_a_contender_that_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        replay.main(["--skip", "spark"])
+    assert "no such contender: spark" in capsys.readouterr().err
