@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from streams.broker import EmbeddedBroker
 
 TOPIC_TIMEOUT_S = 30.0
+LOOK_TIMEOUT_S = 10.0
 
 
 class TopicFactory(Protocol):
@@ -43,7 +44,7 @@ def bootstrap_servers(request: pytest.FixtureRequest) -> Iterator[str]:
     """A real broker's address. No broker is a failure, never a skip."""
     given = request.config.getoption("--bootstrap-servers")
     if given:
-        AdminClient({"bootstrap.servers": given}).list_topics(timeout=TOPIC_TIMEOUT_S)
+        AdminClient({"bootstrap.servers": given}).list_topics(timeout=LOOK_TIMEOUT_S)
         yield given
         return
     with EmbeddedBroker() as broker:

@@ -7,7 +7,9 @@ It needs the extra `embedded` (a JDK as a wheel, and a Maven resolver in Python)
 Linux and macOS.
 
     embedded.py   EmbeddedBroker: start, stop, kill, restart
-    _install.py   Kafka's jars, a formatted data directory, the JVM's ahead-of-time cache: once per user
+    _jars.py      Kafka's jars, fetched
+    _install.py   them, a formatted data directory to copy, the JVM's ahead-of-time cache: made once per user
+    _datadir.py   the data directory: given or temporary, one broker's at a time
     _config.py    server.properties
     _ports.py     ports that stay free
     _process.py   the JVM as its owner sees it
@@ -17,7 +19,7 @@ Linux and macOS.
 
 from __future__ import annotations
 
-from streams.broker._install import KAFKA_VERSION
+from streams.broker._jars import KAFKA_VERSION
 from streams.broker.embedded import EmbeddedBroker
 
 __all__ = ["KAFKA_VERSION", "EmbeddedBroker"]

@@ -27,6 +27,9 @@ _DEFAULTS: dict[str, Setting] = {
     "offsets.topic.num.partitions": 4,
     "transaction.state.log.num.partitions": 4,
     "share.coordinator.state.topic.num.partitions": 4,
+    # A killed broker is let in again when the controller has given its former self up: after 9 s by default.
+    "broker.session.timeout.ms": 3_000,
+    "broker.heartbeat.interval.ms": 500,
     # Groups form at once, and tests of lost members need not wait for a minute.
     "group.initial.rebalance.delay.ms": 0,
     "group.min.session.timeout.ms": 1_000,

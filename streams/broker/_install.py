@@ -14,31 +14,24 @@ import secrets
 import shutil
 import subprocess
 import time
-import zipfile
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from streams.broker._config import properties
+from streams.broker._jars import KAFKA_VERSION, fetch_jars, is_whole_jar
 from streams.broker._lock import FileLock
 from streams.broker._ports import free_ports
 from streams.broker._process import WatchedProcess
 from streams.errors import EmbeddedBrokerError
 from streams.log import get_logger
 
-__all__ = ["KAFKA_VERSION", "READY", "Installation", "install"]
-
-KAFKA_VERSION = "4.4.0"
-"""The Apache Kafka that is embedded."""
+__all__ = ["READY", "Installation", "install"]
 
 READY = "Kafka Server started"
 """What Kafka logs when the broker is registered, unfenced and listening (KafkaBroker.STARTED_MESSAGE)."""
 
-_COORDINATES = (
-    ("org.apache.kafka", "kafka_2.13", KAFKA_VERSION),
-    ("org.slf4j", "slf4j-simple", "1.7.36"),  # or Kafka logs nothing; 1.7 is what its slf4j-api is
-)
 _FORMAT = 1  # of the installation's directory: raise it when what this module writes there changes
 _AOT_SINCE_JAVA = (
     25  # -XX:AOTCacheOutput (JEP 514); the JDK wheel has no base archive for the older CDS to add to
@@ -122,7 +115,7 @@ class Installation:
         For a JVM that could not load its classes: sizes alone were right.
         """
         with _locked(self.directory):
-            if _is_whole(self.directory) and all(_is_readable(jar) for jar in self.jars):
+            if _is_whole(self.directory) and all(is_whole_jar(jar) for jar in self.jars):
                 return False
             _log.warning("broker.installation_damaged", directory=str(self.directory))
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -158,7 +151,7 @@ def install() -> Installation:
         started = time.monotonic()
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        _fetch_jars(directory / "jars")  # Step 1
+        fetch_jars(directory / "jars")  # Step 1
         _make_template(installation)  # Step 2
         _train(installation)  # Step 3
         manifest = {
@@ -194,15 +187,16 @@ def _cache_dir() -> Path:
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Hold the lock on an installation, which lies beside it."""
+    lock = FileLock(directory.with_name(f"{directory.name}.lock"))
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
+        taken = lock.acquire(timeout_s=_INSTALL_WAIT_S)
     except OSError as error:
         raise EmbeddedBrokerError(
-            f"The cache directory {directory.parent} cannot be made ({error.strerror}). "
+            f"The cache directory {directory.parent} cannot be written to ({error.strerror}). "
             "Set XDG_CACHE_HOME to a directory that can be written to."
         ) from error
-    lock = FileLock(directory.with_name(f"{directory.name}.lock"))
-    if not lock.acquire(timeout_s=_INSTALL_WAIT_S):
+    if not taken:
         raise EmbeddedBrokerError(
             f"{lock.holder().capitalize()} has been installing Kafka {KAFKA_VERSION} in {directory} for "
             f"{_INSTALL_WAIT_S:g} s. Wait for it, or end it and start again."
@@ -222,62 +216,8 @@ def _is_whole(directory: Path) -> bool:
             for name, size in manifest.items()
             if name != "kafka.aot"
         )
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):  # none yet, or of no use
         return False
-
-
-def _is_readable(jar: Path) -> bool:
-    """Say whether a jar is a whole zip archive whose checksums are right."""
-    try:
-        with zipfile.ZipFile(jar) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, ValueError):
-        return False
-
-
-def _fetch_jars(target: Path) -> None:
-    """Resolve Kafka from the Maven repository, and put its jars into `target`.
-
-    The repository is Maven Central, or what REFOLD_MAVEN_REPOSITORY says. jgo's layers are used rather than
-    `jgo.build`, which reads every jar to tell modules from others, and may fetch a second JDK for that.
-    """
-    from jgo.constants import MAVEN_CENTRAL_URL
-    from jgo.maven import MavenContext
-    from jgo.parse import Coordinate
-
-    mirror = os.environ.get("REFOLD_MAVEN_REPOSITORY")
-    _log.info(
-        "broker.fetching", kafka=KAFKA_VERSION, megabytes=46, into=str(target.parent), note="once per user"
-    )
-    partial, downloads = target.with_name("jars.partial"), target.with_name("downloads")
-    context = MavenContext(
-        repo_cache=downloads, local_repos=[], remote_repos={"maven": mirror or MAVEN_CENTRAL_URL}
-    )
-    try:
-        wanted = [context.create_dependency(Coordinate(*item, scope="compile")) for item in _COORDINATES]
-        direct, transitive = context.resolver.resolve(wanted)
-        partial.mkdir()
-        for dependency in [*direct, *(each for each in transitive if each.scope in ("compile", "runtime"))]:
-            jar = dependency.artifact.resolve()
-            if not _is_readable(jar):
-                raise EmbeddedBrokerError(
-                    f"{jar.name} was fetched incompletely ({jar.stat().st_size} bytes). "
-                    "Start again to fetch it again."
-                )
-            jar.rename(partial / jar.name)
-    except EmbeddedBrokerError:
-        raise
-    except (
-        Exception
-    ) as error:  # jgo raises requests' errors, RuntimeError, ValueError, AssertionError and others
-        where = "the repository of REFOLD_MAVEN_REPOSITORY" if mirror else "Maven Central"
-        raise EmbeddedBrokerError(
-            f"Kafka {KAFKA_VERSION} could not be fetched from {where} ({type(error).__name__}), which the "
-            "first start needs. Check the network and HTTPS_PROXY, or set REFOLD_MAVEN_REPOSITORY to the URL of "
-            "a mirror, and start again; or use a broker of your own: --bootstrap-servers."
-        ) from error
-    partial.rename(target)
-    shutil.rmtree(downloads)
 
 
 def _make_template(installation: Installation) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 from streams.broker._config import Setting, check_settings, properties
-from streams.broker._install import KAFKA_VERSION, READY, Installation, install
-from streams.broker._lock import FileLock
+from streams.broker._datadir import DataDir
+from streams.broker._install import READY, Installation, install
+from streams.broker._jars import KAFKA_VERSION
 from streams.broker._ports import HOST, free_ports, wait_free
 from streams.broker._process import WatchedProcess
 from streams.errors import ConfigError, EmbeddedBrokerError
@@ -24,9 +21,6 @@ __all__ = ["EmbeddedBroker"]
 
 _PORT_TRIES = 5
 _PORT_WAIT_S = 5.0
-_LOCK_WAIT_S = 2.0  # a broker whose owner was just killed is still going
-_TEMPORARY = "refold-broker-"
-_STALE_S = 60.0
 
 _PORT_TAKEN = re.compile(r"Address already in use|Socket server failed to bind|BindException")
 _CLASSES_GONE = re.compile(
@@ -74,8 +68,7 @@ class EmbeddedBroker:
         self._stop_timeout_s = stop_timeout_s
         self._port = port
         self._port_is_ours = port is None
-        self._dir: Path | None = None
-        self._lock: FileLock | None = None
+        self._data: DataDir | None = None
         self._process: WatchedProcess | None = None
 
     @property
@@ -90,11 +83,11 @@ class EmbeddedBroker:
     @property
     def data_dir(self) -> Path:
         """Where its files are: `log/` (Kafka's own), `broker.log`, `server.properties`."""
-        if self._dir is None:
+        if self._data is None:
             raise EmbeddedBrokerError(
                 "The embedded broker has no data directory while it is stopped. Call start()."
             )
-        return self._dir
+        return self._data.path
 
     @property
     def pid(self) -> int:
@@ -110,9 +103,7 @@ class EmbeddedBroker:
 
     def log_tail(self, lines: int = 30) -> str:
         """Give the end of the JVM's log since its last start; empty when there is none."""
-        if self._dir is None or not (self._dir / "broker.log").exists():
-            return ""
-        return "\n".join((self._dir / "broker.log").read_text(errors="replace").splitlines()[-lines:])
+        return "" if self._data is None else "\n".join(self._data.read_log().splitlines()[-lines:])
 
     def check(self) -> None:
         """Do nothing while the broker runs.
@@ -139,8 +130,11 @@ class EmbeddedBroker:
         started = time.monotonic()
         installation = install()  # Step 1
         try:
-            self._take_data_dir(installation)  # Step 2
-            self._serve(installation)  # Step 3
+            if self._data is None:
+                self._data = DataDir.take(self._given_dir)  # Step 2
+            if not self._data.log_dir.exists():
+                installation.format(self._data.log_dir)
+            self._serve(installation, self._data)  # Step 3
         except BaseException:
             self.stop()
             raise
@@ -159,14 +153,9 @@ class EmbeddedBroker:
             keep_data: Leave a temporary directory for `restart`, until the last `stop`.
         """
         self._end(cleanly=True)
-        if keep_data or self._dir is None:
-            return
-        if self._given_dir is None:
-            shutil.rmtree(self._dir)
-        self._dir = None
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        if self._data is not None and not keep_data:
+            data, self._data = self._data, None
+            data.release()
 
     def kill(self) -> None:
         """Kill it with SIGKILL. Its data stays, for `restart` or `stop`. Harmless when it is stopped."""
@@ -178,7 +167,7 @@ class EmbeddedBroker:
         Raises:
             EmbeddedBrokerError: As `start`; or its temporary data went with `stop`.
         """
-        if self._dir is None and self._given_dir is None:
+        if self._data is None and self._given_dir is None:
             raise EmbeddedBrokerError(
                 "The embedded broker's temporary data is gone, so it cannot be restarted. "
                 "Use kill() or stop(keep_data=True) before restart(), or give a data_dir."
@@ -218,37 +207,15 @@ class EmbeddedBroker:
         finally:
             process.close()
 
-    def _take_data_dir(self, installation: Installation) -> None:
-        """Make or find the data directory, lock it, and format it if it is new."""
-        if self._dir is None:
-            if self._given_dir is None:
-                _remove_stale()
-                self._dir = Path(tempfile.mkdtemp(prefix=_TEMPORARY)).resolve()
-            else:
-                _check_ours(self._given_dir)
-                self._given_dir.mkdir(parents=True, exist_ok=True)
-                self._dir = self._given_dir
-        if self._lock is None:
-            lock = FileLock(self._dir / "broker.lock")
-            if not lock.acquire(timeout_s=_LOCK_WAIT_S):
-                directory, self._dir = self._dir, None  # not ours to remove
-                raise EmbeddedBrokerError(
-                    f"Another embedded broker has the data directory {directory} ({lock.holder()}). "
-                    "Stop that one, or give another --data-dir."
-                )
-            self._lock = lock
-        if not (self._dir / "log" / "meta.properties").exists():
-            installation.format(self._dir / "log")
-
-    def _serve(self, installation: Installation) -> None:
+    def _serve(self, installation: Installation, data: DataDir) -> None:
         """Start the JVM until it serves, with the second chances that there are."""
         port_tries, repaired = 0, False
         while True:
-            self._launch(installation)
-            problem = self._wait_ready()
+            self._launch(installation, data)
+            problem = self._wait_ready(data)
             if problem is None:
                 return
-            log = (self.data_dir / "broker.log").read_text(errors="replace")
+            log = data.read_log()
             failure = self._failed(problem)
             crashed = self._process is not None and (self._process.poll() or 0) > 128  # by a signal
             self._end(cleanly=False)
@@ -271,10 +238,8 @@ class EmbeddedBroker:
                 ) from failure
             raise failure
 
-    def _launch(self, installation: Installation) -> None:
+    def _launch(self, installation: Installation, data: DataDir) -> None:
         """Start the JVM on free ports."""
-        assert self._dir is not None
-        assert self._lock is not None
         if self._port is not None and not wait_free(
             self._port, timeout_s=_PORT_WAIT_S if self._port_is_ours else 0
         ):
@@ -283,28 +248,23 @@ class EmbeddedBroker:
                 f"See who has it (lsof -i :{self._port}), give another --port, or none to have one chosen."
             )
         port, controller_port = free_ports(2)
-        settings = self._dir / "server.properties"
-        settings.write_text(
-            properties(self._dir / "log", self._port or port, controller_port, self._settings)
-        )
-        log = self._dir / "broker.log"
-        if log.exists():
-            log.replace(self._dir / "broker.log.1")
+        settings = data.path / "server.properties"
+        settings.write_text(properties(data.log_dir, self._port or port, controller_port, self._settings))
+        data.begin_log()
         self._process = WatchedProcess(
             installation.broker_command(settings),
-            log=log,
-            directory=self._dir,
-            lock_fd=self._lock.fd,
-            remove=self._dir if self._given_dir is None else None,
+            log=data.log,
+            directory=data.path,
+            lock_fd=data.lock_fd,
+            remove=data.path if data.temporary else None,
         )
         self._candidate = self._port or port
 
-    def _wait_ready(self) -> str | None:
+    def _wait_ready(self, data: DataDir) -> str | None:
         """Wait until the broker serves; otherwise say what it did instead."""
         assert self._process is not None
         deadline = time.monotonic() + self._start_timeout_s
-        log = self.data_dir / "broker.log"
-        while READY not in log.read_text(errors="replace"):
+        while READY not in data.read_log():
             if self._process.poll() is not None:
                 return "died at its start"
             if time.monotonic() >= deadline:
@@ -317,31 +277,8 @@ class EmbeddedBroker:
         code = None if self._process is None else self._process.poll()
         exit_code = "" if code is None else f" with exit code {code}"
         address = f" at {HOST}:{self._port}" if self._port else ""
-        kept = f" Its whole log: {self._dir / 'broker.log'}." if self._given_dir and self._dir else ""
+        kept = f" Its whole log: {self._data.log}." if self._data and not self._data.temporary else ""
         return EmbeddedBrokerError(
             f"The embedded Kafka {KAFKA_VERSION}{address} {what}{exit_code}.{kept} The end of its log:\n"
             f"{self.log_tail() or '(it logged nothing)'}"
         )
-
-
-def _check_ours(directory: Path) -> None:
-    """Refuse to write into somebody's files."""
-    if directory.exists() and not directory.is_dir():
-        raise EmbeddedBrokerError(f"The data directory {directory} is a file. Give a directory: --data-dir.")
-    if directory.exists() and any(directory.iterdir()) and not (directory / "broker.lock").exists():
-        raise EmbeddedBrokerError(
-            f"The data directory {directory} holds other files than an embedded broker's. "
-            "Give an empty one: --data-dir."
-        )
-
-
-def _remove_stale() -> None:
-    """Remove temporary directories whose owner was killed while the broker was down, so that nobody did."""
-    for lock_file in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*/broker.lock"):
-        with contextlib.suppress(OSError):  # another process removes it as well, or it is another user's
-            if lock_file.stat().st_uid != os.getuid() or time.time() - lock_file.stat().st_mtime < _STALE_S:
-                continue
-            lock = FileLock(lock_file)
-            if lock.acquire():
-                shutil.rmtree(lock_file.parent)
-                lock.release()
