@@ -24,7 +24,7 @@ _PROGRESS_SECONDS = 2.0
 
 
 def load(
-    file: str = "-",
+    file: Annotated[str, Parameter(allow_leading_hyphen=True)] = "-",
     /,
     *,
     topic: Annotated[str, Parameter(env_var="REFOLD_TOPIC")],
