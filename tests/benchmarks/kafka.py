@@ -24,7 +24,7 @@ def say(text: str) -> None:
 
 def create_topic(bootstrap_servers: str, topic: str, partitions: int, **config: str) -> None:
     """Make a topic and wait until its partitions have leaders."""
-    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 4})
     for future in admin.create_topics([NewTopic(topic, partitions, 1, config=config)]).values():
         future.result(_TIMEOUT_S)
     deadline = time.monotonic() + _TIMEOUT_S
@@ -114,7 +114,7 @@ def remove_all(bootstrap_servers: str, mark: str) -> None:
 
     A group whose member was killed is not empty before its session times out: that is waited for.
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 4})
     deadline = time.monotonic() + _SESSION_WAIT_S
     try:
         topics = [t for t in admin.list_topics(timeout=_TIMEOUT_S).topics if mark in t]

@@ -1,9 +1,9 @@
 """Kafka Streams: the small Java program in `kafka_streams/`, built by Maven where `mvn` exists.
 
 One processor with a RocksDB store, its cache (64 MiB, as refold has) and its changelog; two threads,
-at-least-once, Jackson's streaming parser, larger batches than the defaults, commits every 30 s (its
-default) and at each partition's end. Timed in the JVM from the first event folded until the offsets are
-committed, so that starting Java is not counted, and nor is joining the group.
+at-least-once, Jackson's streaming parser, the parallel collector, larger batches than the defaults,
+commits every 30 s (its default) and at each partition's end. Timed in the JVM from the first event folded
+until the offsets are committed, so that starting Java is not counted, and nor is joining the group.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ __all__ = ["run", "unavailable"]
 
 _PROJECT = Path(__file__).parents[1] / "kafka_streams"
 _BUILD_TIMEOUT_S = 600
+_JVM = (
+    "-Xms1g",
+    "-Xmx1g",
+    "-XX:+UseParallelGC",
+)  # 13 s of CPU a million events, against 17 s with the default G1
 _built: list[str | None] = []
 
 
@@ -40,7 +45,7 @@ def run(job: Job) -> Outcome:
     classpath = os.pathsep.join(
         (str(_PROJECT / "target" / "classes"), str(_PROJECT / "target" / "lib" / "*"))
     )
-    program = [_java(), "-Xmx1g", "-cp", classpath, "refold.bench.Main"]
+    program = [_java(), *_JVM, "-cp", classpath, "refold.bench.Main"]
     ends = [f"{partition}={end}" for partition, end in job.ends.items()]
     subprocess.run(
         [*program, job.bootstrap_servers, job.topic, job.group, job.directory, *ends],
