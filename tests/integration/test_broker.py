@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -99,7 +100,8 @@ def scripts() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     yield start
     for process in started:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
@@ -115,7 +117,7 @@ if how == "thread":
 else:
     broker.start()
 if how == "fork" and os.fork() == 0:
-    sys.stdout.close(); os.close(1); time.sleep(20); os._exit(0)
+    os.close(1); time.sleep(600)  # with its copies of the owner's pipes
 print(broker.pid, broker._process._watcher.pid, broker.bootstrap_servers, broker.data_dir, flush=True)
 time.sleep(600)
 """
@@ -510,6 +512,9 @@ def test_command_prints_its_address_and_stops_cleanly_on_a_signal_to_its_group(
     assert (
         AdminClient({"bootstrap.servers": facts["bootstrap_servers"]}).list_topics(timeout=DEADLINE_S).brokers
     )
+    assert os.getsid(facts["pid"]) != os.getsid(
+        command.pid
+    )  # or the terminal would stop Kafka, not its owner
     os.killpg(command.pid, number)  # as the terminal does at Ctrl-C
     assert command.wait(DEADLINE_S) == 0
     assert not alive(facts["pid"])
