@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -24,21 +26,24 @@ from streams.types import Committed, Member, TopicInfo, Watermarks
 
 __all__ = ["QUIET", "Cluster", "broker_error"]
 
-T = TypeVar("T")
-
 QUIET = 2
 """librdkafka's own log lines only where critical: what it reports reaches us as errors, and is told in context."""
 
+_MISSING = object()
+_ASK_AGAIN_S = 0.1
+_MOVING = {
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.LEADER_NOT_AVAILABLE,
+}
 _AWAY = {
+    *_MOVING,
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TIMED_OUT,
     KafkaError._RESOLVE,
     KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError._TIMED_OUT_QUEUE,
 }
@@ -80,16 +85,13 @@ class Cluster:
         Raises:
             TopicNotFound: It does not exist; the message names near ones.
         """
-        doing = f"describe topic {name!r}"
-        futures = self._call(
-            doing, lambda: self._admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)
+        described = self._ask(
+            f"describe topic {name!r}",
+            lambda: self._admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name],
+            {KafkaError.UNKNOWN_TOPIC_OR_PART: _MISSING, KafkaError.TOPIC_EXCEPTION: _MISSING},
         )
-        try:
-            described = self._result(futures[name], doing)
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise self._no_topic(name) from None
-            raise broker_error(error.args[0], doing, self.settings) from error
+        if described is _MISSING:
+            raise self._no_topic(name)
         return TopicInfo(name=name, id=str(described.topic_id), partitions=len(described.partitions))
 
     def _no_topic(self, name: str) -> TopicNotFound:
@@ -104,32 +106,35 @@ class Cluster:
 
     def topics(self) -> list[str]:
         """Name all topics."""
-        found = self._call("list topics", lambda: self._admin.list_topics(timeout=self._timeout))
-        return sorted(found.topics)
+        try:
+            return sorted(self._admin.list_topics(timeout=self._timeout).topics)
+        except KafkaException as error:
+            raise broker_error(error.args[0], "list topics", self.settings) from error
 
     def create_topic(self, name: str, partitions: int, config: dict[str, str] | None = None) -> None:
         """Create a topic with the broker's default replication; one that exists already is left as it is."""
-        doing = f"create topic {name!r}"
         new = NewTopic(name, num_partitions=partitions, replication_factor=-1, config=config or {})
-        futures = self._call(doing, lambda: self._admin.create_topics([new], request_timeout=self._timeout))
-        try:
-            self._result(futures[name], doing)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise broker_error(error.args[0], doing, self.settings) from error
+        self._ask(
+            f"create topic {name!r}",
+            lambda: self._admin.create_topics([new], request_timeout=self._timeout)[name],
+            {KafkaError.TOPIC_ALREADY_EXISTS: None},
+        )
 
     def delete_topic(self, name: str) -> None:
-        """Delete a topic."""
-        doing = f"delete topic {name!r}"
-        futures = self._call(doing, lambda: self._admin.delete_topics([name], request_timeout=self._timeout))
-        self._checked(futures[name], doing)
+        """Delete a topic. One that does not exist is as good as deleted."""
+        self._ask(
+            f"delete topic {name!r}",
+            lambda: self._admin.delete_topics([name], request_timeout=self._timeout)[name],
+            {KafkaError.UNKNOWN_TOPIC_OR_PART: None},
+        )
 
     def topic_config(self, name: str) -> dict[str, str]:
         """Give a topic's configuration, defaults included."""
-        doing = f"read the configuration of topic {name!r}"
         resource = ConfigResource(ResourceType.TOPIC, name)
-        futures = self._call(doing, lambda: self._admin.describe_configs([resource], request_timeout=self._timeout))
-        entries = self._checked(futures[resource], doing)
+        entries = self._ask(
+            f"read the configuration of topic {name!r}",
+            lambda: self._admin.describe_configs([resource], request_timeout=self._timeout)[resource],
+        )
         return {key: entry.value for key, entry in entries.items()}
 
     def watermarks(self, topic: TopicInfo) -> dict[int, Watermarks]:
@@ -139,44 +144,45 @@ class Cluster:
         return {partition: Watermarks(low=low[partition], high=high[partition]) for partition in low}
 
     def _offsets(self, topic: TopicInfo, spec: OffsetSpec) -> dict[int, int]:
-        doing = f"list the offsets of topic {topic.name!r}"
-        wanted = {TopicPartition(topic.name, partition): spec for partition in range(topic.partitions)}
-        futures = self._call(
-            doing,
-            lambda: self._admin.list_offsets(
-                wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout
-            ),
-        )
-        return {where.partition: self._checked(future, doing).offset for where, future in futures.items()}
+        def ask(partition: int) -> Future[Any]:
+            where = TopicPartition(topic.name, partition)
+            return self._admin.list_offsets(
+                {where: spec}, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout
+            )[where]
 
-    def committed(self, group: str) -> dict[str, dict[int, Committed]]:
-        """Give the group's committed offsets by topic and partition, each with the metadata committed with it."""
+        return {
+            partition: self._ask(f"list the offsets of {at(topic.name, partition)}", partial(ask, partition)).offset
+            for partition in range(topic.partitions)
+        }
+
+    def committed(self, group: str, topic: TopicInfo) -> dict[int, Committed]:
+        """Give the group's committed offsets of a topic, each with the metadata committed with it.
+
+        By a consumer that joins no group: librdkafka's ListConsumerGroupOffsets crashes the process where the
+        group's coordinator is still loading (2.12: rd_kafka_handle_OffsetFetch without a consumer group).
+        """
+        wanted = [TopicPartition(topic.name, partition) for partition in range(topic.partitions)]
         doing = f"read the offsets of group {group!r}"
-        request = ConsumerGroupTopicPartitions(group)
-        futures = self._call(
-            doing, lambda: self._admin.list_consumer_group_offsets([request], request_timeout=self._timeout)
-        )
-        found: dict[str, dict[int, Committed]] = {}
-        for where in self._checked(futures[group], doing).topic_partitions:
+        with self._outside(group, doing) as consumer:
+            found = consumer.committed(wanted, timeout=self._timeout)
+        for where in found:
             if where.error is not None:
                 raise broker_error(where.error, f"{doing} at {at(where.topic, where.partition)}", self.settings)
-            if where.offset >= 0:
-                committed = Committed(position=where.offset, metadata=where.metadata or "")
-                found.setdefault(where.topic, {})[where.partition] = committed
-        return found
+        return {
+            where.partition: Committed(position=where.offset, metadata=where.metadata or "")
+            for where in found
+            if where.offset >= 0
+        }
 
     def members(self, group: str) -> list[Member]:
         """Name who is in a group now; nobody in a group that does not exist."""
-        doing = f"describe group {group!r}"
-        futures = self._call(
-            doing, lambda: self._admin.describe_consumer_groups([group], request_timeout=self._timeout)
+        described = self._ask(
+            f"describe group {group!r}",
+            lambda: self._admin.describe_consumer_groups([group], request_timeout=self._timeout)[group],
+            {KafkaError.GROUP_ID_NOT_FOUND: _MISSING},
         )
-        try:
-            described = self._result(futures[group], doing)
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return []
-            raise broker_error(error.args[0], doing, self.settings) from error
+        if described is _MISSING:
+            return []
         return [
             Member(
                 client_id=member.client_id,
@@ -187,49 +193,44 @@ class Cluster:
             for member in described.members
         ]
 
+    def check_inactive(self, group: str) -> None:
+        """Make sure that nobody is in a group.
+
+        Raises:
+            GroupActive: Somebody is; the message says who, and how to get them out.
+        """
+        members = self.members(group)
+        if members:
+            raise GroupActive(
+                f"Group {group!r} is folding: "
+                + ", ".join(
+                    f"{member.client_id} on {member.host} "
+                    f"(partitions {', '.join(map(str, member.partitions)) or 'none'})"
+                    for member in members
+                )
+                + ". Nothing was changed. Stop these processes (SIGTERM drains them); one that was killed is dropped "
+                "by the broker after its session timeout (45 s unless set otherwise)."
+            )
+
     def delete_group(self, group: str) -> None:
         """Delete a group's offsets, and the group. One that does not exist is as good as deleted.
 
         Raises:
             GroupActive: It has members, who are named.
         """
-        members = self.members(group)
-        if not members:
-            doing = f"delete the offsets of group {group!r}"
-            futures = self._call(
-                doing, lambda: self._admin.delete_consumer_groups([group], request_timeout=self._timeout)
-            )
-            try:
-                self._result(futures[group], doing)
-            except KafkaException as error:
-                code = error.args[0].code()
-                if code == KafkaError.NON_EMPTY_GROUP:
-                    members = self.members(group)
-                elif code != KafkaError.GROUP_ID_NOT_FOUND:
-                    raise broker_error(error.args[0], doing, self.settings) from error
-                else:
-                    return
-            else:
-                return
-        who = ", ".join(
-            f"{member.client_id} on {member.host} (partitions {', '.join(map(str, member.partitions)) or 'none'})"
-            for member in members
-        )
-        raise GroupActive(
-            f"Group {group!r} is folding: {who or 'a member that just left'}. Its offsets cannot be reset under it. "
-            "Stop these processes (SIGTERM drains them); one that was killed is dropped by the broker after its "
-            "session timeout (45 s unless set otherwise)."
+        self.check_inactive(group)
+        self._ask(
+            f"delete the offsets of group {group!r}",
+            lambda: self._admin.delete_consumer_groups([group], request_timeout=self._timeout)[group],
+            {KafkaError.GROUP_ID_NOT_FOUND: None},
         )
 
-    def commit(self, group: str, topic: str, offsets: dict[int, Committed]) -> None:
+    def commit(self, group: str, topic: str, offsets: Mapping[int, Committed]) -> None:
         """Commit offsets, with metadata, for a group that has no members.
 
         By a consumer that joins no group: the AdminClient's own call loses the metadata.
         """
-        consumer = Consumer(
-            self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False})
-        )
-        try:
+        with self._outside(group, f"commit offsets of group {group!r}") as consumer:
             consumer.commit(
                 offsets=[
                     TopicPartition(topic, partition, committed.position, committed.metadata)
@@ -237,28 +238,43 @@ class Cluster:
                 ],
                 asynchronous=False,
             )
+
+    @contextmanager
+    def _outside(self, group: str, doing: str) -> Iterator[Consumer]:
+        """Give a consumer that knows the group and is no member of it."""
+        consumer = Consumer(
+            self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False})
+        )
+        try:
+            yield consumer
         except KafkaException as error:
-            raise broker_error(error.args[0], f"commit offsets of group {group!r}", self.settings) from error
+            raise broker_error(error.args[0], doing, self.settings) from error
         finally:
             consumer.close()
 
-    def _call(self, doing: str, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except KafkaException as error:
-            raise broker_error(error.args[0], doing, self.settings) from error
+    def _ask(
+        self, doing: str, ask: Callable[[], Future[Any]], instead: Mapping[int, Any] | None = None
+    ) -> Any:
+        """Ask until there is an answer, at most for `request_timeout_s`; a coordinator may be moving meanwhile.
 
-    def _result(self, future: Future[Any], doing: str) -> Any:
-        try:
-            return future.result(self._timeout + 1)
-        except TimeoutError:
-            raise BrokerUnavailable(
-                f"Kafka at {self.settings.bootstrap_servers} gave no answer within {self._timeout:g} s, so refold "
-                f"could not {doing}."
-            ) from None
-
-    def _checked(self, future: Future[Any], doing: str) -> Any:
-        try:
-            return self._result(future, doing)
-        except KafkaException as error:
-            raise broker_error(error.args[0], doing, self.settings) from error
+        Args:
+            doing: What for, to follow "could not".
+            ask: Asks once.
+            instead: Error codes that are an answer, and what they answer.
+        """
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return ask().result(self._timeout + 1)
+            except TimeoutError:
+                raise BrokerUnavailable(
+                    f"Kafka at {self.settings.bootstrap_servers} gave no answer within {self._timeout:g} s, so "
+                    f"refold could not {doing}."
+                ) from None
+            except KafkaException as failure:
+                error: KafkaError = failure.args[0]
+                if instead is not None and error.code() in instead:
+                    return instead[error.code()]
+                if error.code() not in _MOVING or time.monotonic() > deadline:
+                    raise broker_error(error, doing, self.settings) from failure
+                time.sleep(_ASK_AGAIN_S)

@@ -13,7 +13,6 @@ import orjson
 from cyclopts import Parameter
 
 from streams.broker import KAFKA_VERSION, EmbeddedBroker
-from streams.log import configure
 
 __all__ = ["broker"]
 
@@ -35,7 +34,6 @@ def broker(
         data_dir: Where topics are kept until the next start. Not given: they are gone when it stops.
         json: Print one JSON object: bootstrap_servers, pid, data_dir (null if temporary), kafka_version.
     """
-    configure()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), EmbeddedBroker(data_dir, port) as running:

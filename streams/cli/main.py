@@ -3,37 +3,67 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from streams import errors
+from projections.datasets import DatasetError
+from projections.registry import ResolveError
+from streams import errors, log
 from streams.cli.broker import broker
+from streams.cli.demo import demo
+from streams.cli.get import get
 from streams.cli.load import load
+from streams.cli.rebuild import rebuild
+from streams.cli.run import run
 
 __all__ = ["app", "main"]
 
 app = App(name="refold", help="Fold a Kafka event topic into read models, and rebuild them from history.")
-app.command(broker)
-app.command(load)
+for command in (demo, run, rebuild, get, load, broker):
+    app.command(command)
+
+OURS = (errors.CqrsError, ResolveError, DatasetError, KeyboardInterrupt)
+"""Errors whose message is written for the user; any other is a fault of ours and keeps its stack trace."""
 
 EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (errors.ConfigError, 2),
     (errors.GroupActive, 3),
     (errors.HistoryIncomplete, 4),
     (errors.TopicNotFound, 6),
+    (errors.ModelNotFound, 6),
+    (ResolveError, 6),
     (errors.BrokerUnavailable, 7),
     (errors.RebuildCancelled, 130),
     (KeyboardInterrupt, 130),
-    (errors.CqrsError, 1),
+    (Exception, 1),
 ]
 """What a script can tell apart; the first that fits."""
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Parameter(env_var="REFOLD_LOG_LEVEL")
+    ] = "info",
+    log_format: Annotated[Literal["console", "json"] | None, Parameter(env_var="REFOLD_LOG_FORMAT")] = None,
+) -> None:
+    """Set up logging, then run the command.
+
+    Args:
+        tokens: The command and its options.
+        log_level: What to log, on standard error.
+        log_format: Columns, or one JSON object a line; by default columns on a terminal.
+    """
+    log.configure(level=log_level, style=log_format)
+    app(tokens)
 
 
 def main() -> None:
     """Run the command line. An error of ours is one message and an exit code, never a stack trace."""
     try:
-        app()
-    except (errors.CqrsError, KeyboardInterrupt) as error:
-        text = str(error) or "interrupted"
-        print(f"refold: {text}", file=sys.stderr)  # noqa: T201
+        app.meta()
+    except OURS as error:
+        print(f"refold: {str(error) or 'interrupted'}", file=sys.stderr)  # noqa: T201
         sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))

@@ -72,11 +72,12 @@ class FoldOptions:
         found = resolve(projection)
         kafka = load(KafkaSettings, bootstrap_servers=self.bootstrap_servers)
         generation = generation_id(found.name, found.version)
+        events = KafkaEventStore(self.topic, codec=self._codec(), kafka=kafka)
         return Wired(
             projection=found,
-            events=KafkaEventStore(self.topic, codec=self._codec(), kafka=kafka),
+            events=events,
             store=RocksStore(self.state_dir / generation),
-            checkpoints=KafkaCheckpointStore(self.group or f"refold.{generation}", kafka=kafka),
+            checkpoints=KafkaCheckpointStore(self.group or f"refold.{generation}", events),
             settings=load(
                 FoldSettings, checkpoint_events=self.checkpoint_events, cache_bytes=self.cache_bytes
             ),

@@ -16,7 +16,7 @@ from streams.data.agent import Agent, AgentStatus
 from streams.data.checkpoint import KafkaCheckpointStore, Stamp
 from streams.data.generation import Manifest, RocksStore
 from streams.data.source import KafkaEventStore
-from streams.errors import GroupActive, HistoryIncomplete, RebuildCancelled, at
+from streams.errors import HistoryIncomplete, RebuildCancelled, at
 from streams.log import get_logger
 from streams.types import RebuildProgress, TopicInfo, Watermarks
 
@@ -159,16 +159,7 @@ class RebuildCoordinator:
             return progress
 
     def _preflight(self, cluster: Cluster, topic: TopicInfo) -> dict[int, Watermarks]:
-        members = cluster.members(self._checkpoints.group)
-        if members:
-            raise GroupActive(
-                f"Group {self._checkpoints.group!r} is folding: "
-                + ", ".join(f"{member.client_id} on {member.host}" for member in members)
-                + ". Stop these processes first (SIGTERM drains them); one that was killed is dropped by the broker "
-                "after its session timeout (45 s unless set otherwise).",
-                projection=self._projection.name,
-                topic=topic.name,
-            )
+        cluster.check_inactive(self._checkpoints.group)
         watermarks = cluster.watermarks(topic)
         missing = [
             f"{at(topic.name, partition)} lacks its first {marks.low} offsets"
@@ -248,7 +239,7 @@ class _Others:
     def look(self) -> dict[int, tuple[int, int]]:
         """Give partition → (position, events), of this epoch's stamped commits; asked of Kafka now and then."""
         if time.monotonic() - self._looked >= _OTHERS_S:
-            committed = self._cluster.committed(self._group).get(self._topic.name, {})
+            committed = self._cluster.committed(self._group, self._topic)
             for partition, one in committed.items():
                 stamp = Stamp.parse(one.metadata)
                 if stamp is not None and stamp.epoch == self._epoch:

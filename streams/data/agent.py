@@ -269,7 +269,7 @@ class Agent:
         A crash in between has written nothing but empty stores.
         """
         # Step 1
-        committed = self._events.cluster.committed(self._group).get(self._topic.name, {})
+        committed = self._events.cluster.committed(self._group, self._topic)
         watermarks = self._events.cluster.watermarks(self._topic)
         positions = {}
         for partition in partitions:
@@ -294,7 +294,6 @@ class Agent:
             self._unmirrored.add(partition)
             positions[partition] = fold.position
         log.info("partitions.assigned", projection=self._projection.name, positions=positions)
-        self._publish()
         return positions
 
     def _honour(
@@ -397,7 +396,6 @@ class Agent:
             held.fold.close()
         if partitions:
             log.info("partitions.released", projection=self._projection.name, partitions=list(partitions))
-        self._publish()
 
 
 @dataclass(slots=True)

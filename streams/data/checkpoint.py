@@ -8,8 +8,8 @@ from typing import Protocol
 
 import msgspec
 
-from streams.cluster import Cluster
-from streams.config import FoldSettings, KafkaSettings, load
+from streams.config import FoldSettings
+from streams.data.source import KafkaEventStore
 from streams.errors import CheckpointError
 from streams.types import Committed, ProjectionCheckpoint
 
@@ -110,20 +110,13 @@ class KafkaCheckpointStore:
     Dashboards and Kafka's own tools read the same offsets.
 
     Args:
-        group: The consumer group. It folds one topic.
-        bootstrap_servers: Where Kafka is, unless `kafka` says.
-        kafka: All connection settings.
+        group: The consumer group.
+        events: The log that it folds.
     """
 
-    def __init__(
-        self,
-        group: str,
-        *,
-        bootstrap_servers: str | None = None,
-        kafka: KafkaSettings | None = None,
-    ) -> None:
+    def __init__(self, group: str, events: KafkaEventStore) -> None:
         self.group = group
-        self._cluster = Cluster(kafka or load(KafkaSettings, bootstrap_servers=bootstrap_servers))
+        self._events = events
 
     def load(self, name: str) -> ProjectionCheckpoint | None:
         """Give the group's positions; None where the group has none, or none of ours.
@@ -131,14 +124,14 @@ class KafkaCheckpointStore:
         Raises:
             CheckpointError: The group belongs to another projection.
         """
-        topic, stamped = self._stamped()
+        stamped = self._stamped()
         if not stamped:
             return None
         for _, stamp in stamped.values():
             self._check_name(name, stamp)
         newest = max((stamp for _, stamp in stamped.values()), key=lambda stamp: stamp.time_ms)
         return ProjectionCheckpoint(
-            topic=topic,
+            topic=self._events.topic,
             positions={partition: position for partition, (position, _) in stamped.items()},
             last_event_id=newest.last_event_id,
             events_processed=sum(stamp.events for _, stamp in stamped.values()),
@@ -151,8 +144,16 @@ class KafkaCheckpointStore:
         """Commit the checkpoint's positions for a group that nobody is a member of.
 
         Raises:
+            CheckpointError: The checkpoint is of another topic, or of another projection.
             BrokerError: The group has members.
         """
+        if checkpoint.topic not in ("", self._events.topic):
+            raise CheckpointError(
+                f"A checkpoint of topic {checkpoint.topic!r} cannot be saved for group {self.group!r}, which folds "
+                f"{self._events.topic!r}.",
+                projection=name,
+                topic=checkpoint.topic,
+            )
         stamp = Stamp(
             generation=checkpoint.generation or name,
             epoch=checkpoint.epoch,
@@ -166,9 +167,9 @@ class KafkaCheckpointStore:
         # The count is of all partitions together, so only one of the stamps may carry it.
         rest = msgspec.structs.replace(stamp, events=0).encode()
         first = min(checkpoint.positions, default=None)
-        self._cluster.commit(
+        self._events.cluster.commit(
             self.group,
-            checkpoint.topic,
+            self._events.topic,
             {
                 partition: Committed(position=position, metadata=encoded if partition == first else rest)
                 for partition, position in checkpoint.positions.items()
@@ -182,25 +183,23 @@ class KafkaCheckpointStore:
             GroupActive: It has members, who are named.
             CheckpointError: The group belongs to another projection.
         """
-        for _, stamp in self._stamped()[1].values():
+        for _, stamp in self._stamped().values():
             self._check_name(name, stamp)
-        self._cluster.delete_group(self.group)
+        self._events.cluster.delete_group(self.group)
 
     def epoch(self) -> int:
         """Give the highest epoch that the group's stamps have; 0 where there are none."""
-        return max((stamp.epoch for _, stamp in self._stamped()[1].values()), default=0)
+        return max((stamp.epoch for _, stamp in self._stamped().values()), default=0)
 
-    def _stamped(self) -> tuple[str, dict[int, tuple[int, Stamp]]]:
-        """Give the topic, and each partition's position and stamp; an offset without our stamp is left out."""
-        for topic, committed in self._cluster.committed(self.group).items():
-            stamped = {
-                partition: (found.position, stamp)
-                for partition, found in committed.items()
-                if (stamp := Stamp.parse(found.metadata)) is not None
-            }
-            if stamped:
-                return topic, stamped
-        return "", {}
+    def _stamped(self) -> dict[int, tuple[int, Stamp]]:
+        """Give each partition's position and stamp; an offset without our stamp is left out."""
+        cluster = self._events.cluster
+        committed = cluster.committed(self.group, cluster.topic(self._events.topic))
+        return {
+            partition: (found.position, stamp)
+            for partition, found in committed.items()
+            if (stamp := Stamp.parse(found.metadata)) is not None
+        }
 
     def _check_name(self, name: str, stamp: Stamp) -> None:
         if not belongs(stamp.generation, name):

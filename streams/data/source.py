@@ -120,7 +120,11 @@ class Subscription:
             {
                 **store.kafka.client(
                     **_CLIENT,
-                    **{"session.timeout.ms": int(session_timeout_s * 1000), "client.id": "refold"},
+                    **{
+                        "session.timeout.ms": int(session_timeout_s * 1000),
+                        "heartbeat.interval.ms": min(3000, int(session_timeout_s * 1000 / 3)),
+                        "client.id": "refold",
+                    },
                 ),
                 "group.id": group,
                 "on_commit": self._on_commit,

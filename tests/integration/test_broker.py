@@ -210,10 +210,15 @@ def test_second_start_on_a_data_dir_keeps_topics_records_and_cluster_id(tmp_path
     with EmbeddedBroker(data_dir) as broker:
         assert read(broker, "kept") == [b"once"]
         clusters.append(AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics().cluster_id)
-    with EmbeddedBroker(tmp_path / "another") as broker:
-        clusters.append(AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics().cluster_id)
     assert clusters[0] == clusters[1]
-    assert clusters[0] != clusters[2]
+
+
+def test_two_data_dirs_are_two_clusters(tmp_path: Path) -> None:
+    installation = _install.install()
+    for name in ("one", "two"):
+        installation.format(tmp_path / name)
+    one, two = ((tmp_path / name / "meta.properties").read_text().split() for name in ("one", "two"))
+    assert {line.split("=")[0] for line in set(one) ^ set(two)} == {"cluster.id", "directory.id"}
 
 
 def test_second_broker_on_a_data_dir_is_refused_and_harms_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,228 @@
+"""`refold demo`: the main job on real data, from an empty machine to compared read models."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+from uuid import uuid4
+
+import orjson
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from projections.datasets import flight_events
+from projections.flights import AircraftLog
+from streams.broker import EmbeddedBroker
+from streams.cli.progress import watch
+from streams.cluster import Cluster
+from streams.config import FoldSettings, KafkaSettings, load
+from streams.control.live import live_agent
+from streams.control.rebuild import RebuildCoordinator
+from streams.data.agent import Agent
+from streams.data.checkpoint import KafkaCheckpointStore
+from streams.data.generation import RocksStore
+from streams.data.source import KafkaEventStore
+from streams.errors import RebuildError
+from streams.loader import Loader
+
+__all__ = ["demo"]
+
+_SHOWN_AIRCRAFT = "N14228"
+_REDRAW_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What the demo measured; the object that `--json` prints."""
+
+    events: int
+    models: int
+    partitions: int
+    live_events_per_second: int
+    rebuild_events_per_second: int
+    identical: bool
+    rebuild_seconds: float
+
+
+def demo(
+    *,
+    bootstrap_servers: Annotated[str | None, Parameter(env_var="REFOLD_BOOTSTRAP_SERVERS")] = None,
+    partitions: int = 4,
+    json: bool = False,
+) -> None:
+    """Fold a year of real flights live, rebuild from the beginning, and compare the two byte for byte.
+
+    Starts a real Kafka on this machine, unless an address is given; there the demo uses a topic and a consumer
+    group of its own. Everything it made is removed at the end, also after Ctrl-C.
+
+    Example: refold demo
+
+    Args:
+        bootstrap_servers: Your own Kafka, as host:port.
+        partitions: Partitions of the topic.
+        json: Print the figures as one JSON object.
+    """
+    console = Console(stderr=True)
+    with _sigterm_as_interrupt(), ExitStack() as stack:
+        if bootstrap_servers is None:
+            with console.status("Starting Apache Kafka (the first time fetches about 80 MB) …"):
+                broker = stack.enter_context(EmbeddedBroker())
+            bootstrap_servers = broker.bootstrap_servers
+        kafka = load(KafkaSettings, bootstrap_servers=bootstrap_servers)
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="refold-demo-")))
+        name = f"refold-demo-{uuid4().hex[:8]}"
+        console.print(f"Kafka at {kafka.bootstrap_servers}, topic and group {name}, state in {directory}")
+        figures, shown = _run(_Parts(kafka, name, directory), partitions, console, stack)
+    if json:
+        print(orjson.dumps(asdict(figures)).decode())  # noqa: T201
+    else:
+        _print(figures, shown)
+    if not figures.identical:
+        raise RebuildError("The rebuilt models differ from the live ones.")
+
+
+class _Parts:
+    """The demo's projection with its topic, group and state."""
+
+    def __init__(self, kafka: KafkaSettings, name: str, directory: Path) -> None:
+        self.name = name
+        self.kafka = kafka
+        self.cluster = Cluster(kafka)
+        self.projection = AircraftLog()
+        self.events = KafkaEventStore(name, kafka=kafka)
+        self.store = RocksStore(directory / "state")
+        self.checkpoints = KafkaCheckpointStore(name, self.events)
+        self.settings = load(FoldSettings)
+
+    def remove(self) -> None:
+        """Remove the topic and the group."""
+        self.cluster.delete_topic(self.name)
+        self.cluster.delete_group(self.name)
+
+    def models(self) -> dict[str, bytes]:
+        """Read all models, as stored."""
+        with self.store.reader(self.projection) as reader:
+            return dict(reader.raw_items())
+
+
+def _run(
+    parts: _Parts, partitions: int, console: Console, stack: ExitStack
+) -> tuple[Figures, dict[str, object]]:
+    loader = Loader(parts.kafka, parts.name)
+    loader.create_topic(partitions)
+    stack.callback(parts.remove)
+    loaded = _load(loader, console)
+    live_rate = _fold_live(parts, loaded, console)
+    live = parts.models()
+    coordinator = RebuildCoordinator(
+        parts.projection, parts.events, parts.store, parts.checkpoints, settings=parts.settings
+    )
+    progress = asyncio.run(watch(coordinator, coordinator.rebuild_from_beginning(), console))
+    rebuilt = parts.models()
+    figures = Figures(
+        events=progress.events_processed,
+        models=len(rebuilt),
+        partitions=partitions,
+        live_events_per_second=round(live_rate),
+        rebuild_events_per_second=round(progress.events_per_second),
+        identical=rebuilt == live and progress.events_processed == loaded,
+        rebuild_seconds=round(progress.elapsed_seconds, 3),
+    )
+    return figures, orjson.loads(rebuilt[_SHOWN_AIRCRAFT])
+
+
+def _load(loader: Loader, console: Console) -> int:
+    """Write the flights to the topic; give the number of events."""
+    columns = (TextColumn("load   "), BarColumn(bar_width=40), TextColumn("{task.completed:>9,} events"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("load", total=None)
+        loaded = loader.load(flight_events(), progress=lambda count: bar.update(task, completed=count))
+        bar.update(task, total=loaded.records, completed=loaded.records)
+    return loaded.records
+
+
+def _fold_live(parts: _Parts, events: int, console: Console) -> float:
+    """Fold as the service would, until the lag is 0; give the events per second."""
+    agent = live_agent(parts.projection, parts.events, parts.store, parts.checkpoints, parts.settings)
+    ends = {p: marks.high for p, marks in parts.cluster.watermarks(parts.cluster.topic(parts.name)).items()}
+    columns = (
+        TextColumn("live   "),
+        BarColumn(bar_width=40),
+        TextColumn("lag {task.fields[lag]:>9,}  {task.fields[rate]:>9,.0f} events/s"),
+    )
+    total = sum(ends.values())
+    started = time.monotonic()
+    with Progress(*columns, console=console) as bar, _running(agent) as ended:
+        task = bar.add_task("live", total=total, lag=total, rate=0.0)
+        lag = total
+        while lag and not ended.wait(_REDRAW_S):
+            committed = agent.status.committed
+            lag = sum(max(0, end - committed.get(p, 0)) for p, end in ends.items())
+            rate = agent.status.events / (time.monotonic() - started)
+            bar.update(task, completed=total - lag, lag=lag, rate=rate)
+        return events / (time.monotonic() - started)
+
+
+@contextmanager
+def _running(agent: Agent) -> Iterator[threading.Event]:
+    """Run an agent on a thread for the time of the block; the event is set if it ends by itself."""
+    ended = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            agent.run()
+        except BaseException as error:  # noqa: BLE001  (raised again by the block's end)
+            failures.append(error)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=run, name="refold-agent")
+    thread.start()
+    try:
+        yield ended
+    finally:
+        agent.stop()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _print(figures: Figures, shown: dict[str, object]) -> None:
+    """Print one aircraft and the figures, for people."""
+    aircraft = orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()
+    same = "identical, byte for byte" if figures.identical else "DIFFERENT"
+    text = (
+        f"Aircraft {_SHOWN_AIRCRAFT}, as rebuilt:\n{aircraft}\n\n"
+        f"events            {figures.events:>10,}\n"
+        f"models            {figures.models:>10,}\n"
+        f"partitions        {figures.partitions:>10,}\n"
+        f"folded live       {figures.live_events_per_second:>10,} events/s\n"
+        f"rebuilt           {figures.rebuild_events_per_second:>10,} events/s, in {figures.rebuild_seconds:.1f} s\n"
+        f"live and rebuilt  {same}"
+    )
+    print(text)  # noqa: T201
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM clean up as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

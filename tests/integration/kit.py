@@ -1,0 +1,255 @@
+"""A projection wired to the real broker, processes that fold it, and the truth to compare with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+
+from projections.contract import CqrsProjection
+from streams.cluster import QUIET, Cluster
+from streams.config import FoldSettings, KafkaSettings
+from streams.control.live import live_agent
+from streams.control.rebuild import RebuildCoordinator
+from streams.data.agent import Agent
+from streams.data.checkpoint import KafkaCheckpointStore, generation_id
+from streams.data.codec import EventCodec
+from streams.data.generation import RocksStore
+from streams.data.source import KafkaEventStore
+from streams.types import Committed, TopicInfo
+from tests.support import Tally, envelope, folded
+
+T = TypeVar("T")
+TALLY = "tests.support:Tally"
+DEADLINE_S = 60.0
+
+
+def until(what: str, look: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
+    """Ask until the answer is true, and give it; fail, saying what was waited for, at the deadline."""
+    deadline = time.monotonic() + deadline_s
+    while not (answer := look()):
+        assert time.monotonic() < deadline, f"not within {deadline_s:g} s: {what}"
+        time.sleep(0.01)
+    return answer
+
+
+def produce(
+    bootstrap: str,
+    topic: str,
+    values: Iterable[tuple[str | bytes | None, bytes | None]],
+    *,
+    partition: int | None = None,
+    **settings: Any,
+) -> None:
+    """Write (key, value) records, in order, and wait until they are there."""
+    producer = Producer(
+        {"bootstrap.servers": bootstrap, "linger.ms": 5, "enable.idempotence": True, "log_level": QUIET}
+        | {"queue.buffering.max.messages": 1_000_000}
+        | settings
+    )
+    failures: list[KafkaError] = []
+
+    def delivered(error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            failures.append(error)
+
+    where = {} if partition is None else {"partition": partition}
+    for number, (key, value) in enumerate(values):
+        producer.produce(topic, value=value, key=key, on_delivery=delivered, **where)
+        if number % 1000 == 0:
+            producer.poll(0)
+    assert producer.flush(DEADLINE_S) == 0
+    assert not failures
+
+
+def tally_events(count: int, streams: int = 50, first: int = 0) -> list[tuple[str, bytes]]:
+    """Events over several streams; some decline, some delete."""
+    return [
+        (
+            f"stream-{number * 7 % streams}",
+            envelope(number, "ignore" if number % 11 == 0 else "drop" if number % 97 == 0 else "add"),
+        )
+        for number in range(first, first + count)
+    ]
+
+
+def read_log(bootstrap: str, topic: TopicInfo) -> dict[int, list[Message]]:
+    """Read the whole topic, as read_committed, by plain means."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "read-log",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+            "log_level": QUIET,
+        }
+    )
+    consumer.assign([TopicPartition(topic.name, partition, 0) for partition in range(topic.partitions)])
+    log: dict[int, list[Message]] = {partition: [] for partition in range(topic.partitions)}
+    ended: set[int] = set()
+    deadline = time.monotonic() + DEADLINE_S
+    while len(ended) < topic.partitions:
+        assert time.monotonic() < deadline, "the log could not be read"
+        for message in consumer.consume(1000, 0.1):
+            if message.error() is None:
+                log[message.partition()].append(message)
+            else:
+                assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
+                ended.add(message.partition())
+    consumer.close()
+    return log
+
+
+@dataclass
+class Kit:
+    """One projection over one topic, with its group and state directory."""
+
+    bootstrap: str
+    topic: str
+    group: str
+    state_dir: Path
+    projection: CqrsProjection[Any] = field(default_factory=Tally)
+    codec: EventCodec | None = None
+    settings: FoldSettings = field(default_factory=FoldSettings)
+    kafka_settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kafka = KafkaSettings(bootstrap_servers=self.bootstrap, **self.kafka_settings)
+        self.events = KafkaEventStore(self.topic, codec=self.codec, kafka=self.kafka)
+        self.cluster: Cluster = self.events.cluster
+        name = generation_id(self.projection.name, self.projection.version)
+        self.store = RocksStore(self.state_dir / name, wait_s=self.settings.store_wait_s)
+        self.checkpoints = KafkaCheckpointStore(self.group, self.events)
+
+    def coordinator(self, **options: Any) -> RebuildCoordinator:
+        return RebuildCoordinator(
+            self.projection, self.events, self.store, self.checkpoints, settings=self.settings, **options
+        )
+
+    def agent(self, **options: Any) -> Agent:
+        return live_agent(
+            self.projection, self.events, self.store, self.checkpoints, self.settings, **options
+        )
+
+    def fold_all(self, **options: Any) -> Agent:
+        """Fold in this process until the topic's present end is committed."""
+        topic = self.cluster.topic(self.topic)
+        ends = {partition: marks.high for partition, marks in self.cluster.watermarks(topic).items()}
+        agent = self.agent(**options)
+        agent._done = lambda status: all(status.positions.get(p, -1) >= end for p, end in ends.items())
+        agent.run()
+        return agent
+
+    def models(self) -> dict[str, Any]:
+        with self.store.reader(self.projection) as reader:
+            return dict(reader.items())
+
+    def positions(self) -> dict[int, int]:
+        with self.store.reader(self.projection) as reader:
+            return {partition: state.position for partition, state in reader.states().items()}
+
+    def raw(self) -> dict[str, bytes]:
+        with self.store.reader(self.projection) as reader:
+            return dict(reader.raw_items())
+
+    def check(self, log: dict[int, list[Message]] | None = None) -> int:
+        """Check that models == fold(log[start:position]) in every partition; give how many events that is."""
+        log = log if log is not None else read_log(self.bootstrap, self.cluster.topic(self.topic))
+        expected: dict[str, Any] = {}
+        events = 0
+        with self.store.reader(self.projection) as reader:
+            states = reader.states()
+            models = dict(reader.items())
+        for partition, state in states.items():
+            done = [record for record in log[partition] if state.start <= record.offset() < state.position]
+            assert state.events == len(done), f"partition {partition} counted {state.events}, is {len(done)}"
+            expected |= folded(done, self.projection, self.codec)
+            events += len(done)
+        assert models == expected
+        assert sum(state.models for state in states.values()) == len(expected)
+        return events
+
+    def committed(self) -> dict[int, Committed]:
+        """The group's committed offsets."""
+        return self.cluster.committed(self.group, self.cluster.topic(self.topic))
+
+    def lag(self) -> int:
+        """Records between the group's committed offsets and the end."""
+        topic = self.cluster.topic(self.topic)
+        committed = self.cluster.committed(self.group, topic)
+        return sum(
+            marks.high - (committed[partition].position if partition in committed else marks.low)
+            for partition, marks in self.cluster.watermarks(topic).items()
+        )
+
+    @contextmanager
+    def process(
+        self, *arguments: str, command: str = "run", projection: str = TALLY, env: dict[str, str] | None = None
+    ) -> Iterator[Process]:
+        """Run `refold COMMAND` in a process of its own; it is killed at the end if it still runs."""
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        log = self.state_dir.parent / f"{command}-{time.time_ns()}.log"
+        with log.open("w") as handle:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "streams", "--log-level", "info", "--log-format", "json", command, projection]
+                + ["--topic", self.topic, "--group", self.group, "--state-dir", str(self.state_dir), *arguments],
+                env={**os.environ, "REFOLD_BOOTSTRAP_SERVERS": self.bootstrap, **(env or {})},
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                cwd=Path(__file__).parents[2],
+            )
+            try:
+                yield Process(process, log)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+
+
+@dataclass
+class Process:
+    """A `refold` process that a test started."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM; give the exit code, which must come within ten seconds."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(10)
+
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> int:
+        return self.process.wait(deadline_s)
+
+
+def wait_for_log(process: Process, texts: Sequence[str]) -> None:
+    """Wait until the process has logged all of these."""
+    until(
+        f"{texts} in the process's log",
+        lambda: all(text in process.output() for text in texts) or (not process.runs() and _died(process)),
+    )
+
+
+def _died(process: Process) -> bool:
+    raise AssertionError(f"the process ended with {process.process.returncode}:\n{process.output()}")

@@ -1,0 +1,508 @@
+"""Live folding against the real broker: crashes, rebalances, offsets, and everything that must be refused."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions
+
+from projections.contract import CqrsProjection, Event
+from streams.config import FoldSettings
+from streams.data.checkpoint import Stamp
+from streams.data.codec import CloudEventsCodec
+from streams.errors import (
+    CodeChanged,
+    EventError,
+    ForeignOffset,
+    HistoryIncomplete,
+    ProjectionError,
+    StoreLocked,
+    TopicChanged,
+    TopicNotFound,
+)
+from tests.integration.kit import Kit, produce, read_log, tally_events, until, wait_for_log
+from tests.support import Tally, envelope, folded
+
+NewKit = Callable[..., Kit]
+
+
+def test_folds_every_event_and_goes_on_from_there(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(2000))
+    assert kit.fold_all().status.events == 2000
+    assert kit.check() == 2000
+    produce(kit.bootstrap, kit.topic, tally_events(500, first=2000))
+    assert kit.fold_all().status.events == 500
+    assert kit.check() == 2500
+
+
+@pytest.mark.parametrize("every", [1, 7, 1000])
+def test_a_given_checkpoint_interval_is_kept_exactly(new_kit: NewKit, every: int) -> None:
+    kit = new_kit(partitions=1, settings=FoldSettings(checkpoint_events=every, checkpoint_seconds=100))
+    produce(kit.bootstrap, kit.topic, tally_events(50))
+    committed: set[int] = set()
+    agent = kit.agent()
+    agent._done = lambda status: committed.update(status.committed.values()) or status.positions.get(0) == 50  # type: ignore[func-returns-value]
+    agent.run()
+    expected = set(range(0, 51, every)) | ({0, 50} if every <= 50 else {0, 50})
+    assert committed <= expected
+    assert kit.check() == 50
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_models_are_the_fold_of_the_log(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(150_000, streams=5000))
+    log = read_log(kit.bootstrap, kit.cluster.topic(kit.topic))
+    rng = random.Random(7)
+    seen = []
+    for _ in range(8):
+        # A killed member's partitions are given out again after its session timeout.
+        with kit.process("--checkpoint-events", "500", env={"REFOLD_SESSION_TIMEOUT_S": "2"}) as process:
+            wait_for_log(process, ["partitions.assigned"])
+            time.sleep(rng.uniform(0.0, 0.25))  # the moment of the crash, not a wait for anything
+            process.kill()
+        seen.append(kit.check(log))
+    assert seen == sorted(seen)
+    assert any(0 < count < 150_000 for count in seen), f"no kill hit the middle of the fold: {seen}"
+    kit.fold_all()
+    assert kit.check(log) == 150_000
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_partitions_and_hand_them_over_in_the_middle(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=6)
+    produce(kit.bootstrap, kit.topic, tally_events(60_000, streams=500))
+    # A checkpoint at each event makes the fold slow enough for the handover to fall into its middle.
+    slow = ("--checkpoint-events", "5")
+    with kit.process(*slow) as first:
+        wait_for_log(first, ["partitions.assigned"])
+        with kit.process(*slow) as second:
+            wait_for_log(second, ['"positions"'])
+            until("both hold partitions", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [3, 3])
+            assert kit.lag() > 0, "the fold was over before the handover"
+            assert first.terminate() == 0
+            until(
+                "the second has all",
+                lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [6],
+            )
+            until("lag 0", lambda: kit.lag() == 0)
+            assert second.terminate() == 0
+    assert kit.check() == 60_000
+
+
+def test_offsets_and_stamps_are_as_kafkas_admin_client_sees_them(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(100))
+    kit.fold_all()
+    admin = AdminClient({"bootstrap.servers": kit.bootstrap})
+    futures = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(kit.group)])
+    committed = {where.partition: where for where in futures[kit.group].result().topic_partitions}
+    positions = kit.positions()
+    assert {partition: where.offset for partition, where in committed.items()} == positions
+    for where in committed.values():
+        stamp = Stamp.parse(where.metadata)
+        assert stamp is not None
+        assert (stamp.generation, stamp.epoch) == ("tally.v1", 1)
+        assert len(stamp.fingerprint) == 16
+    checkpoint = kit.checkpoints.load("tally")
+    assert checkpoint is not None
+    assert (checkpoint.topic, checkpoint.positions, checkpoint.events_processed) == (kit.topic, positions, 100)
+
+
+def test_mirror_is_never_ahead_of_the_store(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1, settings=FoldSettings(checkpoint_events=50))
+    produce(kit.bootstrap, kit.topic, tally_events(3000))
+    agent = kit.agent()
+
+    def look(status: Any) -> bool:
+        mirrored = kit.committed()
+        for partition, committed in mirrored.items():
+            assert committed.position <= status.committed[partition]
+        return bool(status.positions.get(0) == 3000)
+
+    agent._done = look
+    agent.run()
+    assert kit.check() == 3000
+
+
+@pytest.mark.parametrize("how", ["run", "rebuild"])
+async def test_transactions_committed_and_aborted_end_at_exactly_the_end(new_kit: NewKit, how: str) -> None:
+    kit = new_kit(partitions=2)
+    producer = Producer({"bootstrap.servers": kit.bootstrap, "transactional.id": kit.group})
+    producer.init_transactions(30)
+    for number, outcome in enumerate(["commit", "abort", "commit", "abort", "abort"]):
+        producer.begin_transaction()
+        for key, value in tally_events(20, first=number * 20):
+            producer.produce(kit.topic, value=value, key=key)
+        producer.flush()
+        (producer.commit_transaction if outcome == "commit" else producer.abort_transaction)(30)
+    ends = {p: marks.high for p, marks in kit.cluster.watermarks(kit.cluster.topic(kit.topic)).items()}
+    assert sum(ends.values()) > 100  # the markers have offsets of their own
+    if how == "run":
+        kit.fold_all()
+    else:
+        progress = await kit.coordinator().rebuild_from_beginning()
+        assert progress.completion_percentage() == 100.0
+        assert (progress.events_processed, progress.total_events) == (40, 40)
+        assert {p: lag.position for p, lag in progress.partitions.items()} == ends
+    assert kit.positions() == ends
+    assert kit.lag() == 0
+    assert kit.check() == 40
+
+
+def test_open_transaction_is_waited_for_by_nobody_and_folded_when_it_commits(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(10))
+    producer = Producer({"bootstrap.servers": kit.bootstrap, "transactional.id": kit.group})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(kit.topic, value=envelope(10), key="stream-0")
+    producer.flush()
+    kit.fold_all()
+    assert kit.check() == 10
+    producer.commit_transaction(30)
+    kit.fold_all()
+    assert kit.check() == 11
+
+
+BAD_RECORDS: dict[str, tuple[bytes | None, bytes | None, str]] = {
+    "undecodable": (b"k", b"{not json", "is not JSON"),
+    "no type": (b"k", b'{"id":"x"}', "no 'type'"),
+    "null value": (b"k", None, "the value is null"),
+    "key not UTF-8": (b"\xff\xfe", b'{"type":"add"}', "is not UTF-8"),
+    "no key": (None, b'{"type":"add"}', "no key"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_RECORDS)
+def test_bad_record_stops_with_its_coordinates_and_everything_before_it_is_kept(new_kit: NewKit, kind: str) -> None:
+    key, value, why = BAD_RECORDS[kind]
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(30))
+    produce(kit.bootstrap, kit.topic, [(key, value)])
+    produce(kit.bootstrap, kit.topic, tally_events(5, first=31))
+    for _ in range(2):  # again at the next start: the same place, nothing twice
+        with pytest.raises(EventError) as raised:
+            kit.fold_all()
+        assert f"{kit.topic}[0]@30 is no event" in str(raised.value)
+        assert why in str(raised.value)
+        assert kit.positions() == {0: 30}
+        log = read_log(kit.bootstrap, kit.cluster.topic(kit.topic))
+        assert kit.models() == folded(log[0][:30])
+
+
+@pytest.mark.parametrize("kind", ["fail", "unstorable"])
+def test_failing_user_code_stops_in_front_of_its_event_and_the_corrected_code_goes_on(
+    new_kit: NewKit, kind: str
+) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(200), partition=0)
+    produce(kit.bootstrap, kit.topic, [("stream-0", envelope(200, kind))], partition=0)
+    produce(kit.bootstrap, kit.topic, tally_events(100, first=201), partition=0)
+    produce(kit.bootstrap, kit.topic, [("other", envelope(1)) for _ in range(50)], partition=1)
+    for _ in range(2):
+        with pytest.raises(ProjectionError) as raised:
+            kit.fold_all()
+        assert (raised.value.partition, raised.value.offset, raised.value.event_id) == (0, 200, "e200")
+        assert f"{kit.topic}[0]@200" in str(raised.value)
+        assert kit.positions()[0] == 200
+        assert kit.models()["stream-0"] == folded(
+            read_log(kit.bootstrap, kit.cluster.topic(kit.topic))[0][:200]
+        )["stream-0"]
+
+    class Corrected(Tally):
+        name = "tally"
+
+        def extract_model_id(self, event: Event) -> str | None:
+            return None if event.type == kind else super().extract_model_id(event)
+
+    kit.projection = Corrected()
+    kit.fold_all(adopt=True)
+    assert kit.check() == 351
+
+
+def test_event_of_900_kb_is_folded(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(
+        kit.bootstrap,
+        kit.topic,
+        [("a", envelope(0)), ("a", envelope(1, text="x" * 900_000)), ("a", envelope(2))],
+    )
+    kit.fold_all()
+    assert kit.check() == 3
+
+
+def test_typed_async_projection_folds_cloudevents(new_kit: NewKit) -> None:
+    class Count(CqrsProjection[dict]):  # type: ignore[type-arg]
+        name = "count"
+
+        def extract_model_id(self, event: Event) -> str | None:
+            return event.stream
+
+        async def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any]:
+            return {"n": (model or {"n": 0})["n"] + event.data["n"]}
+
+    kit = new_kit(partitions=1, projection=Count(), codec=CloudEventsCodec())
+    event = b'{"specversion":"1.0","id":"1","source":"/s","type":"T","data":{"n":2}}'
+    produce(kit.bootstrap, kit.topic, [("a", event), ("b", event), ("a", event)])
+    kit.fold_all()
+    assert kit.models() == {"a": {"n": 4}, "b": {"n": 2}}
+
+
+# Offsets that somebody else set
+
+
+def test_group_reset_to_the_beginning_by_an_admins_tool_rebuilds(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(500))
+    kit.fold_all()
+    before = kit.raw()
+    reset(kit, dict.fromkeys(kit.positions(), 0))
+    agent = kit.fold_all()
+    assert agent.status.events == 500
+    assert kit.raw() == before
+    assert kit.check() == 500
+
+
+@pytest.mark.parametrize("offset", [3, 99999])
+def test_group_set_to_what_the_state_cannot_honour_is_refused_and_the_state_kept(new_kit: NewKit, offset: int) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(50))
+    kit.fold_all()
+    before = kit.raw()
+    reset(kit, {0: offset})
+    with pytest.raises(ForeignOffset, match=rf"\[0\]@{offset} .*position 50.*--to-earliest"):
+        kit.fold_all()
+    assert kit.raw() == before
+    reset(kit, {0: 50})  # the way out that the message names
+    kit.fold_all()
+    assert kit.check() == 50
+
+
+def test_group_of_another_projection_is_refused(new_kit: NewKit, tmp_path: Path) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(10))
+    kit.fold_all()
+
+    class Other(Tally):
+        name = "other"
+
+    other = Kit(kit.bootstrap, kit.topic, kit.group, tmp_path / "other", Other())
+    with pytest.raises(ForeignOffset, match="cannot share a group"):
+        other.fold_all()
+    assert kit.lag() == 0
+
+
+def test_lost_disk_is_folded_again_from_the_log(new_kit: NewKit, tmp_path: Path) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(300))
+    kit.fold_all()
+    empty = Kit(kit.bootstrap, kit.topic, kit.group, tmp_path / "new-disk")
+    assert empty.fold_all().status.events == 300
+    assert empty.raw() == kit.raw()
+
+
+def reset(kit: Kit, offsets: dict[int, int]) -> None:
+    """Set the group's offsets as Kafka's own tool does."""
+    admin = AdminClient({"bootstrap.servers": kit.bootstrap})
+    wanted = [TopicPartition(kit.topic, partition, offset) for partition, offset in offsets.items()]
+    request = [ConsumerGroupTopicPartitions(kit.group, wanted)]
+    result = admin.alter_consumer_group_offsets(request)[kit.group].result()
+    assert all(where.error is None for where in result.topic_partitions)
+
+
+# Topics and stores that are not what they were
+
+
+def test_unknown_topic_is_named_with_near_ones(new_kit: NewKit) -> None:
+    kit = new_kit()
+    near = f"{kit.topic[:-1]}x"
+    with pytest.raises(TopicNotFound, match=f"{near}.*does not exist.*{kit.topic}"):
+        Kit(kit.bootstrap, near, kit.group, kit.state_dir).agent()
+
+
+def test_topic_made_again_is_refused(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(10))
+    kit.fold_all()
+    before = kit.raw()
+    kit.cluster.delete_topic(kit.topic)
+    until("the topic is gone", lambda: kit.topic not in kit.cluster.topics())
+    kit.cluster.create_topic(kit.topic, 1)
+    with pytest.raises(TopicChanged, match="made again"):
+        kit.agent()
+    assert kit.raw() == before
+
+
+def test_partitions_added_are_refused(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(10))
+    kit.fold_all()
+    admin = AdminClient({"bootstrap.servers": kit.bootstrap})
+    admin.create_partitions([NewPartitions(kit.topic, 2)])[kit.topic].result()
+    until("both partitions are known", lambda: kit.cluster.topic(kit.topic).partitions == 2)
+    with pytest.raises(TopicChanged, match="2 partitions, and .* from 1"):
+        kit.agent()
+
+
+def test_events_deleted_before_they_were_folded_are_named(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(30))
+    kit.fold_all()
+    produce(kit.bootstrap, kit.topic, tally_events(30, first=30))
+    delete_before(kit, 40)
+    with pytest.raises(HistoryIncomplete, match=r"begins at offset 40.*position 30: 10 offsets are gone"):
+        kit.fold_all()
+    assert kit.positions() == {0: 30}
+
+
+def test_new_state_on_a_truncated_topic_must_be_allowed(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(30))
+    delete_before(kit, 10)
+    with pytest.raises(HistoryIncomplete, match="--allow-incomplete"):
+        kit.fold_all()
+    kit.fold_all(allow_incomplete=True)
+    assert kit.check() == 20
+    kit.fold_all()  # once begun, it is not asked again
+
+
+def delete_before(kit: Kit, offset: int) -> None:
+    admin = AdminClient({"bootstrap.servers": kit.bootstrap})
+    where = TopicPartition(kit.topic, 0, offset)
+    assert admin.delete_records([where])[where].result().low_watermark == offset
+
+
+def test_second_process_on_the_same_state_is_refused_and_the_first_unhurt(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1, settings=FoldSettings(store_wait_s=0.2))
+    produce(kit.bootstrap, kit.topic, tally_events(100))
+    with kit.process() as first:
+        wait_for_log(first, ["partitions.assigned"])
+        second = Kit(kit.bootstrap, kit.topic, f"{kit.group}-2", kit.state_dir, settings=kit.settings)
+        with pytest.raises(StoreLocked):
+            second.fold_all()
+        until("lag 0", lambda: kit.lag() == 0)
+        assert first.terminate() == 0
+    assert kit.check() == 100
+
+
+def test_changed_code_is_refused_until_adopted_or_rebuilt(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(10))
+    kit.fold_all()
+
+    class Changed(Tally):
+        name = "tally"
+        version = 2
+
+    changed = Kit(kit.bootstrap, kit.topic, kit.group, kit.state_dir, Changed())
+    changed.store = kit.store
+    with pytest.raises(CodeChanged, match="--adopt"):
+        changed.agent()
+    changed.fold_all(adopt=True)
+    changed.agent()
+
+
+# Brokers
+
+
+@pytest.mark.slow
+def test_broker_that_goes_away_and_comes_back_costs_nothing(private_broker: Any, tmp_path: Path) -> None:
+    bootstrap = private_broker.bootstrap_servers
+    kit = Kit(bootstrap, "outage", "outage", tmp_path / "state")
+    kit.cluster.create_topic("outage", 2)
+    until("the topic is there", lambda: "outage" in kit.cluster.topics())
+    produce(bootstrap, "outage", tally_events(5000))
+    with kit.process() as process:
+        until("lag 0", lambda: kit.lag() == 0)
+        private_broker.kill()
+        wait_for_log(process, ["broker.away"])
+        private_broker.restart()
+        produce(bootstrap, "outage", tally_events(5000, first=5000))
+        until("lag 0 again", lambda: kit.lag() == 0)
+        assert process.terminate() == 0
+    assert kit.check() == 10_000
+
+
+def test_broker_away_at_the_start_is_one_clear_error(new_kit: NewKit) -> None:
+    kit = new_kit()
+    env = {"REFOLD_BOOTSTRAP_SERVERS": "127.0.0.1:1", "REFOLD_REQUEST_TIMEOUT_S": "2"}
+    with kit.process(env=env) as process:
+        assert process.wait(20) == 7
+    assert "No Kafka broker at 127.0.0.1:1 answered within 2 s" in process.output()
+    assert "Traceback" not in process.output()
+
+
+def test_broker_away_for_longer_than_the_limit_ends_the_fold(private_broker: Any, tmp_path: Path) -> None:
+    bootstrap = private_broker.bootstrap_servers
+    kit = Kit(bootstrap, "limit", "limit", tmp_path / "state")
+    kit.cluster.create_topic("limit", 1)
+    until("the topic is there", lambda: "limit" in kit.cluster.topics())
+    produce(bootstrap, "limit", tally_events(100))
+    with kit.process(env={"REFOLD_OUTAGE_LIMIT_S": "2"}) as process:
+        until("lag 0", lambda: kit.lag() == 0)
+        private_broker.kill()
+        assert process.wait(40) == 7
+    assert "REFOLD_OUTAGE_LIMIT_S" in process.output()
+    private_broker.restart()
+    assert kit.check() == 100
+
+
+# Processes
+
+
+def test_sigterm_drains_commits_leaves_and_exits_0(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(20_000))
+    with kit.process() as process:
+        wait_for_log(process, ["partitions.assigned"])
+        assert process.terminate() == 0
+        assert kit.cluster.members(kit.group) == []
+        committed = kit.committed()
+        positions = kit.positions()
+        assert {partition: one.position for partition, one in committed.items()} == {
+            partition: positions.get(partition, 0) for partition in range(4)
+        }
+        assert "run.stopped" in process.output()
+    kit.check()
+
+
+def test_slow_user_code_stops_promptly_at_sigterm(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(500, first=1))
+    with kit.process(projection="tests.integration.slow:SlowTally") as process:
+        wait_for_log(process, ["partitions.assigned"])
+        until("some events are folded", lambda: kit.lag() < 500)
+        began = time.monotonic()
+        assert process.terminate() == 0
+        assert time.monotonic() - began < 5
+    assert 0 < kit.check() < 500
+
+
+def test_reads_beside_the_writer(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(1000))
+    with kit.process() as process:
+        until("lag 0", lambda: kit.lag() == 0)
+        assert kit.check() == 1000
+        assert process.runs()
+
+
+def test_consumer_of_another_kind_in_the_group_takes_no_partition_silently(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(10))
+    consumer = Consumer(
+        {"bootstrap.servers": kit.bootstrap, "group.id": kit.group, "partition.assignment.strategy": "range"}
+    )
+    consumer.subscribe([kit.topic])
+    until("it is in the group", lambda: consumer.poll(0.1) or consumer.assignment())
+    with pytest.raises(Exception, match="INCONSISTENT_GROUP_PROTOCOL"):
+        kit.fold_all()
+    consumer.close()
