@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import zipfile
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -100,30 +101,22 @@ def flight_events() -> Iterator[DemoEvent]:
     """
     path = flights_file()
     zones = _zones(path.with_name("airports.csv"))
-    waiting: list[tuple[int, DemoEvent]] = []
+    # Steps and not yet events: a million dictionaries that wait would keep the garbage collector busy.
+    waiting: list[_Step] = []
     when = itemgetter(0)
     for day, rows in _rows_by_day(path):
         today = day.toordinal() - _EPOCH.toordinal()
         # Nothing of this day or a later one happens before this.
         horizon = _utc(_NEW_YORK, today * _DAY) - SCHEDULED_AHEAD_MINUTES
         waiting.sort(key=when)
-        done = _first_from(waiting, horizon)
-        for _, event in waiting[:done]:
-            yield event
+        done = bisect_left(waiting, horizon, key=when)
+        yield from map(_event, waiting[:done])
         del waiting[:done]
         name = day.isoformat()
         for row in rows:
-            waiting.extend(_events_of_flight(row, today, name, zones))
+            waiting.extend(_steps_of_flight(row, today, name, zones))
     waiting.sort(key=when)
-    for _, event in waiting:
-        yield event
-
-
-def _first_from(waiting: list[tuple[int, DemoEvent]], horizon: int) -> int:
-    for index, (minute, _) in enumerate(waiting):
-        if minute >= horizon:
-            return index
-    return len(waiting)
+    yield from map(_event, waiting)
 
 
 def _rows_by_day(path: Path) -> Iterator[tuple[date, Iterator[list[str]]]]:
@@ -141,47 +134,89 @@ def _rows_by_day(path: Path) -> Iterator[tuple[date, Iterator[list[str]]]]:
         yield day, csv.reader(lines_of.pop(day))
 
 
-def _events_of_flight(
-    row: list[str], today: int, day: str, zones: dict[str, str]
-) -> list[tuple[int, DemoEvent]]:
+class _Flight(NamedTuple):
+    """A row of the file, with its instants as minutes since 1970 (UTC)."""
+
+    stream: str
+    id: str
+    flight: str
+    carrier: str
+    tail: str | None
+    origin: str
+    dest: str
+    departure_planned: int
+    arrival_planned: int
+    miles: int
+    departure_delay: int
+    arrival_delay: int | None
+    air_minutes: int | None
+
+
+def _steps_of_flight(row: list[str], today: int, day: str, zones: dict[str, str]) -> list[_Step]:
     # fmt: off
     (_, _, _, departed, planned, late, arrived, planned_arrival, arrived_late,
      carrier, number, tail, origin, dest, air, miles, _, _, _) = row
     # fmt: on
+    zone = zones[dest]
     # A flight belongs to the day of its scheduled departure, in New York's time.
     departure_planned = _utc(_NEW_YORK, today * _DAY + _minute_of_day(planned))
-    arrival_planned = _next_at(zones[dest], today, planned_arrival, departure_planned)
-    flight = carrier + number
-    flight_id = f"{flight}-{origin}-{day}"
-    aircraft = None if tail == "NA" else tail
-    stream = aircraft or f"flight-{flight_id}"
-    common = {"flight": flight, "carrier": carrier, "tail": aircraft, "origin": origin, "dest": dest}
-
-    def event(minute: int, kind: str, data: dict[str, Any]) -> tuple[int, DemoEvent]:
-        envelope = {"id": f"{flight_id}-{kind}", "type": kind, "time": _text(minute), "data": data}
-        return minute, DemoEvent(stream, envelope)
-
-    plan = {
-        **common,
-        "departure": _text(departure_planned),
-        "arrival": _text(arrival_planned),
-        "distance_miles": int(miles),
-    }
-    events = [event(departure_planned - SCHEDULED_AHEAD_MINUTES, "FlightScheduled", plan)]
+    flight_id = f"{carrier}{number}-{origin}-{day}"
+    flight = _Flight(
+        f"flight-{flight_id}" if tail == "NA" else tail,
+        flight_id,
+        carrier + number,
+        carrier,
+        None if tail == "NA" else tail,
+        origin,
+        dest,
+        departure_planned,
+        _next_at(zone, today, planned_arrival, departure_planned),
+        int(miles),
+        0 if departed == "NA" else int(late),
+        None if arrived_late == "NA" else int(arrived_late),
+        None if air == "NA" else int(air),
+    )
+    scheduled = (departure_planned - SCHEDULED_AHEAD_MINUTES, "FlightScheduled", flight)
     if departed == "NA":
-        events.append(event(departure_planned, "FlightCancelled", common))
-        return events
-    delay = int(late)
-    departure = departure_planned + delay
-    events.append(event(departure, "FlightDeparted", {**common, "delay_minutes": delay}))
-    if arrived != "NA":
-        landing = {
-            **common,
-            "delay_minutes": None if arrived_late == "NA" else int(arrived_late),
-            "air_minutes": None if air == "NA" else int(air),
-        }
-        events.append(event(_next_at(zones[dest], today, arrived, departure), "FlightArrived", landing))
-    return events
+        return [scheduled, (departure_planned, "FlightCancelled", flight)]
+    departure = departure_planned + flight.departure_delay
+    if arrived == "NA":
+        return [scheduled, (departure, "FlightDeparted", flight)]
+    arrival = _next_at(zone, today, arrived, departure)
+    return [scheduled, (departure, "FlightDeparted", flight), (arrival, "FlightArrived", flight)]
+
+
+def _event(step: _Step) -> DemoEvent:
+    minute, kind, of = step
+    (
+        stream,
+        flight_id,
+        flight,
+        carrier,
+        tail,
+        origin,
+        dest,
+        departure,
+        arrival,
+        miles,
+        late,
+        arrived_late,
+        air,
+    ) = of
+    data: dict[str, Any] = {
+        "flight": flight,
+        "carrier": carrier,
+        "tail": tail,
+        "origin": origin,
+        "dest": dest,
+    }
+    if kind == "FlightScheduled":
+        data |= {"departure": _text(departure), "arrival": _text(arrival), "distance_miles": miles}
+    elif kind == "FlightDeparted":
+        data["delay_minutes"] = late
+    elif kind == "FlightArrived":
+        data |= {"delay_minutes": arrived_late, "air_minutes": air}
+    return DemoEvent(stream, {"id": f"{flight_id}-{kind}", "type": kind, "time": _text(minute), "data": data})
 
 
 def _minute_of_day(hhmm: str) -> int:
@@ -232,6 +267,9 @@ def _zones(airports: Path) -> dict[str, str]:
         ) from error
     return {**zones, **_ZONES_NOT_LISTED}
 
+
+_Step = tuple[int, str, _Flight]
+"""When (minutes since 1970, UTC), which event, of which flight."""
 
 _ARTICLES = tuple((f"article-{number:02}", 199 + 350 * number) for number in range(20))
 _OPEN_ORDERS = 200
