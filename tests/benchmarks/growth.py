@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
                 for size in sizes:
                     outcome = runner.run("refold", topics[size])
                     rebuilds[size].append(outcome)
-                    say(f"  {size:>12,} events: {outcome.seconds:.2f} s, {outcome.rss_mb:.0f} MiB")
+                    cost = f"{outcome.seconds:.2f} s ({outcome.cpu_seconds:.1f} s CPU)"
+                    say(f"  {size:>12,} events: {cost}, {outcome.rss_mb:.0f} MiB")
     except ContenderError as error:
         say(f"failed: {error}")
         return 1
@@ -62,6 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
         "rss_mb": [round(figure, 1) for figure in rss_mb],
         "time_ratio": round(seconds[1] / seconds[0], 3),
         "rss_ratio": round(rss_mb[1] / rss_mb[0], 3),
+        "cpu_seconds": [
+            statistics.median(outcome.cpu_seconds for outcome in rebuilds[size]) for size in sizes
+        ],
         "models_equal": equal,
         "keys": options.keys,
     }

@@ -128,7 +128,12 @@ def _report(
         "skipped": skipped,
         "rounds": {
             name: [
-                {"eps": _eps(outcome), "seconds": round(outcome.seconds, 3), "rss_mb": outcome.rss_mb}
+                {
+                    "eps": _eps(outcome),
+                    "seconds": round(outcome.seconds, 3),
+                    "cpu_seconds": outcome.cpu_seconds,
+                    "rss_mb": outcome.rss_mb,
+                }
                 for outcome in ran
             ]
             for name, ran in outcomes.items()

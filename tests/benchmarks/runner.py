@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -98,12 +99,14 @@ class Runner:
                 directory=directory,
             )
             job.path("job.json").write_bytes(msgspec.json.encode(job))
+            before_s = _children_cpu_s()
             self._execute(contender, job)
+            cpu_s = round(_children_cpu_s() - before_s, 2)
             outcome = msgspec.json.decode(job.path("outcome.json").read_bytes(), type=Outcome)
         remove_all(self.bootstrap_servers, group)
         if outcome.events != job.events:
             raise ContenderError(f"{contender} folded {outcome.events} of {topic}'s {job.events} events.")
-        return outcome
+        return msgspec.structs.replace(outcome, cpu_seconds=cpu_s)
 
     def _execute(self, contender: str, job: Job) -> None:
         command = [sys.executable, "-m", "tests.benchmarks.contenders", contender, str(job.path("job.json"))]
@@ -127,6 +130,11 @@ class Runner:
         if status:
             _show_tail(log)
             raise ContenderError(f"{contender} failed with exit status {status}.")
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -43,6 +43,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None = None
     """Of the models, see `workload.digest`; None where the contender has none."""
     models: int = 0
+    cpu_seconds: float = 0.0
+    """Processor time of the whole process from start to exit, reading the models back included; filled in by
+    the runner. Where a figure is low, it tells whether the machine was busy with something else."""
 
 
 def peak_rss_mb() -> float:

@@ -44,12 +44,10 @@ def run(job: Job) -> Outcome:
     """Rebuild once, and read the models back."""
     api: Any = streams
     projection = OrderSummary()
+    event_log = api.KafkaEventStore(job.topic, bootstrap_servers=job.bootstrap_servers)
     store = api.RocksStore(job.path("state"))
     coordinator = api.RebuildCoordinator(
-        projection,
-        api.KafkaEventStore(job.topic, bootstrap_servers=job.bootstrap_servers),
-        store,
-        api.KafkaCheckpointStore(job.group, bootstrap_servers=job.bootstrap_servers),
+        projection, event_log, store, api.KafkaCheckpointStore(job.group, event_log)
     )
 
     async def rebuild() -> float:
