@@ -283,7 +283,7 @@ class _Run:
             if (drop or self.refusal is not None) and not dropped:
                 self.producer.purge(in_queue=True, in_flight=drop)
                 dropped = True
-            self._wait_below(waiting)
+            self._wait_below(waiting, self.producer.flush)  # which also sends what lingers
 
     def conclude(self, ended_by: BaseException | None) -> Loaded:
         """Give the sum, or raise what ended the load with how far it got."""
@@ -310,14 +310,14 @@ class _Run:
         ) from ended_by
 
     def _make_room(self) -> None:
-        self._wait_below(len(self.producer))
+        self._wait_below(len(self.producer), self.producer.poll)
         if self._interrupted:
             raise KeyboardInterrupt  # the record at hand was not taken, and is not counted
 
-    def _wait_below(self, waiting: int) -> None:
+    def _wait_below(self, waiting: int, wait: Callable[[float], object]) -> None:
         deadline = time.monotonic() + self.settings.request_timeout_s
         while len(self.producer) >= waiting:
-            self.producer.poll(0.1)
+            wait(0.1)
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(
                     f"Kafka at {self.settings.bootstrap_servers} has acknowledged nothing for "

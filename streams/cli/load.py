@@ -41,7 +41,7 @@ def load(
     bootstrap_servers: Annotated[str | None, Parameter(env_var="REFOLD_BOOTSTRAP_SERVERS")] = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """Write events from a file to a topic, each exactly once and in order.
+    """Write the events of a file to a topic, each once, the events of a stream in order.
 
     Each record becomes {"id", "type", "time", "data", "metadata"}, and its stream Kafka's key. NDJSON that
     has these fields already, and "stream", passes as it is. Fields may be dotted paths (order.id).
