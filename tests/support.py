@@ -23,6 +23,9 @@ class MadeRecord:
     topic_: str = "t"
     headers_: tuple[tuple[str, bytes | None], ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.value_ or b"")
+
     def topic(self) -> str:
         return self.topic_
 

@@ -166,8 +166,8 @@ def _fold_live(parts: _Parts, events: int, console: Console) -> float:
         task = bar.add_task("live", total=total, lag=total, rate=0.0)
         lag = total
         while lag and not ended.wait(_REDRAW_S):
-            committed = agent.status.committed
-            lag = sum(max(0, end - committed.get(p, 0)) for p, end in ends.items())
+            folded = agent.status.partitions
+            lag = sum(max(0, end - (folded[p].committed if p in folded else 0)) for p, end in ends.items())
             rate = agent.status.events / (time.monotonic() - started)
             bar.update(task, completed=total - lag, lag=lag, rate=rate)
         return events / (time.monotonic() - started)

@@ -64,7 +64,9 @@ def run(
     with _stopped_by_signals(agent), _reporting(agent, wired.events.cluster, options.topic, report_seconds):
         agent.run()
     status = agent.status
-    log.info("run.stopped", events=status.events, positions=status.committed)
+    log.info(
+        "run.stopped", events=status.events, positions={p: one.committed for p, one in status.partitions.items()}
+    )
 
 
 @contextmanager
@@ -98,13 +100,13 @@ def _reporting(agent: Agent, cluster: Cluster, topic: str, every_s: float) -> It
             except CqrsError as error:
                 log.warning("run.lag_unknown", why=str(error))
                 continue
-            lag = sum(max(0, ends[p] - position) for p, position in status.positions.items() if p in ends)
+            lag = sum(max(0, ends[p] - one.committed) for p, one in status.partitions.items() if p in ends)
             log.info(
                 "run.status",
                 events=status.events,
                 events_per_second=round((status.events - events) / every_s),
                 models=status.models,
-                partitions=sorted(status.positions),
+                partitions=sorted(status.partitions),
                 lag_records=lag,
             )
             events = status.events

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from streams.data.agent import PartitionStatus
 from streams.types import Lag, RebuildProgress
 
 __all__ = ["ProgressTracker"]
 
 _WINDOW_S = 5.0
 _SAMPLE_S = 0.25
+_OBSERVE_S = 0.02
 
 
 class ProgressTracker:
@@ -27,6 +29,7 @@ class ProgressTracker:
     def __init__(self, starts: Mapping[int, int], targets: Mapping[int, int]) -> None:
         self._began = time.monotonic()
         # (seconds, events, offsets left), over the last seconds: the rate that the estimate goes by
+        self._observed_s = -1.0
         self._window: deque[tuple[float, int, int]] = deque()
         self.snapshot = RebuildProgress(
             started_at=datetime.now(UTC),
@@ -37,14 +40,25 @@ class ProgressTracker:
             },
         )
 
-    def observe(self, positions: Mapping[int, int], *, events: int, declined: int) -> None:
-        """Take in newer figures. A position never goes back: what is folded again was counted before."""
-        partitions = {
-            partition: replace(lag, position=max(lag.position, positions.get(partition, lag.position)))
-            for partition, lag in self.snapshot.partitions.items()
-        }
-        events = max(events, self.snapshot.events_processed)
+    def observe(self, figures: Mapping[int, PartitionStatus]) -> None:
+        """Take in newer figures, by partition; ones that come within milliseconds of the last are passed over.
+
+        A position never goes back: what is folded again was counted before. And it reaches a target only once
+        it is committed there: until then a model may turn out not to be storable.
+        """
         elapsed = time.monotonic() - self._began
+        at_end = all(figures[p].committed >= lag.target for p, lag in self.snapshot.partitions.items())
+        if elapsed - self._observed_s < _OBSERVE_S and not at_end:
+            return
+        self._observed_s = elapsed
+        partitions = {}
+        for partition, lag in self.snapshot.partitions.items():
+            position, committed = figures[partition].position, figures[partition].committed
+            if committed < lag.target:
+                position = min(position, max(lag.target - 1, lag.start))
+            partitions[partition] = replace(lag, position=max(lag.position, position))
+        events = max(sum(one.events for one in figures.values()), self.snapshot.events_processed)
+        declined = sum(one.declined for one in figures.values())
         left = sum(lag.remaining for lag in partitions.values())
         if not self._window or elapsed - self._window[-1][0] >= _SAMPLE_S:
             self._window.append((elapsed, events, left))
@@ -66,17 +80,30 @@ class ProgressTracker:
             elapsed_seconds=elapsed,
         )
 
-    def ended(self, error: BaseException | None = None) -> RebuildProgress:
-        """Close the books: the rate is now over the whole rebuild."""
-        now = self.snapshot
+    def ended(
+        self, figures: Mapping[int, PartitionStatus], error: BaseException | None = None
+    ) -> RebuildProgress:
+        """Close the books, by what is in the stores; the rate is now over the whole rebuild.
+
+        Args:
+            figures: By partition.
+            error: What ended the rebuild before its end.
+        """
         elapsed = time.monotonic() - self._began
+        events = sum(one.events for one in figures.values())
         self.snapshot = replace(
-            now,
+            self.snapshot,
+            partitions={
+                partition: replace(lag, position=max(lag.start, figures[partition].committed))
+                for partition, lag in self.snapshot.partitions.items()
+            },
+            events_processed=events,
+            models_updated=events - sum(one.declined for one in figures.values()),
             is_running=False,
             error=None if error is None else str(error) or type(error).__name__,
-            total_events=now.events_processed if error is None else None,
+            total_events=events if error is None else None,
             estimated_completion=None,
-            events_per_second=now.events_processed / elapsed if elapsed > 0 else 0.0,
+            events_per_second=events / elapsed if elapsed > 0 else 0.0,
             elapsed_seconds=elapsed,
         )
         return self.snapshot

