@@ -80,9 +80,7 @@ class CqrsProjection(ABC, Generic[ReadModel]):
         """
 
     @abstractmethod
-    def apply_to_model(
-        self, model: ReadModel | None, event: Event
-    ) -> ReadModel | None | Awaitable[ReadModel | None]:
+    def apply_to_model(self, model: ReadModel | None, event: Event) -> ReadModel | Awaitable[ReadModel | None] | None:
         """Fold one event into its model. May be a plain or an `async def` method; a plain one is faster.
 
         Args:

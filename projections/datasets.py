@@ -262,9 +262,7 @@ def _zones(airports: Path) -> dict[str, str]:
     try:
         ZoneInfo(_NEW_YORK)
     except ZoneInfoNotFoundError as error:
-        raise DatasetError(
-            "This system has no time zone data: run `pip install 'refold[demo]'` (tzdata)."
-        ) from error
+        raise DatasetError("This system has no time zone data: run `pip install 'refold[demo]'` (tzdata).") from error
     return {**zones, **_ZONES_NOT_LISTED}
 
 

@@ -64,8 +64,7 @@ def resolve(name_or_path: str) -> CqrsProjection[Any]:
             found = getattr(found, part)
         except AttributeError:
             raise ResolveError(
-                f"Projection {target!r}: {place} has no attribute {attribute!r}."
-                f"{_offer(attribute, _declared(module))}"
+                f"Projection {target!r}: {place} has no attribute {attribute!r}.{_offer(attribute, _declared(module))}"
             ) from None
     projection = _construct(found, target)
     _check(projection, target)
@@ -210,9 +209,7 @@ def _modules_of(classes: list[type]) -> dict[str, list[type]]:
     modules: dict[str, list[type]] = {}
     for cls in classes:
         name = cls.__module__
-        if name != CqrsProjection.__module__ and name.partition(".")[0] not in sys.stdlib_module_names - {
-            "__main__"
-        }:
+        if name != CqrsProjection.__module__ and name.partition(".")[0] not in sys.stdlib_module_names - {"__main__"}:
             modules.setdefault(name, []).append(cls)
     return modules
 

@@ -242,9 +242,7 @@ class Cluster:
     @contextmanager
     def _outside(self, group: str, doing: str) -> Iterator[Consumer]:
         """Give a consumer that knows the group and is no member of it."""
-        consumer = Consumer(
-            self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False})
-        )
+        consumer = Consumer(self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False}))
         try:
             yield consumer
         except KafkaException as error:
@@ -252,9 +250,7 @@ class Cluster:
         finally:
             consumer.close()
 
-    def _ask(
-        self, doing: str, ask: Callable[[], Future[Any]], instead: Mapping[int, Any] | None = None
-    ) -> Any:
+    def _ask(self, doing: str, ask: Callable[[], Future[Any]], instead: Mapping[int, Any] | None = None) -> Any:
         """Ask until there is an answer, at most for `request_timeout_s`; a coordinator may be moving meanwhile.
 
         Args:

@@ -30,7 +30,7 @@ class KafkaSettings(BaseSettings):
     outage_limit_s: PositiveFloat = 300.0
     """How long a running fold waits, logging, for brokers that went away. Env: REFOLD_OUTAGE_LIMIT_S."""
 
-    def client(self, **settings: str | int | float | bool) -> dict[str, str | int | float | bool]:
+    def client(self, **settings: Any) -> dict[str, Any]:
         """Give a librdkafka configuration: these settings, the user's own over them, and the address."""
         return {**settings, **self.kafka, "bootstrap.servers": self.bootstrap_servers}
 

@@ -58,9 +58,7 @@ class Fields:
         names = [path.rpartition(".")[2] for path in self.data if path != "rest" and not path.endswith(".*")]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ConfigError(
-                f"--data names {', '.join(twice)} twice: one would hide the other. Leave one out."
-            )
+            raise ConfigError(f"--data names {', '.join(twice)} twice: one would hide the other. Leave one out.")
 
 
 class EventLines:
@@ -159,9 +157,7 @@ class EventLines:
                 yield (raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).decode()
             except UnicodeDecodeError as error:
                 self.line = number
-                raise _BadRecordError(
-                    f"the line is not UTF-8 ({error.reason} at byte {error.start})"
-                ) from error
+                raise _BadRecordError(f"the line is not UTF-8 ({error.reason} at byte {error.start})") from error
 
     @staticmethod
     def _header(row: list[str]) -> list[str]:
@@ -190,9 +186,7 @@ def _mapping(fields: Fields, *, csv_rows: bool) -> Callable[[dict[str, Any]], tu
         else:
             kind = type_of(record)
             if not isinstance(kind, str) or not kind:
-                raise _BadRecordError(
-                    f"the type in field {type_field!r} is {kind!r}, and must be text (--type)"
-                )
+                raise _BadRecordError(f"the type in field {type_field!r} is {kind!r}, and must be text (--type)")
             envelope["type"] = kind
         time = _optional(time_of, record, optional=optional[1])
         if time is not None:
@@ -235,9 +229,7 @@ def _text(value: Any, field: str, role: str) -> str:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise _BadRecordError(
-        f"the {role} in field {field!r} is {value!r}, and must be text or a whole number (--{role})"
-    )
+    raise _BadRecordError(f"the {role} in field {field!r} is {value!r}, and must be text or a whole number (--{role})")
 
 
 def _time(value: Any, field: str, *, csv_rows: bool) -> str | int:
@@ -287,9 +279,7 @@ def _data_mapping(paths: tuple[str, ...], used: set[str]) -> Callable[[dict[str,
             elif isinstance(value, dict):
                 data |= value
             else:
-                raise _BadRecordError(
-                    f"field {path[:-2]!r} is {value!r}, and --data {path} needs an object there"
-                )
+                raise _BadRecordError(f"field {path[:-2]!r} is {value!r}, and --data {path} needs an object there")
         envelope["data"] = data
 
     return chosen

@@ -229,9 +229,7 @@ class _Run:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def hand_over(
-        self, records: Iterable[tuple[str, dict[str, Any]]], progress: Callable[[int], None] | None
-    ) -> None:
+    def hand_over(self, records: Iterable[tuple[str, dict[str, Any]]], progress: Callable[[int], None] | None) -> None:
         """Give the records to the producer; returns early after a refusal."""
         dumps, produce, topic, remember = orjson.dumps, self.producer.produce, self.topic, self._latest.append
         room = self.limit_bytes - _FRAMING_BYTES
@@ -300,9 +298,7 @@ class _Run:
         if isinstance(ended_by, KeyboardInterrupt):
             raise LoadInterrupted(f"Interrupted. {self._how_far(self.last_line + 1)}") from None
         if isinstance(ended_by, BrokerUnavailable):
-            raise BrokerUnavailable(
-                f"{ended_by} {self._how_far(self.last_line + 1)}", topic=self.topic
-            ) from ended_by
+            raise BrokerUnavailable(f"{ended_by} {self._how_far(self.last_line + 1)}", topic=self.topic) from ended_by
         bad_line = self.line() if self.line is not None else self.sent + 1
         raise EventError(
             f"{ended_by} Nothing from this record on was sent; correct it. {self._how_far(bad_line)}",
@@ -346,16 +342,10 @@ class _Run:
     def _refused(self, error: KafkaError, digest: int) -> CqrsError:
         position = self._positions().get(digest)
         # A record of a partition that stalled while others went on may be older than what is remembered.
-        where = (
-            f"{self.source}:{position[1]}"
-            if position
-            else f"a record before {self.source}:{self._latest[0][1]}"
-        )
+        where = f"{self.source}:{position[1]}" if position else f"a record before {self.source}:{self._latest[0][1]}"
         how_far = self._how_far(self.last_line + 1)
         if error.code() == KafkaError._MSG_TIMED_OUT:
-            text = (
-                f"Kafka at {self.settings.bootstrap_servers} did not acknowledge {where} in time. {how_far}"
-            )
+            text = f"Kafka at {self.settings.bootstrap_servers} did not acknowledge {where} in time. {how_far}"
             return BrokerUnavailable(text, topic=self.topic)
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             return EventError(

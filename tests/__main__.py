@@ -10,7 +10,11 @@ CHECKS: dict[str, list[str]] = {
     "format": [sys.executable, "-m", "ruff", "format", "--check", "."],
     "lint": [sys.executable, "-m", "ruff", "check", "."],
     "types": [sys.executable, "-m", "mypy"],
-    "imports": [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+    "imports": [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
+    ],
     "tests": [sys.executable, "-m", "pytest"],
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,12 +82,12 @@ def envelope(number: int, kind: str = "add", **data: Any) -> bytes:
 
 
 def folded(
-    records: Iterable[Record], projection: CqrsProjection[Any] | None = None, codec: Any = None
+    records: Sequence[Record], projection: CqrsProjection[Any] | None = None, codec: Any = None
 ) -> dict[str, Any]:
     """What the models must be: the fold of these records, by the plainest code that can do it."""
     projection = projection or Tally()
     models: dict[str, Any] = {}
-    for event in (codec or JsonCodec()).decode(records):
+    for event in (codec or JsonCodec()).decode(records) if records else ():
         model_id = projection.extract_model_id(event)
         if model_id is not None:
             models[model_id] = projection.apply_to_model(models.get(model_id), event)

@@ -84,9 +84,7 @@ def properties(log_dir: Path, port: int, controller_port: int, settings: Mapping
         ConfigError: A path that Kafka would read as several.
     """
     if "," in str(log_dir):
-        raise ConfigError(
-            f"Kafka takes a comma in a path for the end of it: {log_dir}. Give another data directory."
-        )
+        raise ConfigError(f"Kafka takes a comma in a path for the end of it: {log_dir}. Give another data directory.")
     values = {**_DEFAULTS, **settings, **_own(log_dir, port, controller_port)}
     return "".join(f"{_escape(key)}={_escape(_text(value))}\n" for key, value in values.items())
 

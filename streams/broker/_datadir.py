@@ -51,8 +51,7 @@ class DataDir:
             taken = lock.acquire(timeout_s=_LOCK_WAIT_S)
         except OSError as error:
             raise EmbeddedBrokerError(
-                f"The data directory {path} cannot be written to ({error.strerror}). "
-                "Give another: --data-dir."
+                f"The data directory {path} cannot be written to ({error.strerror}). Give another: --data-dir."
             ) from error
         if not taken:
             raise EmbeddedBrokerError(
@@ -98,8 +97,7 @@ def _check_ours(path: Path) -> None:
         raise EmbeddedBrokerError(f"The data directory {path} is a file. Give a directory: --data-dir.")
     if path.exists() and any(path.iterdir()) and not (path / "broker.lock").exists():
         raise EmbeddedBrokerError(
-            f"The data directory {path} holds other files than an embedded broker's. "
-            "Give an empty one: --data-dir."
+            f"The data directory {path} holds other files than an embedded broker's. Give an empty one: --data-dir."
         )
 
 

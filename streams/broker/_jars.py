@@ -43,13 +43,9 @@ def fetch_jars(target: Path) -> None:
     from jgo.parse import Coordinate
 
     mirror = os.environ.get("REFOLD_MAVEN_REPOSITORY")
-    _log.info(
-        "broker.fetching", kafka=KAFKA_VERSION, megabytes=46, into=str(target.parent), note="once per user"
-    )
+    _log.info("broker.fetching", kafka=KAFKA_VERSION, megabytes=46, into=str(target.parent), note="once per user")
     partial, downloads = target.with_name("jars.partial"), target.with_name("downloads")
-    context = MavenContext(
-        repo_cache=downloads, local_repos=[], remote_repos={"maven": mirror or MAVEN_CENTRAL_URL}
-    )
+    context = MavenContext(repo_cache=downloads, local_repos=[], remote_repos={"maven": mirror or MAVEN_CENTRAL_URL})
     try:
         wanted = [context.create_dependency(Coordinate(*item, scope="compile")) for item in _COORDINATES]
         direct, transitive = context.resolver.resolve(wanted)
@@ -58,15 +54,12 @@ def fetch_jars(target: Path) -> None:
             jar = dependency.artifact.resolve()
             if not is_whole_jar(jar):
                 raise EmbeddedBrokerError(
-                    f"{jar.name} was fetched incompletely ({jar.stat().st_size} bytes). "
-                    "Start again to fetch it again."
+                    f"{jar.name} was fetched incompletely ({jar.stat().st_size} bytes). Start again to fetch it again."
                 )
             jar.rename(partial / jar.name)
     except EmbeddedBrokerError:
         raise
-    except (
-        Exception
-    ) as error:  # jgo raises requests' errors, RuntimeError, ValueError, AssertionError and others
+    except Exception as error:  # jgo raises requests' errors, RuntimeError, ValueError, AssertionError and others
         where = "the repository of REFOLD_MAVEN_REPOSITORY" if mirror else "Maven Central"
         raise EmbeddedBrokerError(
             f"Kafka {KAFKA_VERSION} could not be fetched from {where} ({type(error).__name__}), which the "

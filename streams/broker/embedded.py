@@ -58,9 +58,7 @@ class EmbeddedBroker:
         stop_timeout_s: float = 15.0,
     ) -> None:
         if port is not None and not 0 < port < 65_536:
-            raise ConfigError(
-                f"A port is a number from 1 to 65535 (got {port}). Leave it out to have one chosen."
-            )
+            raise ConfigError(f"A port is a number from 1 to 65535 (got {port}). Leave it out to have one chosen.")
         check_settings(settings or {})
         self._given_dir = None if data_dir is None else Path(data_dir).expanduser().resolve()
         self._settings = dict(settings or {})
@@ -75,18 +73,14 @@ class EmbeddedBroker:
     def bootstrap_servers(self) -> str:
         """`127.0.0.1:port`, from the first start on, also while it is down."""
         if self._port is None:
-            raise EmbeddedBrokerError(
-                "The embedded broker has no address before its first start. Call start()."
-            )
+            raise EmbeddedBrokerError("The embedded broker has no address before its first start. Call start().")
         return f"{HOST}:{self._port}"
 
     @property
     def data_dir(self) -> Path:
         """Where its files are: `log/` (Kafka's own), `broker.log`, `server.properties`."""
         if self._data is None:
-            raise EmbeddedBrokerError(
-                "The embedded broker has no data directory while it is stopped. Call start()."
-            )
+            raise EmbeddedBrokerError("The embedded broker has no data directory while it is stopped. Call start().")
         return self._data.path
 
     @property
@@ -233,16 +227,13 @@ class EmbeddedBroker:
                 continue
             if _CLASSES_GONE.search(log):
                 raise EmbeddedBrokerError(
-                    f"Kafka's installation is damaged. Remove {installation.directory} and start again.\n"
-                    f"{failure}"
+                    f"Kafka's installation is damaged. Remove {installation.directory} and start again.\n{failure}"
                 ) from failure
             raise failure
 
     def _launch(self, installation: Installation, data: DataDir) -> None:
         """Start the JVM on free ports."""
-        if self._port is not None and not wait_free(
-            self._port, timeout_s=_PORT_WAIT_S if self._port_is_ours else 0
-        ):
+        if self._port is not None and not wait_free(self._port, timeout_s=_PORT_WAIT_S if self._port_is_ours else 0):
             raise EmbeddedBrokerError(
                 f"Port {self._port} on {HOST} is taken by another process, so no broker can listen there. "
                 f"See who has it (lsof -i :{self._port}), give another --port, or none to have one chosen."

@@ -115,9 +115,7 @@ class _Parts:
             return dict(reader.raw_items())
 
 
-def _run(
-    parts: _Parts, partitions: int, console: Console, stack: ExitStack
-) -> tuple[Figures, dict[str, object]]:
+def _run(parts: _Parts, partitions: int, console: Console, stack: ExitStack) -> tuple[Figures, dict[str, object]]:
     loader = Loader(parts.kafka, parts.name)
     loader.create_topic(partitions)
     stack.callback(parts.remove)
@@ -218,7 +216,7 @@ def _print(figures: Figures, shown: dict[str, object]) -> None:
 def _sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM clean up as Ctrl-C does."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -76,9 +76,7 @@ def load(
     try:
         opened = nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb")  # noqa: SIM115
     except OSError as error:
-        raise ConfigError(
-            f"Cannot read {file!r}: {error.strerror}. Name a file, or - for standard input."
-        ) from error
+        raise ConfigError(f"Cannot read {file!r}: {error.strerror}. Name a file, or - for standard input.") from error
     with opened as raw:
         loader = Loader(settings, topic)
         if create or partitions is not None:
@@ -94,8 +92,7 @@ def load(
         print(orjson.dumps(loaded).decode())  # noqa: T201
     else:
         print(  # noqa: T201
-            f"{loaded.records:,} records ({loaded.bytes:,} bytes) are in topic {topic} "
-            f"after {loaded.seconds:.1f} s."
+            f"{loaded.records:,} records ({loaded.bytes:,} bytes) are in topic {topic} after {loaded.seconds:.1f} s."
         )
 
 

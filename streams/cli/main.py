@@ -44,9 +44,7 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Parameter(env_var="REFOLD_LOG_LEVEL")
-    ] = "info",
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Parameter(env_var="REFOLD_LOG_LEVEL")] = "info",
     log_format: Annotated[Literal["console", "json"] | None, Parameter(env_var="REFOLD_LOG_FORMAT")] = None,
 ) -> None:
     """Set up logging, then run the command.

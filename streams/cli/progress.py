@@ -26,10 +26,12 @@ def percent(progress: RebuildProgress) -> str:
 
 def _left(progress: RebuildProgress) -> str:
     seconds = progress.estimated_seconds_left()
-    return "–" if seconds is None else f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+    return "-" if seconds is None else f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
-async def watch(coordinator: RebuildCoordinator, rebuild: Awaitable[RebuildProgress], console: Console) -> RebuildProgress:
+async def watch(
+    coordinator: RebuildCoordinator, rebuild: Awaitable[RebuildProgress], console: Console
+) -> RebuildProgress:
     """Run a rebuild and show its progress until it ends.
 
     Args:
@@ -56,16 +58,14 @@ async def watch(coordinator: RebuildCoordinator, rebuild: Awaitable[RebuildProgr
     return await work
 
 
-async def _draw(
-    coordinator: RebuildCoordinator, work: asyncio.Future[RebuildProgress], console: Console
-) -> None:
+async def _draw(coordinator: RebuildCoordinator, work: asyncio.Future[RebuildProgress], console: Console) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=40),
         TextColumn("{task.fields[percent]}  {task.fields[rate]:>9,.0f} events/s  ETA {task.fields[left]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("rebuild", total=None, percent="", rate=0.0, left="–")
+        task = bar.add_task("rebuild", total=None, percent="", rate=0.0, left="-")
         running = True
         while running:
             running = not (await asyncio.wait([work], timeout=_REDRAW_S))[0]
@@ -80,9 +80,7 @@ async def _draw(
             )
 
 
-async def _lines(
-    coordinator: RebuildCoordinator, work: asyncio.Future[RebuildProgress], console: Console
-) -> None:
+async def _lines(coordinator: RebuildCoordinator, work: asyncio.Future[RebuildProgress], console: Console) -> None:
     while not (await asyncio.wait([work], timeout=_LINE_S))[0]:
         progress = coordinator.get_progress()
         console.print(

@@ -65,7 +65,9 @@ def run(
         agent.run()
     status = agent.status
     log.info(
-        "run.stopped", events=status.events, positions={p: one.committed for p, one in status.partitions.items()}
+        "run.stopped",
+        events=status.events,
+        positions={p: one.committed for p, one in status.partitions.items()},
     )
 
 
@@ -76,7 +78,7 @@ def _stopped_by_signals(agent: Agent) -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> None:
         log.info("run.stopping", signal=signal.Signals(number).name)
         agent.stop()
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

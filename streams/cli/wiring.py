@@ -78,9 +78,7 @@ class FoldOptions:
             events=events,
             store=RocksStore(self.state_dir / generation),
             checkpoints=KafkaCheckpointStore(self.group or f"refold.{generation}", events),
-            settings=load(
-                FoldSettings, checkpoint_events=self.checkpoint_events, cache_bytes=self.cache_bytes
-            ),
+            settings=load(FoldSettings, checkpoint_events=self.checkpoint_events, cache_bytes=self.cache_bytes),
             allow_incomplete=self.allow_incomplete,
         )
 

@@ -42,5 +42,12 @@ def live_agent(
     topic = events.cluster.topic(events.topic)
     manifest = store.claim(Manifest.of(projection, topic), adopt=adopt)
     return Agent(
-        projection, events, store, checkpoints.group, topic, manifest, settings, allow_incomplete=allow_incomplete
+        projection,
+        events,
+        store,
+        checkpoints.group,
+        topic,
+        manifest,
+        settings,
+        allow_incomplete=allow_incomplete,
     )

@@ -80,9 +80,7 @@ class ProgressTracker:
             elapsed_seconds=elapsed,
         )
 
-    def ended(
-        self, figures: Mapping[int, PartitionStatus], error: BaseException | None = None
-    ) -> RebuildProgress:
+    def ended(self, figures: Mapping[int, PartitionStatus], error: BaseException | None = None) -> RebuildProgress:
         """Close the books, by what is in the stores; the rate is now over the whole rebuild.
 
         Args:

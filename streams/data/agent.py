@@ -18,7 +18,15 @@ from streams.data.generation import Manifest, RocksStore
 from streams.data.serde import serde_for
 from streams.data.source import KafkaEventStore, Slice, Subscription
 from streams.data.store import RocksPartition
-from streams.errors import CqrsError, EventError, ForeignOffset, HistoryIncomplete, ProjectionError, TopicChanged, at
+from streams.errors import (
+    CqrsError,
+    EventError,
+    ForeignOffset,
+    HistoryIncomplete,
+    ProjectionError,
+    TopicChanged,
+    at,
+)
 from streams.log import get_logger
 from streams.types import Committed, TopicInfo
 

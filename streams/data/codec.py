@@ -31,6 +31,7 @@ class Record(Protocol):
     def __len__(self) -> int:
         """Give the value's size in bytes; 0 for a null value."""
         ...
+
     def timestamp(self) -> tuple[int, int]:
         """Give (type, milliseconds since 1970); type 0 where the record has none."""
         ...

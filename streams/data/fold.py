@@ -155,7 +155,7 @@ class Fold:
                     declined += 1
                 else:
                     if not any_stream and model_id != event.stream:
-                        raise self._several_streams(model_id, event)
+                        raise self._not_its_stream(model_id)
                     model = get(model_id, _MISSING)
                     if model is _MISSING:
                         model = load(model_id)
@@ -184,7 +184,7 @@ class Fold:
                     declined += 1
                 else:
                     if not any_stream and model_id != event.stream:
-                        raise self._several_streams(model_id, event)
+                        raise self._not_its_stream(model_id)
                     model = dirty.get(model_id, _MISSING)
                     if model is _MISSING:
                         model = load(model_id)
@@ -344,7 +344,7 @@ class Fold:
             event_id=event.id,
         )
 
-    def _several_streams(self, model_id: str, event: Event) -> Exception:
+    def _not_its_stream(self, model_id: str) -> Exception:
         if type(model_id) is not str:
             return TypeError(f"extract_model_id gave {model_id!r}; a model's id is a str, or None to decline the event")
         return ValueError(

@@ -176,9 +176,9 @@ class Subscription:
     def _slices(self, messages: list[Message]) -> list[Slice]:
         # Runs of one partition, in order. The usual batch is one run without errors, and is found to be by
         # calls that loop in C: this is per record of history.
-        if not any(map(Message.error, messages)):
+        if messages and not any(map(Message.error, messages)):
             partitions = list(map(Message.partition, messages))
-            if partitions.count(partitions[0]) == len(partitions) if partitions else False:
+            if partitions.count(partitions[0]) == len(partitions):
                 return [Slice(partitions[0], messages)]
         slices: list[Slice] = []
         for (partition, failed), run in groupby(messages, key=_partition_and_error):
@@ -195,7 +195,11 @@ class Subscription:
             return Slice(message.partition(), [], end=message.offset())
         if code == KafkaError._AUTO_OFFSET_RESET:
             raise self._gone(message)
-        if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
+        if code in (
+            KafkaError.UNKNOWN_TOPIC_OR_PART,
+            KafkaError._UNKNOWN_TOPIC,
+            KafkaError._UNKNOWN_PARTITION,
+        ):
             raise TopicNotFound(
                 f"Topic {self._topic!r} is gone ({error.str()}). The state is kept as it was committed last.",
                 topic=self._topic,
@@ -303,14 +307,11 @@ class Subscription:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             if self._away_since is None:
                 self._away_since = time.monotonic()
-                log.warning(
-                    "broker.away", bootstrap=self._kafka.bootstrap_servers, limit_s=self._kafka.outage_limit_s
-                )
+                log.warning("broker.away", bootstrap=self._kafka.bootstrap_servers, limit_s=self._kafka.outage_limit_s)
         elif error.fatal():
             self._failure = broker_error(error, f"read topic {self._topic!r}", self._kafka)
         else:
             log.debug("broker.error", error=error.name(), why=error.str())
-
 
 
 def _partition_and_error(message: Message) -> tuple[int, bool]:

@@ -111,9 +111,7 @@ class RocksPartition:
         try:
             raw = db.get(_STATE)
             if raw is None and next(iter(db.keys()), None) is not None:
-                raise ForeignStore(
-                    f"{path} is a RocksDB that refold did not write. Name another state directory."
-                )
+                raise ForeignStore(f"{path} is a RocksDB that refold did not write. Name another state directory.")
             state = fresh if raw is None else _decode_state(path, raw)
             _check_identity(path, state, fresh)
         except BaseException:
@@ -196,7 +194,8 @@ class _Reader:
 
     def items(self) -> Iterator[tuple[str, bytes]]:
         """Yield (model id, bytes) in the order of the ids' UTF-8 bytes."""
-        for key, value in self._db.items(from_key=_MODEL):
+        pairs: Iterable[tuple[bytes, bytes]] = self._db.items(from_key=_MODEL)  # type: ignore[assignment]
+        for key, value in pairs:
             if not key.startswith(_MODEL):
                 return
             yield key[1:].decode(), value
@@ -282,7 +281,11 @@ def _decode_state(path: Path, raw: bytes) -> StoreState:
 
 
 def _check_identity(path: Path, state: StoreState, expected: StoreState) -> None:
-    for attribute, what in (("projection", "projection"), ("topic_id", "topic id"), ("partition", "partition")):
+    for attribute, what in (
+        ("projection", "projection"),
+        ("topic_id", "topic id"),
+        ("partition", "partition"),
+    ):
         found, wanted = getattr(state, attribute), getattr(expected, attribute)
         if found != wanted:
             raise ForeignStore(

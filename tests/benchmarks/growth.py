@@ -23,9 +23,7 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print. Exit status 1 where models are wrong or a rebuild failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.growth", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.growth", description=__doc__.split("\n")[0])
     parser.add_argument("--small", type=positive, default=1_000_000, help="events (default %(default)s)")
     parser.add_argument("--large", type=positive, default=4_000_000, help="events (default %(default)s)")
     add_common_options(parser)
@@ -36,9 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         if reason := unavailable("refold"):
             raise ContenderError(f"refold cannot run: {reason}")
         with Runner.opened(options.bootstrap_servers, timeout_s=options.timeout) as runner:
-            full = Workload(
-                events=max(sizes), keys=options.keys, partitions=options.partitions, seed=options.seed
-            )
+            full = Workload(events=max(sizes), keys=options.keys, partitions=options.partitions, seed=options.seed)
             topics = {size: runner.topic(full.first(size)) for size in sizes}
             expected = {size: runner.run("reference", topics[size]).digest for size in sizes}
             for number in range(1, options.repeat + 1):
@@ -63,9 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         "rss_mb": [round(figure, 1) for figure in rss_mb],
         "time_ratio": round(seconds[1] / seconds[0], 3),
         "rss_ratio": round(rss_mb[1] / rss_mb[0], 3),
-        "cpu_seconds": [
-            statistics.median(outcome.cpu_seconds for outcome in rebuilds[size]) for size in sizes
-        ],
+        "cpu_seconds": [statistics.median(outcome.cpu_seconds for outcome in rebuilds[size]) for size in sizes],
         "models_equal": equal,
         "keys": options.keys,
     }

@@ -103,9 +103,7 @@ def load(bootstrap_servers: str, topic: str, workload: Workload) -> None:
     producer.flush()
     found = sum(ends(bootstrap_servers, topic).values())
     if failed or found != workload.events:
-        raise RuntimeError(
-            f"{topic}: {len(failed)} events were not delivered ({failed[:1]}), {found} are there."
-        )
+        raise RuntimeError(f"{topic}: {len(failed)} events were not delivered ({failed[:1]}), {found} are there.")
     say(f"  topic {topic}: {workload.events:,} events produced in {time.perf_counter() - started:.1f} s")
 
 
@@ -120,16 +118,12 @@ def remove_all(bootstrap_servers: str, mark: str) -> None:
         topics = [t for t in admin.list_topics(timeout=_TIMEOUT_S).topics if mark in t]
         for topic, removed in admin.delete_topics(topics).items() if topics else ():
             _settle(topic, removed)
-        groups = [
-            g.group_id for g in admin.list_consumer_groups().result(_TIMEOUT_S).valid if mark in g.group_id
-        ]
+        groups = [g.group_id for g in admin.list_consumer_groups().result(_TIMEOUT_S).valid if mark in g.group_id]
         while groups := _delete_groups(admin, groups):
             if time.monotonic() > deadline:
                 say(f"  could not delete {', '.join(groups)}: members are still there")
                 return
-            say(
-                f"  waiting for the dead members of {', '.join(groups)} to time out (Ctrl-C leaves the group)"
-            )
+            say(f"  waiting for the dead members of {', '.join(groups)} to time out (Ctrl-C leaves the group)")
             time.sleep(5)
     except KafkaException as error:
         say(f"  could not delete everything with {mark} in its name: {error}")
@@ -139,11 +133,7 @@ def _delete_groups(admin: AdminClient, groups: list[str]) -> list[str]:
     """Give those that are to be tried again."""
     if not groups:
         return []
-    return [
-        group
-        for group, removed in admin.delete_consumer_groups(groups).items()
-        if not _settle(group, removed)
-    ]
+    return [group for group, removed in admin.delete_consumer_groups(groups).items() if not _settle(group, removed)]
 
 
 def _settle(name: str, removed: Any) -> bool:

@@ -165,9 +165,7 @@ def _table(report: dict[str, Any]) -> str:
             lines.append(f"{entry.name:<14} {'-':>10} {'-':>9} {'-':>8}   {report['skipped'][entry.name]}")
             continue
         rss = statistics.median(ran["rss_mb"] for ran in report["rounds"][entry.name])
-        part = {"quix": report["quix_events"], "faust_table": report["faust_events"]}.get(
-            entry.name, report["events"]
-        )
+        part = {"quix": report["quix_events"], "faust_table": report["faust_events"]}.get(entry.name, report["events"])
         of_bound = f"{eps / report['bound_eps']:.0%}" if report["bound_eps"] else "-"
         lines.append(f"{entry.name:<14} {eps:>10,} {of_bound:>9} {rss:>8.0f}   {part:,} events")
     lines.append(f"models equal: {'yes' if report['models_equal'] else 'NO'}")
@@ -191,45 +189,29 @@ def positive(text: str) -> int:
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add what `replay` and `growth` share."""
-    parser.add_argument(
-        "--keys", type=positive, default=100_000, help="distinct streams (default %(default)s)"
-    )
+    parser.add_argument("--keys", type=positive, default=100_000, help="distinct streams (default %(default)s)")
     parser.add_argument("--partitions", type=positive, default=4, help="(default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="decides every event (default %(default)s)")
     parser.add_argument("--repeat", type=positive, default=3, help="rounds (default %(default)s)")
     parser.add_argument("--bootstrap-servers", help="the broker (default: the embedded one)")
-    parser.add_argument(
-        "--timeout", type=float, default=900.0, help="seconds that one run may take (default 900)"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object on stdout, in place of the table"
-    )
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds that one run may take (default 900)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, in place of the table")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print. Exit status 1 where models differ or a contender failed, 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.replay", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.replay", description=__doc__.split("\n")[0])
     parser.add_argument("--events", type=positive, default=1_000_000, help="(default %(default)s)")
     parser.add_argument("--quix-events", type=positive, help="first events for Quix Streams (default: all)")
-    parser.add_argument(
-        "--faust-events", type=positive, default=50_000, help="first events for Faust (%(default)s)"
-    )
-    parser.add_argument(
-        "--skip", type=_skip, default=[], help="contenders to leave out: quix,faust,kafka_streams"
-    )
+    parser.add_argument("--faust-events", type=positive, default=50_000, help="first events for Faust (%(default)s)")
+    parser.add_argument("--skip", type=_skip, default=[], help="contenders to leave out: quix,faust,kafka_streams")
     parser.add_argument("--topic", help="a topic to use again: made if it is missing, and kept")
     parser.add_argument("--keep-topic", action="store_true", help="keep the topic, and say its name")
     add_common_options(parser)
     options = parser.parse_args(arguments)
-    workload = Workload(
-        events=options.events, keys=options.keys, partitions=options.partitions, seed=options.seed
-    )
+    workload = Workload(events=options.events, keys=options.keys, partitions=options.partitions, seed=options.seed)
     if options.keep_topic and options.topic is None:
-        options.topic = (
-            f"refold-bench-kept-{workload.events}-{workload.keys}-{workload.partitions}-{workload.seed}"
-        )
+        options.topic = f"refold-bench-kept-{workload.events}-{workload.keys}-{workload.partitions}-{workload.seed}"
         say(f"keeping {options.topic}: use it again with --topic {options.topic}")
     try:
         with Runner.opened(options.bootstrap_servers, timeout_s=options.timeout) as runner:

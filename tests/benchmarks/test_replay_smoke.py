@@ -40,9 +40,7 @@ def test_replay_reports_every_contender_that_is_installed_and_their_models_are_e
     assert report["rss_mb"] > 0
 
 
-def test_growth_reports_two_sizes_and_their_ratios(
-    bootstrap_servers: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_growth_reports_two_sizes_and_their_ratios(bootstrap_servers: str, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--small", "2500", "--large", "10000", "--keys", "1000", "--repeat", "1"]
     status = growth.main([*sizes, "--json", "--bootstrap-servers", bootstrap_servers])
     report = json.loads(capsys.readouterr().out)

@@ -14,9 +14,7 @@ from tests.integration.kit import Kit
 
 
 @pytest.fixture
-def new_kit(
-    bootstrap_servers: str, topic: TopicFactory, group: GroupFactory, tmp_path: Path
-) -> Callable[..., Kit]:
+def new_kit(bootstrap_servers: str, topic: TopicFactory, group: GroupFactory, tmp_path: Path) -> Callable[..., Kit]:
     """Makes a Kit over a fresh topic and group."""
 
     def make(partitions: int = 4, config: dict[str, str] | None = None, **parts: Any) -> Kit:

@@ -139,9 +139,7 @@ class Kit:
         )
 
     def agent(self, **options: Any) -> Agent:
-        return live_agent(
-            self.projection, self.events, self.store, self.checkpoints, self.settings, **options
-        )
+        return live_agent(self.projection, self.events, self.store, self.checkpoints, self.settings, **options)
 
     def fold_all(self, **options: Any) -> Agent:
         """Fold in this process until the topic's present end is committed."""
@@ -204,15 +202,37 @@ class Kit:
 
     @contextmanager
     def process(
-        self, *arguments: str, command: str = "run", projection: str = TALLY, env: dict[str, str] | None = None
+        self,
+        *arguments: str,
+        command: str = "run",
+        projection: str = TALLY,
+        env: dict[str, str] | None = None,
     ) -> Iterator[Process]:
         """Run `refold COMMAND` in a process of its own; it is killed at the end if it still runs."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
         log = self.state_dir.parent / f"{command}-{time.time_ns()}.log"
         with log.open("w") as handle:
             process = subprocess.Popen(
-                [sys.executable, "-m", "streams", "--log-level", "info", "--log-format", "json", command, projection]
-                + ["--topic", self.topic, "--group", self.group, "--state-dir", str(self.state_dir), *arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "streams",
+                    "--log-level",
+                    "info",
+                    "--log-format",
+                    "json",
+                    command,
+                    projection,
+                ]
+                + [
+                    "--topic",
+                    self.topic,
+                    "--group",
+                    self.group,
+                    "--state-dir",
+                    str(self.state_dir),
+                    *arguments,
+                ],
                 env={**os.environ, "REFOLD_BOOTSTRAP_SERVERS": self.bootstrap, **(env or {})},
                 stdout=handle,
                 stderr=subprocess.STDOUT,

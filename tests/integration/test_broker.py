@@ -50,9 +50,7 @@ def make_topic(broker: EmbeddedBroker, name: str) -> None:
 
 def write(broker: EmbeddedBroker, topic: str, value: bytes) -> None:
     failed: list[Any] = []
-    producer = Producer(
-        {"bootstrap.servers": broker.bootstrap_servers, "message.timeout.ms": 10_000, **QUIET}
-    )
+    producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "message.timeout.ms": 10_000, **QUIET})
     producer.produce(topic, value, on_delivery=lambda error, _: failed.append(error) if error else None)
     assert producer.flush(DEADLINE_S) == 0
     assert not failed
@@ -182,9 +180,7 @@ def test_cached_start_serves_within_five_seconds() -> None:
             seconds.append(time.monotonic() - started)
         if seconds[-1] < 5:
             return
-    pytest.fail(
-        f"three cached starts took {seconds} s"
-    )  # three, as other work may take the machine for a while
+    pytest.fail(f"three cached starts took {seconds} s")  # three, as other work may take the machine for a while
 
 
 def test_temporary_data_is_gone_after_stop_and_stop_is_idempotent() -> None:
@@ -224,9 +220,7 @@ def test_two_data_dirs_are_two_clusters(tmp_path: Path) -> None:
 def test_second_broker_on_a_data_dir_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path) as first:
         second = EmbeddedBroker(tmp_path)
-        with pytest.raises(
-            EmbeddedBrokerError, match="Another embedded broker has the data directory"
-        ) as caught:
+        with pytest.raises(EmbeddedBrokerError, match="Another embedded broker has the data directory") as caught:
             second.start()
         assert str(tmp_path) in str(caught.value)
         assert str(os.getpid()) in str(caught.value)
@@ -327,9 +321,7 @@ def test_settings_reach_kafka_and_those_it_owns_are_refused() -> None:
     with EmbeddedBroker(settings={"num.partitions": 7}) as broker:
         admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
         resource = ConfigResource(ResourceType.BROKER, "1")
-        values = {
-            key: entry.value for key, entry in admin.describe_configs([resource])[resource].result(10).items()
-        }
+        values = {key: entry.value for key, entry in admin.describe_configs([resource])[resource].result(10).items()}
     assert values["num.partitions"] == "7"
     assert values["auto.create.topics.enable"] == "false"
     assert values["group.min.session.timeout.ms"] == "1000"
@@ -339,9 +331,7 @@ def test_settings_reach_kafka_and_those_it_owns_are_refused() -> None:
 
 def test_broker_that_dies_at_its_start_shows_the_end_of_its_log() -> None:
     broker = EmbeddedBroker(settings={"num.io.threads": "some"})
-    with pytest.raises(
-        EmbeddedBrokerError, match=r"(?s)died at its start with exit code 1\..*num\.io\.threads"
-    ):
+    with pytest.raises(EmbeddedBrokerError, match=r"(?s)died at its start with exit code 1\..*num\.io\.threads"):
         broker.start()
     assert not broker.running
 
@@ -394,9 +384,7 @@ def test_first_start_without_network_says_so(tmp_path: Path, monkeypatch: pytest
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # nobody listens
         monkeypatch.setenv("REFOLD_MAVEN_REPOSITORY", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        with pytest.raises(
-            EmbeddedBrokerError, match=f"Kafka {KAFKA_VERSION} could not be fetched"
-        ) as caught:
+        with pytest.raises(EmbeddedBrokerError, match=f"Kafka {KAFKA_VERSION} could not be fetched") as caught:
             EmbeddedBroker().start()
     assert "Check the network" in str(caught.value)
     assert not list(tmp_path.rglob("manifest.json"))
@@ -514,12 +502,8 @@ def test_command_prints_its_address_and_stops_cleanly_on_a_signal_to_its_group(
     assert command.stdout is not None
     facts = json.loads(command.stdout.readline())
     assert facts["kafka_version"] == KAFKA_VERSION
-    assert (
-        AdminClient({"bootstrap.servers": facts["bootstrap_servers"]}).list_topics(timeout=DEADLINE_S).brokers
-    )
-    assert os.getsid(facts["pid"]) != os.getsid(
-        command.pid
-    )  # or the terminal would stop Kafka, not its owner
+    assert AdminClient({"bootstrap.servers": facts["bootstrap_servers"]}).list_topics(timeout=DEADLINE_S).brokers
+    assert os.getsid(facts["pid"]) != os.getsid(command.pid)  # or the terminal would stop Kafka, not its owner
     os.killpg(command.pid, number)  # as the terminal does at Ctrl-C
     assert command.wait(DEADLINE_S) == 0
     assert not alive(facts["pid"])
@@ -543,9 +527,7 @@ def test_topic_fixture_makes_what_was_asked_for(bootstrap_servers: str, topic: T
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
     assert len(admin.list_topics(name, timeout=DEADLINE_S).topics[name].partitions) == 3
     resource = ConfigResource(ResourceType.TOPIC, name)
-    assert (
-        admin.describe_configs([resource])[resource].result(DEADLINE_S)["cleanup.policy"].value == "compact"
-    )
+    assert admin.describe_configs([resource])[resource].result(DEADLINE_S)["cleanup.policy"].value == "compact"
     assert topic() != name
 
 
@@ -563,9 +545,7 @@ def test_member_with_a_session_of_a_second_is_accepted(
     )
     try:
         consumer.subscribe([name])
-        wait_until(
-            lambda: consumer.poll(0.1) is None and bool(consumer.assignment()), "the member has its partition"
-        )
+        wait_until(lambda: consumer.poll(0.1) is None and bool(consumer.assignment()), "the member has its partition")
     finally:
         consumer.close()
 

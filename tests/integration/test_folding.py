@@ -90,7 +90,10 @@ def test_two_processes_share_the_partitions_and_hand_them_over_in_the_middle(new
         wait_for_log(first, ["partitions.assigned"])
         with kit.process(*slow) as second:
             wait_for_log(second, ['"positions"'])
-            until("both hold partitions", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [3, 3])
+            until(
+                "both hold partitions",
+                lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [3, 3],
+            )
             assert kit.lag() > 0, "the fold was over before the handover"
             assert first.terminate() == 0
             until(
@@ -118,7 +121,11 @@ def test_offsets_and_stamps_are_as_kafkas_admin_client_sees_them(new_kit: NewKit
         assert len(stamp.fingerprint) == 16
     checkpoint = kit.checkpoints.load("tally")
     assert checkpoint is not None
-    assert (checkpoint.topic, checkpoint.positions, checkpoint.events_processed) == (kit.topic, positions, 100)
+    assert (checkpoint.topic, checkpoint.positions, checkpoint.events_processed) == (
+        kit.topic,
+        positions,
+        100,
+    )
 
 
 def test_mirror_is_never_ahead_of_the_store(new_kit: NewKit) -> None:
@@ -217,9 +224,10 @@ def test_failing_user_code_stops_in_front_of_its_event_and_the_corrected_code_go
         assert (raised.value.partition, raised.value.offset, raised.value.event_id) == (0, 200, "e200")
         assert f"{kit.topic}[0]@200" in str(raised.value)
         assert kit.positions()[0] == 200
-        assert kit.models()["stream-0"] == folded(
-            read_log(kit.bootstrap, kit.cluster.topic(kit.topic))[0][:200]
-        )["stream-0"]
+        assert (
+            kit.models()["stream-0"]
+            == folded(read_log(kit.bootstrap, kit.cluster.topic(kit.topic))[0][:200])["stream-0"]
+        )
 
     class Corrected(Tally):
         name = "tally"

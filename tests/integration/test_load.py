@@ -35,9 +35,7 @@ def settings(bootstrap_servers: str, **more: Any) -> KafkaSettings:
 
 def read_all(bootstrap_servers: str, topic: str) -> list[Message]:
     """Everything in the topic, partition by partition, each to its end."""
-    consumer = Consumer(
-        {"bootstrap.servers": bootstrap_servers, "group.id": "unused", "enable.partition.eof": True}
-    )
+    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "unused", "enable.partition.eof": True})
     partitions = len(consumer.list_topics(topic, timeout=DEADLINE_S).topics[topic].partitions)
     consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in range(partitions)])
     found: list[Message] = []
@@ -69,9 +67,7 @@ def refold(*arguments: str, given: bytes = b"", **environment: str) -> subproces
     )
 
 
-def test_every_event_arrives_once_and_each_stream_in_its_order(
-    bootstrap_servers: str, topic: TopicFactory
-) -> None:
+def test_every_event_arrives_once_and_each_stream_in_its_order(bootstrap_servers: str, topic: TopicFactory) -> None:
     name = topic(partitions=4)
     events = list(order_events(2000, seed=5))
     loaded = Loader(settings(bootstrap_servers), name).load(events)
@@ -88,9 +84,7 @@ def test_every_event_arrives_once_and_each_stream_in_its_order(
     assert {message.partition() for message in found} == {0, 1, 2, 3}
 
 
-def test_streams_go_to_the_partitions_that_java_would_choose(
-    bootstrap_servers: str, topic: TopicFactory
-) -> None:
+def test_streams_go_to_the_partitions_that_java_would_choose(bootstrap_servers: str, topic: TopicFactory) -> None:
     def murmur2(key: bytes) -> int:
         """Kafka's own, from org.apache.kafka.common.utils.Utils."""
         mask, m = 0xFFFFFFFF, 0x5BD1E995
@@ -155,9 +149,9 @@ def test_at_a_bad_line_all_before_it_is_delivered_and_nothing_after_it(
     assert message.startswith("f.ndjson:2001: ")
     assert "2,000 records are delivered" in message
     assert "--from-line 2001 " in message
-    assert sorted(
-        int(orjson.loads(found.value())["id"]) for found in read_all(bootstrap_servers, name)
-    ) == list(range(1, 2001))
+    assert sorted(int(orjson.loads(found.value())["id"]) for found in read_all(bootstrap_servers, name)) == list(
+        range(1, 2001)
+    )
     file[2000] = good[0].replace(b'"id":"1"', b'"id":"again"')
     lines = EventLines(file, Fields(), source="f.ndjson", from_line=2001)
     loaded = Loader(settings(bootstrap_servers), name).load(lines, source="f.ndjson", line=lambda: lines.line)
@@ -165,9 +159,7 @@ def test_at_a_bad_line_all_before_it_is_delivered_and_nothing_after_it(
     assert len(read_all(bootstrap_servers, name)) == 2501
 
 
-def test_a_record_over_the_topics_limit_is_named_and_not_sent(
-    bootstrap_servers: str, topic: TopicFactory
-) -> None:
+def test_a_record_over_the_topics_limit_is_named_and_not_sent(bootstrap_servers: str, topic: TopicFactory) -> None:
     name = topic(config={"max.message.bytes": "5000"})
     records = [*numbered(3), ("big", {"type": "T", "data": "x" * 5000}), *numbered(3)]
     with pytest.raises(EventError, match=r"record:4: the record has 5,0\d\d bytes, .* takes 5,000") as caught:
@@ -183,9 +175,7 @@ def test_a_record_just_under_the_limit_is_taken(bootstrap_servers: str, topic: T
     assert loaded.records == 50
 
 
-def test_a_record_that_the_broker_refuses_is_named_by_its_line(
-    bootstrap_servers: str, topic: TopicFactory
-) -> None:
+def test_a_record_that_the_broker_refuses_is_named_by_its_line(bootstrap_servers: str, topic: TopicFactory) -> None:
     name = topic(config={"max.message.bytes": "5000"})
     overruled = settings(bootstrap_servers, kafka={"message.max.bytes": 100_000, "linger.ms": 0})
     big = ("big", {"type": "T", "data": os.urandom(20_000).hex()})
@@ -257,9 +247,7 @@ def test_the_command_loads_standard_input_and_prints_the_sum_as_json(
 ) -> None:
     name = topic()
     given = b"".join(orjson.dumps({"stream": s, **e}) + b"\n" for s, e in numbered(20))
-    done = refold(
-        "load", "-", "--topic", name, "--bootstrap-servers", bootstrap_servers, "--json", given=given
-    )
+    done = refold("load", "-", "--topic", name, "--bootstrap-servers", bootstrap_servers, "--json", given=given)
     assert done.returncode == 0, done.stderr
     figures = orjson.loads(done.stdout)
     assert figures.keys() == {"topic", "records", "bytes", "seconds"}
@@ -276,14 +264,10 @@ def test_the_command_maps_a_csv_into_a_topic_that_it_makes(
     options = ["--key", "order", "--id", "no", "--time", "at", "--type-value", "Ordered"]
     options += ["--data", "city", "pieces", "--partitions", "2"]
     try:
-        done = refold(
-            "load", str(file), "--topic", name, *options, REFOLD_BOOTSTRAP_SERVERS=bootstrap_servers
-        )
+        done = refold("load", str(file), "--topic", name, *options, REFOLD_BOOTSTRAP_SERVERS=bootstrap_servers)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(b"2 records")
-        found = {
-            message.key(): orjson.loads(message.value()) for message in read_all(bootstrap_servers, name)
-        }
+        found = {message.key(): orjson.loads(message.value()) for message in read_all(bootstrap_servers, name)}
         expected = {
             "id": "e1",
             "type": "Ordered",
@@ -305,9 +289,7 @@ def test_the_command_maps_a_csv_into_a_topic_that_it_makes(
         (["load", "-", "--topic", "t", "--bootstrap-servers", AWAY], 7, b"answered within"),
     ],
 )
-def test_the_exit_code_tells_the_cause(
-    bootstrap_servers: str, arguments: list[str], code: int, said: bytes
-) -> None:
+def test_the_exit_code_tells_the_cause(bootstrap_servers: str, arguments: list[str], code: int, said: bytes) -> None:
     done = refold(*arguments, REFOLD_BOOTSTRAP_SERVERS=bootstrap_servers, REFOLD_REQUEST_TIMEOUT_S="3")
     assert (done.returncode, done.stdout) == (code, b"")
     assert said in done.stderr

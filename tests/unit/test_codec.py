@@ -22,9 +22,7 @@ def test_default_envelope() -> None:
         {"id": "e1", "type": "T", "time": "2026-01-02T03:04:05Z", "data": {"a": 1}, "metadata": {"m": 2}}
     )
     event = decode(MadeRecord(value, b"stream-1", 7, 3, "orders"))
-    assert event == Event(
-        "e1", "T", "stream-1", "2026-01-02T03:04:05Z", {"a": 1}, {"m": 2}, "orders", 3, 7
-    )
+    assert event == Event("e1", "T", "stream-1", "2026-01-02T03:04:05Z", {"a": 1}, {"m": 2}, "orders", 3, 7)
     assert event.time == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -81,7 +79,13 @@ def test_events_before_a_bad_record_are_given_out_first() -> None:
         next(events)
 
 
-CLOUD = {"specversion": "1.0", "id": "c1", "type": "com.x.Made", "source": "/x", "time": "2026-01-01T00:00:00Z"}
+CLOUD = {
+    "specversion": "1.0",
+    "id": "c1",
+    "type": "com.x.Made",
+    "source": "/x",
+    "time": "2026-01-01T00:00:00Z",
+}
 
 
 def test_cloudevent_structured() -> None:

@@ -101,9 +101,7 @@ def test_events_are_in_the_order_of_their_time(year: Year) -> None:
 
 
 @pytest.mark.slow
-def test_a_flight_departs_at_the_minute_that_the_file_shows_in_new_york(
-    year: Year, rows: dict[str, Row]
-) -> None:
+def test_a_flight_departs_at_the_minute_that_the_file_shows_in_new_york(year: Year, rows: dict[str, Row]) -> None:
     new_york = ZoneInfo("America/New_York")
     for flight, times in year.by_flight.items():
         if "FlightDeparted" in times:
@@ -126,9 +124,7 @@ def test_a_flight_arrives_as_late_as_the_file_says(year: Year, rows: dict[str, R
         assert str(air_minutes) == row["air_time"].replace("NA", "None")
         if delay is not None:
             planned = parse(year.planned[flight][1])
-            assert parse(year.by_flight[flight]["FlightArrived"]) - planned == timedelta(minutes=delay), (
-                flight
-            )
+            assert parse(year.by_flight[flight]["FlightArrived"]) - planned == timedelta(minutes=delay), flight
             checked += 1
     assert checked == 327_346
 

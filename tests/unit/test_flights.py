@@ -54,9 +54,7 @@ def test_hours_in_the_air_are_derived_from_whole_minutes() -> None:
 
 
 def test_early_flights_do_not_make_up_for_late_ones() -> None:
-    aircraft = log(
-        DEPARTED, event("FlightDeparted", delay_minutes=-9), event("FlightDeparted", delay_minutes=50)
-    )
+    aircraft = log(DEPARTED, event("FlightDeparted", delay_minutes=-9), event("FlightDeparted", delay_minutes=50))
     assert aircraft.departure_delay_minutes == 70
     assert aircraft.worst_departure_delay_minutes == 50
     late = log(ARRIVED, event("FlightArrived", delay_minutes=7, air_minutes=1), model=aircraft)
@@ -83,13 +81,9 @@ def test_a_flight_without_an_aircraft_is_declined_by_both() -> None:
 
 
 def test_each_month_has_a_model_of_its_own_named_after_the_stream() -> None:
-    models = months(
-        SCHEDULED, DEPARTED, event("FlightArrived", "2013-02-01T01:00:00Z", delay_minutes=1, air_minutes=9)
-    )
+    models = months(SCHEDULED, DEPARTED, event("FlightArrived", "2013-02-01T01:00:00Z", delay_minutes=1, air_minutes=9))
     assert models == {
-        "N1/2013-01": AircraftMonth(
-            departures=1, late_departures=1, days_flown=1, last_day_flown="2013-01-31"
-        ),
+        "N1/2013-01": AircraftMonth(departures=1, late_departures=1, days_flown=1, last_day_flown="2013-01-31"),
         "N1/2013-02": AircraftMonth(arrivals=1, air_minutes=9),
     }
     assert AircraftMonths.partition_by == "stream"

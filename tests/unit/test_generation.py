@@ -196,7 +196,11 @@ def test_second_rebuild_is_refused(store: RocksStore) -> None:
 
 
 def test_rebuild_lock_is_a_file_lock(store: RocksStore) -> None:
-    with store.rebuilding(), (store.directory / "rebuild.lock").open() as handle, pytest.raises(BlockingIOError):
+    with (
+        store.rebuilding(),
+        (store.directory / "rebuild.lock").open() as handle,
+        pytest.raises(BlockingIOError),
+    ):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

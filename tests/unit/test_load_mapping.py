@@ -34,9 +34,7 @@ def lines(
     )
 
 
-def refusal(
-    text: str | bytes, fields: Fields | None = None, *, style: Literal["ndjson", "csv"] = "ndjson"
-) -> str:
+def refusal(text: str | bytes, fields: Fields | None = None, *, style: Literal["ndjson", "csv"] = "ndjson") -> str:
     with pytest.raises(EventError) as caught:
         read(text, fields, style=style)
     return str(caught.value)
@@ -117,9 +115,7 @@ def test_the_members_of_what_is_no_object_cannot_be_taken() -> None:
 
 def test_one_type_may_be_given_for_all_and_a_field_of_that_name_then_is_data() -> None:
     fields = Fields(type_value="Ordered", data=("rest",))
-    assert read(one(stream="s", type="book"), fields) == [
-        ("s", {"type": "Ordered", "data": {"type": "book"}})
-    ]
+    assert read(one(stream="s", type="book"), fields) == [("s", {"type": "Ordered", "data": {"type": "book"}})]
 
 
 def test_flags_that_exclude_each_other_are_refused() -> None:

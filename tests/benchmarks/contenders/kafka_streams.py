@@ -42,9 +42,7 @@ def unavailable() -> str | None:
 
 def run(job: Job) -> Outcome:
     """Run the program once and read what it wrote."""
-    classpath = os.pathsep.join(
-        (str(_PROJECT / "target" / "classes"), str(_PROJECT / "target" / "lib" / "*"))
-    )
+    classpath = os.pathsep.join((str(_PROJECT / "target" / "classes"), str(_PROJECT / "target" / "lib" / "*")))
     program = [_java(), *_JVM, "-cp", classpath, "refold.bench.Main"]
     ends = [f"{partition}={end}" for partition, end in job.ends.items()]
     subprocess.run(
@@ -86,9 +84,7 @@ def _build() -> str | None:
         except subprocess.TimeoutExpired:
             return f"`mvn package` in tests/benchmarks/kafka_streams took over {_BUILD_TIMEOUT_S} s"
         if done.returncode:
-            return (
-                f"`mvn package` in tests/benchmarks/kafka_streams failed with exit status {done.returncode}"
-            )
+            return f"`mvn package` in tests/benchmarks/kafka_streams failed with exit status {done.returncode}"
         stamp.touch()
         return None
 

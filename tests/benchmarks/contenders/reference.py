@@ -48,9 +48,7 @@ def run(job: Job) -> Outcome:
                 message.value(),
             )
             if message.error() or offset != positions[partition] or key is None or value is None:
-                raise RuntimeError(
-                    f"{job.topic}[{partition}]@{offset} came in place of {positions}: {message.error()}"
-                )
+                raise RuntimeError(f"{job.topic}[{partition}]@{offset} came in place of {positions}: {message.error()}")
             event = json.loads(value)
             model_id = key.decode()
             models[model_id] = fold(models.get(model_id), event["id"], event["data"])

@@ -46,9 +46,7 @@ def run(job: Job) -> Outcome:
     projection = OrderSummary()
     event_log = api.KafkaEventStore(job.topic, bootstrap_servers=job.bootstrap_servers)
     store = api.RocksStore(job.path("state"))
-    coordinator = api.RebuildCoordinator(
-        projection, event_log, store, api.KafkaCheckpointStore(job.group, event_log)
-    )
+    coordinator = api.RebuildCoordinator(projection, event_log, store, api.KafkaCheckpointStore(job.group, event_log))
 
     async def rebuild() -> float:
         started = time.perf_counter()
