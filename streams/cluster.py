@@ -146,9 +146,10 @@ class Cluster:
     def _offsets(self, topic: TopicInfo, spec: OffsetSpec) -> dict[int, int]:
         def ask(partition: int) -> Future[Any]:
             where = TopicPartition(topic.name, partition)
-            return self._admin.list_offsets(
+            futures: dict[TopicPartition, Future[Any]] = self._admin.list_offsets(
                 {where: spec}, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout
-            )[where]
+            )
+            return futures[where]
 
         return {
             partition: self._ask(f"list the offsets of {at(topic.name, partition)}", partial(ask, partition)).offset

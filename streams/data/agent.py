@@ -12,7 +12,9 @@ from typing import Any
 
 from projections.contract import CqrsProjection
 from streams.config import FoldSettings
-from streams.data.checkpoint import Pace, Stamp, belongs, generation_id
+from streams.data.assignment import Assignment
+from streams.data.checkpoint import Pace, Stamp, generation_id
+from streams.data.collector import rare_collections
 from streams.data.fold import Fold, ModelCannotBeStored
 from streams.data.generation import Manifest, RocksStore
 from streams.data.serde import serde_for
@@ -21,14 +23,10 @@ from streams.data.store import RocksPartition
 from streams.errors import (
     CqrsError,
     EventError,
-    ForeignOffset,
-    HistoryIncomplete,
     ProjectionError,
-    TopicChanged,
-    at,
 )
 from streams.log import get_logger
-from streams.types import Committed, TopicInfo
+from streams.types import Committed, TopicInfo, Watermarks
 
 __all__ = ["Agent", "AgentStatus", "PartitionStatus"]
 
@@ -132,8 +130,12 @@ class Agent:
 
         Raises:
             EventError, ProjectionError: At a record that cannot be folded, once all before it is committed.
-            CqrsError: See `Subscription.poll`, `RocksPartition.open` and `ForeignOffset`.
+            CqrsError: See `Subscription.poll` and `Assignment.open`.
         """
+        with rare_collections():
+            self._run()
+
+    def _run(self) -> None:
         # Step 1
         self._subscription = Subscription(
             self._events, self._group, self, session_timeout_s=self._settings.session_timeout_s
@@ -219,10 +221,9 @@ class Agent:
         began = time.monotonic()
         models = sum(held.fold.changed for held in self._held.values())
         for partition, held in list(self._held.items()):
-            if held.fold.has_moved:
-                if not self._commit(partition, held):
-                    held.fold.carefully = True
-                    self._subscription.rewind(partition, held.fold.position)
+            if held.fold.has_moved and not self._commit(partition, held):
+                held.fold.carefully = True
+                self._subscription.rewind(partition, held.fold.position)
         self._pace.taken(began, models)
         self._mirror(wait=wait)
 
@@ -284,8 +285,7 @@ class Agent:
         """Open the stores of partitions that the group gave us; their positions are where reading begins.
 
         1. Look at what the group has committed, and at what the topic still has.
-        2. Open each store, waiting a bounded time for an owner that is just closing it.
-        3. Check the store's position against both; see `_position`.
+        2. Open each store, waiting a bounded time for an owner that is just closing it; see `Assignment.open`.
 
         A crash in between has written nothing but empty stores.
         """
@@ -294,102 +294,21 @@ class Agent:
         watermarks = self._events.cluster.watermarks(self._topic)
         positions = {}
         for partition in partitions:
-            if partition >= self._manifest.partitions:
-                raise TopicChanged(
-                    f"{at(self._topic.name, partition)} is new: the topic had {self._manifest.partitions} partitions "
-                    "when this state was begun, and keys have moved between them. Rebuild from the beginning.",
-                    topic=self._topic.name,
-                    partition=partition,
-                )
-            low = watermarks[partition].low
             # Step 2
-            store = self._store.open(self._manifest, partition, low)
-            try:
-                # Step 3
-                store = self._honour(store, partition, committed.get(partition), low, watermarks[partition].high)
-            except BaseException:
-                store.close()
-                raise
+            store = Assignment(
+                manifest=self._manifest,
+                group=self._group,
+                partition=partition,
+                committed=committed.get(partition),
+                watermarks=watermarks.get(partition, Watermarks(low=0, high=0)),
+                allow_incomplete=self._allow_incomplete,
+            ).open(self._store)
             fold = Fold(self._projection, self._events.codec, self._serde, store, self._interrupts)
             self._held[partition] = _Held(fold, store, fold.events)
             self._unmirrored.add(partition)
             positions[partition] = fold.position
         log.info("partitions.assigned", projection=self._projection.name, positions=positions)
         return positions
-
-    def _honour(
-        self, store: RocksPartition, partition: int, committed: Committed | None, low: int, high: int
-    ) -> RocksPartition:
-        """Settle what the store, the group and the topic say of one partition.
-
-        - Our stamp, or no commit: the store is right, also where it is behind (a disk was lost, a copy restored).
-        - No stamp: somebody's tool set the offset. At the log's start it asks for a rebuild of this partition;
-          at the store's own position it changes nothing; anything else the models cannot honour.
-
-        Raises:
-            ForeignOffset: The models cannot honour it. They are left as they are.
-            HistoryIncomplete: The topic no longer has the events at the position.
-            TopicChanged: The topic ends before the position.
-        """
-        where = at(self._topic.name, partition)
-        stamp = Stamp.parse(committed.metadata) if committed is not None else None
-        if stamp is not None and not belongs(stamp.generation, self._projection.name):
-            raise ForeignOffset(
-                f"Group {self._group!r} holds the position of {stamp.generation!r} at {where}, and this is "
-                f"{self._generation!r}: two projections cannot share a group. Name another group (--group).",
-                projection=self._projection.name,
-                topic=self._topic.name,
-                partition=partition,
-            )
-        if committed is not None and stamp is None and committed.position != store.state.position:
-            if committed.position > low:
-                raise ForeignOffset(
-                    f"Somebody set group {self._group!r} to {at(self._topic.name, partition, committed.position)} "
-                    f"(the commit has no stamp of refold's), but the models there are of position "
-                    f"{store.state.position}; folding on from another offset would lose or double events. To rebuild "
-                    f"the partition, set the group to the log's start, {low} "
-                    "(kafka-consumer-groups.sh --reset-offsets --to-earliest); to go on from the models, set it to "
-                    f"{store.state.position}.",
-                    projection=self._projection.name,
-                    topic=self._topic.name,
-                    partition=partition,
-                    offset=committed.position,
-                )
-            log.warning("offsets.reset_honoured", where=where, position=low, models_dropped=store.state.models)
-            store.close()
-            RocksPartition.remove(store.path)
-            store = self._store.open(self._manifest, partition, low)
-        position = store.state.position
-        if committed is not None and stamp is not None and committed.position > position:
-            log.warning("state.behind_group", where=where, state=position, group=committed.position)
-        if position < low:
-            raise HistoryIncomplete(
-                f"{where} begins at offset {low}, and the models are of position {position}: {low - position} "
-                "offsets are gone unfolded (retention or a deletion). Rebuilding folds what is left, if you allow it to be "
-                "incomplete (--allow-incomplete).",
-                projection=self._projection.name,
-                topic=self._topic.name,
-                partition=partition,
-                offset=position,
-            )
-        if store.state.start > 0 and not self._allow_incomplete and store.state.events == 0 and position == low:
-            raise HistoryIncomplete(
-                f"{where} begins at offset {low}: the {low} offsets before are gone, so models folded from here "
-                "are incomplete. Allow that (--allow-incomplete) if you mean it.",
-                projection=self._projection.name,
-                topic=self._topic.name,
-                partition=partition,
-                offset=0,
-            )
-        if position > high:
-            raise TopicChanged(
-                f"{where} ends at {high}, and the models are of position {position}: the topic lost its tail or was "
-                "made again. Rebuild from the beginning.",
-                topic=self._topic.name,
-                partition=partition,
-                offset=position,
-            )
-        return store
 
     def revoked(self, partitions: Sequence[int]) -> None:
         """Commit these partitions to their stores and to the group, and close them: the next owner waits."""

@@ -360,7 +360,7 @@ def test_partitions_added_are_refused(new_kit: NewKit) -> None:
     admin = AdminClient({"bootstrap.servers": kit.bootstrap})
     admin.create_partitions([NewPartitions(kit.topic, 2)])[kit.topic].result()
     until("both partitions are known", lambda: kit.cluster.topic(kit.topic).partitions == 2)
-    with pytest.raises(TopicChanged, match="2 partitions, and .* from 1"):
+    with pytest.raises(TopicChanged, match=r"2 partitions, and .* from 1"):
         kit.agent()
 
 

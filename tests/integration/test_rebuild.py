@@ -156,8 +156,7 @@ async def test_second_rebuild_is_refused_while_one_runs(new_kit: NewKit) -> None
     kit = new_kit()
     produce(kit.bootstrap, kit.topic, tally_events(50_000))
     first = asyncio.ensure_future(kit.coordinator().rebuild_from_beginning())
-    while not kit.store.directory.joinpath("refold.json").exists():
-        await asyncio.sleep(0.001)
+    await asyncio.to_thread(until, "it has begun", kit.store.directory.joinpath("refold.json").exists)
     with pytest.raises(RebuildError, match="running"):
         await kit.coordinator().rebuild_from_beginning()
     await first
@@ -253,8 +252,9 @@ async def test_cancel_stops_commits_and_says_so(new_kit: NewKit) -> None:
     coordinator = kit.coordinator()
     coordinator.cancel()  # nothing runs: nothing happens
     work = asyncio.ensure_future(coordinator.rebuild_from_beginning())
-    while coordinator.get_progress().events_processed < 1000:
-        await asyncio.sleep(0.001)
+    await asyncio.to_thread(
+        until, "some events are folded", lambda: coordinator.get_progress().events_processed >= 1000
+    )
     coordinator.cancel()
     with pytest.raises(RebuildCancelled, match="cancelled after"):
         await work
@@ -340,7 +340,7 @@ def test_command_asks_before_it_clears(new_kit: NewKit) -> None:
         assert process.wait() == 2
         assert "--yes" in process.output()
     assert kit.store.manifest() is not None
-    assert (kit.store.manifest() or pytest.fail()).epoch == 1
+    assert (kit.store.manifest() or pytest.fail("no manifest")).epoch == 1
 
 
 def test_exit_codes_and_one_line_errors(new_kit: NewKit) -> None:

@@ -85,9 +85,9 @@ def test_changed_code_is_adopted_where_the_user_says_so(store: RocksStore) -> No
 def test_directory_with_other_files_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     store = RocksStore(tmp_path)
-    for attempt in (lambda: store.claim(WANTED), lambda: store.clear(WANTED)):
+    for attempt in (store.claim, store.clear):
         with pytest.raises(ForeignStore, match=r"holds thesis\.tex"):
-            attempt()
+            attempt(WANTED)
     assert (tmp_path / "thesis.tex").read_text() == "x"
 
 
