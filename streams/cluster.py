@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -36,6 +35,7 @@ _MOVING = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.NOT_COORDINATOR,
     KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
 }
 _AWAY = {
     *_MOVING,
@@ -164,8 +164,9 @@ class Cluster:
         """
         wanted = [TopicPartition(topic.name, partition) for partition in range(topic.partitions)]
         doing = f"read the offsets of group {group!r}"
-        with self._outside(group, doing) as consumer:
-            found = consumer.committed(wanted, timeout=self._timeout)
+        found: list[TopicPartition] = self._outside(
+            group, doing, lambda consumer: consumer.committed(wanted, timeout=self._timeout)
+        )
         for where in found:
             if where.error is not None:
                 raise broker_error(where.error, f"{doing} at {at(where.topic, where.partition)}", self.settings)
@@ -231,38 +232,40 @@ class Cluster:
 
         By a consumer that joins no group: the AdminClient's own call loses the metadata.
         """
-        with self._outside(group, f"commit offsets of group {group!r}") as consumer:
-            consumer.commit(
-                offsets=[
-                    TopicPartition(topic, partition, committed.position, committed.metadata)
-                    for partition, committed in offsets.items()
-                ],
-                asynchronous=False,
-            )
+        wanted = [
+            TopicPartition(topic, partition, committed.position, committed.metadata)
+            for partition, committed in offsets.items()
+        ]
+        self._outside(
+            group,
+            f"commit offsets of group {group!r}",
+            lambda consumer: consumer.commit(offsets=wanted, asynchronous=False),
+        )
 
-    @contextmanager
-    def _outside(self, group: str, doing: str) -> Iterator[Consumer]:
-        """Give a consumer that knows the group and is no member of it."""
+    def _outside(self, group: str, doing: str, call: Callable[[Consumer], Any]) -> Any:
+        """Call a consumer that knows the group and is no member of it."""
         consumer = Consumer(self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False}))
         try:
-            yield consumer
-        except KafkaException as error:
-            raise broker_error(error.args[0], doing, self.settings) from error
+            return self._again(doing, lambda: call(consumer))
         finally:
             consumer.close()
 
     def _ask(self, doing: str, ask: Callable[[], Future[Any]], instead: Mapping[int, Any] | None = None) -> Any:
-        """Ask until there is an answer, at most for `request_timeout_s`; a coordinator may be moving meanwhile.
+        """Ask the admin interface; see `_again`."""
+        return self._again(doing, lambda: ask().result(self._timeout + 1), instead)
+
+    def _again(self, doing: str, call: Callable[[], Any], instead: Mapping[int, Any] | None = None) -> Any:
+        """Call until there is an answer, at most for `request_timeout_s`: a leader may be moving meanwhile.
 
         Args:
             doing: What for, to follow "could not".
-            ask: Asks once.
+            call: Calls once.
             instead: Error codes that are an answer, and what they answer.
         """
         deadline = time.monotonic() + self._timeout
         while True:
             try:
-                return ask().result(self._timeout + 1)
+                return call()
             except TimeoutError:
                 raise BrokerUnavailable(
                     f"Kafka at {self.settings.bootstrap_servers} gave no answer within {self._timeout:g} s, so "

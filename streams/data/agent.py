@@ -12,7 +12,7 @@ from typing import Any
 
 from projections.contract import CqrsProjection
 from streams.config import FoldSettings
-from streams.data.assignment import Assignment
+from streams.data.assignment import Assignment, check_history
 from streams.data.checkpoint import Pace, Stamp, generation_id
 from streams.data.collector import rare_collections
 from streams.data.fold import Fold, ModelCannotBeStored
@@ -189,6 +189,9 @@ class Agent:
             held = self._held.get(piece.partition)
             if held is None or piece.partition in rewound:
                 continue  # revoked, or read again from further back, since this was fetched
+            if piece.refused is not None:
+                self._read_on(piece.partition, held, piece.refused)
+                continue
             try:
                 settled = held.take(piece)
             except (EventError, ProjectionError) as error:
@@ -203,6 +206,17 @@ class Agent:
                 raise settled
             if self._interrupts:
                 return  # the rest of the batch was not folded, and the positions say so
+
+    def _read_on(self, partition: int, held: _Held, why: str) -> None:
+        """Find out why a partition could not be read from its position on; if it can, try again.
+
+        A broker says so too of a position that is fine, while the partition's leader is only just finding out its
+        end.
+        """
+        watermarks = self._events.cluster.watermarks(self._topic)
+        check_history(self._manifest, partition, held.fold.position, watermarks[partition])
+        log.warning("source.read_again", partition=partition, position=held.fold.position, why=why)
+        self._subscription.rewind(partition, held.fold.position)
 
     def _checkpoint_if_due(self, *, idle: bool) -> None:
         moved = [held for held in self._held.values() if held.fold.has_moved]
@@ -241,6 +255,7 @@ class Agent:
 
     def _mirror(self, *, wait: bool = False) -> None:
         now = time.monotonic()
+        self._unmirrored |= self._subscription.take_refused() & self._held.keys()
         if self._unmirrored and (wait or now - self._mirrored_s >= _MIRROR_S):
             committed = {
                 partition: self._stamped(self._held[partition].store)

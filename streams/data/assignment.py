@@ -11,7 +11,7 @@ from streams.errors import ForeignOffset, HistoryIncomplete, TopicChanged, at
 from streams.log import get_logger
 from streams.types import Committed, Watermarks
 
-__all__ = ["Assignment"]
+__all__ = ["Assignment", "check_history"]
 
 log = get_logger(__name__)
 
@@ -111,18 +111,9 @@ class Assignment:
             )
 
     def _check_history(self, opened: RocksPartition) -> None:
-        position, low, high = opened.state.position, self.watermarks.low, self.watermarks.high
-        if position < low:
-            raise HistoryIncomplete(
-                f"{self._where} begins at offset {low}, and the models are of position {position}: {low - position} "
-                "offsets are gone unfolded (retention or a deletion). Rebuilding folds what is left, if you allow it "
-                "to be incomplete (--allow-incomplete).",
-                projection=self.manifest.projection,
-                topic=self.manifest.topic,
-                partition=self.partition,
-                offset=position,
-            )
-        if position == low and low > 0 and not opened.state.events and not self.allow_incomplete:
+        check_history(self.manifest, self.partition, opened.state.position, self.watermarks)
+        low = self.watermarks.low
+        if opened.state.position == low and low > 0 and not opened.state.events and not self.allow_incomplete:
             raise HistoryIncomplete(
                 f"{self._where} begins at offset {low}: the {low} offsets before are gone, so models folded from here "
                 "are incomplete. Allow that (--allow-incomplete) if you mean it.",
@@ -131,11 +122,31 @@ class Assignment:
                 partition=self.partition,
                 offset=0,
             )
-        if position > high:
-            raise TopicChanged(
-                f"{self._where} ends at {high}, and the models are of position {position}: the topic lost its tail or "
-                "was made again. Rebuild from the beginning.",
-                topic=self.manifest.topic,
-                partition=self.partition,
-                offset=position,
-            )
+
+
+def check_history(manifest: Manifest, partition: int, position: int, watermarks: Watermarks) -> None:
+    """Make sure that a partition can be read from a position on.
+
+    Raises:
+        HistoryIncomplete: It begins after the position.
+        TopicChanged: It ends before it.
+    """
+    where, low, high = at(manifest.topic, partition), watermarks.low, watermarks.high
+    if position < low:
+        raise HistoryIncomplete(
+            f"{where} begins at offset {low}, and the models are of position {position}: {low - position} offsets are "
+            "gone unfolded (retention or a deletion). The state is kept as it is. Rebuilding folds what is left, if "
+            "you allow it to be incomplete (--allow-incomplete).",
+            projection=manifest.projection,
+            topic=manifest.topic,
+            partition=partition,
+            offset=position,
+        )
+    if position > high:
+        raise TopicChanged(
+            f"{where} ends at {high}, and the models are of position {position}: the topic lost its tail or was made "
+            "again. Rebuild from the beginning.",
+            topic=manifest.topic,
+            partition=partition,
+            offset=position,
+        )

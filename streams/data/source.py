@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from streams.cluster import QUIET, Cluster, broker_error
 from streams.config import KafkaSettings, load
 from streams.data.codec import EventCodec, JsonCodec, Record
-from streams.errors import BrokerUnavailable, HistoryIncomplete, TopicNotFound, at
+from streams.errors import BrokerUnavailable, TopicNotFound
 from streams.log import get_logger
 from streams.types import Committed
 
@@ -84,12 +84,14 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Consecutive records of one partition, or its end."""
+    """Consecutive records of one partition, or its end, or that it cannot be read."""
 
     partition: int
     records: list[Record]
     end: int | None = None
     """The position after everything that the partition has now, transaction markers included."""
+    refused: str | None = None
+    """The broker would not read from our position on, and why; nothing more is read until `rewind`."""
 
 
 class Subscription:
@@ -112,6 +114,7 @@ class Subscription:
         self._listener = listener
         self._kafka = store.kafka
         self._failure: BaseException | None = None
+        self._refused: set[int] = set()
         self._away_since: float | None = None
         self._probed = 0.0
         self._batch = 100
@@ -144,7 +147,6 @@ class Subscription:
 
         Raises:
             BrokerUnavailable: No broker was reachable for `outage_limit_s`.
-            HistoryIncomplete: The topic no longer has the next offset of a partition.
             TopicNotFound: The topic was deleted.
             CqrsError: Whatever the listener raised.
         """
@@ -194,7 +196,7 @@ class Subscription:
         if code == KafkaError._PARTITION_EOF:
             return Slice(message.partition(), [], end=message.offset())
         if code == KafkaError._AUTO_OFFSET_RESET:
-            raise self._gone(message)
+            return Slice(message.partition(), [], refused=f"{error.str()}, at {message.offset()}")
         if code in (
             KafkaError.UNKNOWN_TOPIC_OR_PART,
             KafkaError._UNKNOWN_TOPIC,
@@ -208,16 +210,6 @@ class Subscription:
             raise broker_error(error, f"read topic {self._topic!r}", self._kafka)
         log.warning("source.transient_error", topic=self._topic, group=self._group, error=error.str())
         return None
-
-    def _gone(self, message: Message) -> HistoryIncomplete:
-        partition = message.partition()
-        return HistoryIncomplete(
-            f"{at(self._topic, partition)} no longer has the next event to fold ({message.error().str()}): "
-            "retention or a deletion took it before it was folded. The state is kept as it was committed last; a "
-            "rebuild folds what the topic still has, if you allow it to be incomplete.",
-            topic=self._topic,
-            partition=partition,
-        )
 
     def _check_outage(self, messages: list[Message]) -> None:
         """While brokers are away, wait and say so; a quiet topic needs a question to find that they are back."""
@@ -244,7 +236,7 @@ class Subscription:
     def commit(self, positions: dict[int, Committed], *, wait: bool = False) -> None:
         """Mirror positions to the group. Only after the store has them: the mirror is never ahead.
 
-        A refusal is logged and not raised: the store is the truth, and the next commit carries newer positions.
+        A refusal is logged and not raised, since the store is the truth; see `take_refused`.
 
         Args:
             positions: By partition, each with its stamp.
@@ -259,7 +251,12 @@ class Subscription:
         try:
             self._consumer.commit(offsets=offsets, asynchronous=not wait)
         except KafkaException as error:
-            self._log_commit_failure(error.args[0])
+            self._note_refusal(error.args[0], offsets)
+
+    def take_refused(self) -> set[int]:
+        """Give the partitions whose commit the group refused since last asked; a rebalance refuses them for a while."""
+        refused, self._refused = self._refused, set()
+        return refused
 
     def rewind(self, partition: int, position: int) -> None:
         """Read a partition again from `position`."""
@@ -298,10 +295,12 @@ class Subscription:
     def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         failed = error or next((where.error for where in offsets if where.error is not None), None)
         if failed is not None:
-            self._log_commit_failure(failed)
+            self._note_refusal(failed, offsets)
 
-    def _log_commit_failure(self, error: KafkaError) -> None:
-        log.warning("commit.refused", group=self._group, topic=self._topic, error=error.name(), why=error.str())
+    def _note_refusal(self, error: KafkaError, offsets: list[TopicPartition]) -> None:
+        partitions = [where.partition for where in offsets]
+        self._refused.update(partitions)
+        log.warning("commit.refused", group=self._group, partitions=partitions, error=error.name(), why=error.str())
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:

@@ -3,7 +3,8 @@
 One topic of JSON events, produced here; one run of the benchmark; every contender in a process of its own,
 one after the other, in rounds (so that a noisy minute hits all of them):
 
-- `bound`: what one Python process can read and parse at all. The best of the rounds.
+- `bound`: the same job with nothing done: join a group, read the topic to its end, parse, leave. The best round.
+- `steady`: reading and parsing alone, between the first and the last record. The best round.
 - `refold`: one agent, `rebuild_from_beginning()`, RocksDB state and checkpoints. The median.
 - `quix`, `kafka_streams`, `faust_table`: the same fold with their own durable state. The median; null
   where the peer is not installed.
@@ -45,6 +46,7 @@ class Entry(NamedTuple):
 
 CONTENDERS = (
     Entry("bound", best=True),
+    Entry("steady", best=True),
     Entry("refold"),
     Entry("kafka_streams"),
     Entry("quix"),
@@ -90,7 +92,7 @@ def measure(runner: Runner, workload: Workload, options: argparse.Namespace) -> 
         name
         for name, ran in outcomes.items()
         for outcome in ran
-        if name != "bound" and outcome.digest != references[parts[name].events].digest
+        if name not in ("bound", "steady") and outcome.digest != references[parts[name].events].digest
     )
     for name in wrong:
         say(f"{name} ended with other models than a plain fold of the same events")

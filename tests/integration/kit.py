@@ -213,7 +213,24 @@ class Kit:
         log = self.state_dir.parent / f"{command}-{time.time_ns()}.log"
         with log.open("w") as handle:
             process = subprocess.Popen(
-                [sys.executable, "-m", "streams", "--log-level", "info", "--log-format", "json", command, projection, "--topic", self.topic, "--group", self.group, "--state-dir", str(self.state_dir), *arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "streams",
+                    "--log-level",
+                    "info",
+                    "--log-format",
+                    "json",
+                    command,
+                    projection,
+                    "--topic",
+                    self.topic,
+                    "--group",
+                    self.group,
+                    "--state-dir",
+                    str(self.state_dir),
+                    *arguments,
+                ],
                 env={**os.environ, "REFOLD_BOOTSTRAP_SERVERS": self.bootstrap, **(env or {})},
                 stdout=handle,
                 stderr=subprocess.STDOUT,

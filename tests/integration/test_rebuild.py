@@ -114,7 +114,7 @@ async def test_progress_is_monotone_and_says_100_only_at_the_end(new_kit: NewKit
     ended = threading.Event()
 
     def watch() -> None:  # from a thread that has nothing to do with the rebuild's
-        while not ended.is_set():
+        while not ended.wait(0.0005):
             seen.append(coordinator.get_progress())
 
     watcher = threading.Thread(target=watch)
@@ -266,13 +266,23 @@ async def test_cancel_stops_commits_and_says_so(new_kit: NewKit) -> None:
     assert kit.check() == 50_000
 
 
-async def test_cancelling_the_task_does_the_same(new_kit: NewKit) -> None:
-    kit = new_kit(settings=FoldSettings(checkpoint_events=200))
+@pytest.mark.parametrize("how", ["task", "timeout"])
+async def test_cancelling_the_task_does_the_same(new_kit: NewKit, how: str) -> None:
+    kit = new_kit(settings=FoldSettings(checkpoint_events=20))
     produce(kit.bootstrap, kit.topic, tally_events(50_000))
     coordinator = kit.coordinator()
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(1.0):
-            await coordinator.rebuild_from_beginning()
+    if how == "timeout":
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await coordinator.rebuild_from_beginning()
+    else:
+        work = asyncio.ensure_future(coordinator.rebuild_from_beginning())
+        await asyncio.to_thread(
+            until, "some events are folded", lambda: coordinator.get_progress().events_processed >= 1000
+        )
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
     assert not coordinator.get_progress().is_running
     assert kit.cluster.members(kit.group) == []
     assert kit.check() < 50_000
