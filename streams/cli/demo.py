@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -75,7 +75,7 @@ def demo(
     console = Console(stderr=True)
     with _sigterm_as_interrupt(), ExitStack() as stack:
         if bootstrap_servers is None:
-            with console.status("Starting Apache Kafka (the first time fetches about 80 MB) …"):
+            with _said(console, "Starting Apache Kafka (the first time fetches about 80 MB) …"):
                 broker = stack.enter_context(EmbeddedBroker())
             bootstrap_servers = broker.bootstrap_servers
         kafka = load(KafkaSettings, bootstrap_servers=bootstrap_servers)
@@ -106,8 +106,9 @@ class _Parts:
 
     def remove(self) -> None:
         """Remove the topic and the group."""
-        self.cluster.delete_topic(self.name)
-        self.cluster.delete_group(self.name)
+        with _uninterrupted():
+            self.cluster.delete_topic(self.name)
+            self.cluster.delete_group(self.name)
 
     def models(self) -> dict[str, bytes]:
         """Read all models, as stored."""
@@ -117,8 +118,10 @@ class _Parts:
 
 def _run(parts: _Parts, partitions: int, console: Console, stack: ExitStack) -> tuple[Figures, dict[str, object]]:
     loader = Loader(parts.kafka, parts.name)
-    loader.create_topic(partitions)
-    stack.callback(parts.remove)
+    parts.cluster.topics()  # where nobody answers, that is said before interrupts have to wait
+    with _uninterrupted():
+        loader.create_topic(partitions)
+        stack.callback(parts.remove)
     loaded = _load(loader, console)
     live_rate = _fold_live(parts, loaded, console)
     live = parts.models()
@@ -190,8 +193,9 @@ def _running(agent: Agent) -> Iterator[threading.Event]:
     try:
         yield ended
     finally:
-        agent.stop()
-        thread.join()
+        with _uninterrupted():
+            agent.stop()
+            thread.join()
     if failures:
         raise failures[0]
 
@@ -212,6 +216,14 @@ def _print(figures: Figures, shown: dict[str, object]) -> None:
     print(text)  # noqa: T201
 
 
+def _said(console: Console, what: str) -> AbstractContextManager[object]:
+    """Show what is going on: a spinner on a terminal, a line where there is none."""
+    if console.is_terminal:
+        return console.status(what)
+    console.print(what)
+    return nullcontext()
+
+
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM clean up as Ctrl-C does."""
@@ -224,3 +236,20 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let interrupts wait for the block's end, so that what it makes or removes is so for certain."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt

@@ -325,6 +325,10 @@ class Agent:
         log.info("partitions.assigned", projection=self._projection.name, positions=positions)
         return positions
 
+    def position(self, partition: int) -> int:
+        """Give the next offset to fold."""
+        return self._held[partition].fold.position
+
     def revoked(self, partitions: Sequence[int]) -> None:
         """Commit these partitions to their stores and to the group, and close them: the next owner waits."""
         going = [partition for partition in partitions if partition in self._held]

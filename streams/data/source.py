@@ -77,6 +77,10 @@ class Listener(Protocol):
         """Finish with these partitions: whoever gets them next is waiting. They are still ours to commit."""
         ...
 
+    def position(self, partition: int) -> int:
+        """Give the next offset to fold of a partition that is held."""
+        ...
+
     def lost(self, partitions: Sequence[int]) -> None:
         """Forget these partitions: somebody else may have them already. Nothing may be written any more."""
         ...
@@ -115,6 +119,8 @@ class Subscription:
         self._kafka = store.kafka
         self._failure: BaseException | None = None
         self._refused: set[int] = set()
+        self._held: set[int] = set()
+        self._doubtful: set[int] = set()
         self._away_since: float | None = None
         self._probed = 0.0
         self._batch = 100
@@ -162,6 +168,8 @@ class Subscription:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+        if self._doubtful:
+            messages = self._read_again(messages)
         if self._away_since is not None:
             self._check_outage(messages)
         self._polled = (time.monotonic(), len(messages))
@@ -174,6 +182,20 @@ class Subscription:
             spent_s = time.monotonic() - at_s
             if spent_s > 0:
                 self._batch = max(1, min(_BATCH, 2 * self._batch, int(_BATCH_S * count / spent_s)))
+
+    def _read_again(self, messages: list[Message]) -> list[Message]:
+        """Go back to our own positions after a rebalance, and drop what was fetched from librdkafka's.
+
+        Its batch call takes the event "end of partition at 7" for a record and notes 8 as the application's
+        position (librdkafka #4844, from 2.2 on; #5213 mends it). A cooperative rebalance pauses and resumes the
+        partitions that stay, and resuming starts from that note: the record that is written at 7 by then is never
+        given out.
+        """
+        for partition in self._doubtful:
+            self.rewind(partition, self._listener.position(partition))
+        messages = [message for message in messages if message.partition() not in self._doubtful]
+        self._doubtful = set()
+        return messages
 
     def _slices(self, messages: list[Message]) -> list[Slice]:
         # Runs of one partition, in order. The usual batch is one run without errors, and is found to be by
@@ -270,11 +292,13 @@ class Subscription:
     # kept and raised by poll itself.
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._doubtful = set(self._held)
         try:
             positions = self._listener.assigned([where.partition for where in partitions])
         except BaseException as error:  # noqa: BLE001
             self._failure = error
             return
+        self._held.update(positions)
         consumer.incremental_assign(
             [TopicPartition(self._topic, partition, position) for partition, position in positions.items()]
         )
@@ -286,8 +310,11 @@ class Subscription:
         self._drop(consumer, partitions, self._listener.lost)
 
     def _drop(self, consumer: Consumer, partitions: list[TopicPartition], tell: Any) -> None:
+        going = [where.partition for where in partitions]
+        self._held.difference_update(going)
+        self._doubtful = set(self._held)
         try:
-            tell([where.partition for where in partitions])
+            tell(going)
         except BaseException as error:  # noqa: BLE001
             self._failure = error
         consumer.incremental_unassign(partitions)

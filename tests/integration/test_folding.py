@@ -105,6 +105,25 @@ def test_two_processes_share_the_partitions_and_hand_them_over_in_the_middle(new
     assert kit.check() == 60_000
 
 
+def test_record_written_at_the_end_is_folded_after_a_rebalance(new_kit: NewKit) -> None:
+    # At the end of a partition librdkafka's own position is one too far; see Subscription._read_again.
+    kit = new_kit(partitions=8)
+    produce(kit.bootstrap, kit.topic, tally_events(1000))
+    with kit.process() as first:
+        until("lag 0", lambda: kit.lag() == 0)
+        for number in range(2):
+            with kit.process() as second:
+                until("both are in", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [4, 4])
+                assert second.terminate() == 0
+            until("one is left", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [8])
+            for partition in range(8):
+                produce(kit.bootstrap, kit.topic, [(f"late-{partition}", envelope(number))], partition=partition)
+            until("lag 0 again", lambda: kit.lag() == 0)
+        assert first.terminate() == 0
+        assert "source.read_again" not in first.output(), "it read on from a position past the end"
+    assert kit.check() == 1016
+
+
 def test_offsets_and_stamps_are_as_kafkas_admin_client_sees_them(new_kit: NewKit) -> None:
     kit = new_kit(partitions=2)
     produce(kit.bootstrap, kit.topic, tally_events(100))
