@@ -25,14 +25,16 @@ def main(arguments: list[str]) -> int:
     pytest_arguments = [argument for argument in arguments if argument != "--quick"]
     if quick:
         pytest_arguments += ["-m", "not slow"]
-    failed = []
+    failed, took = [], []
     for name, command in CHECKS.items():
         started = time.monotonic()
         print(f"== {name}", flush=True)
         if subprocess.run(command + (pytest_arguments if name == "tests" else []), check=False).returncode:
             failed.append(name)
-        print(f"== {name}: {time.monotonic() - started:.1f} s", flush=True)
-    print(f"failed: {', '.join(failed)}" if failed else "all checks passed", file=sys.stderr, flush=True)
+        took.append(f"{name} {time.monotonic() - started:.1f} s")
+    # On standard error: the last line on standard output is pytest's own.
+    verdict = f"failed: {', '.join(failed)}" if failed else "all checks passed"
+    print(f"{verdict} ({', '.join(took)})", file=sys.stderr, flush=True)
     return 1 if failed else 0
 
 

@@ -1,0 +1,132 @@
+"""`refold demo` from its start to its end, and interrupted on the way: what it says, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from tests.acceptance.kit import DEADLINE_S, Command, command, on_broker, until
+
+pytestmark = pytest.mark.slow
+
+PROMPTLY_S = 20.0
+"""For an interrupted demo on a busy machine; most of it is the consumer's and the JVM's goodbye."""
+KEYS = [
+    "events",
+    "models",
+    "partitions",
+    "live_events_per_second",
+    "rebuild_events_per_second",
+    "identical",
+    "rebuild_seconds",
+]
+MOMENTS = {
+    "broker start": ("Starting Apache Kafka", 1),
+    "load": ("Kafka at", 1),
+    "live": ("partitions.assigned", 1),
+    "rebuild": ("partitions.assigned", 2),
+}
+"""What the demo has written to standard error when it is there, and how often."""
+
+
+def check_figures(output: str, partitions: int) -> None:
+    """Check the one JSON object that `--json` prints."""
+    lines = output.splitlines()
+    assert len(lines) == 1
+    figures: dict[str, Any] = json.loads(lines[0])
+    assert list(figures) == KEYS
+    assert (figures["events"], figures["models"]) == (1_001_615, 4_043)
+    assert figures["partitions"] == partitions
+    assert figures["identical"] is True
+    for rate in ("live_events_per_second", "rebuild_events_per_second", "rebuild_seconds"):
+        assert figures[rate] > 0
+
+
+def check_nothing_is_left(demo: Command) -> None:
+    """No process of the demo's, and no file; the JVM's watcher may take a moment to go."""
+    until("the end of the demo's processes", lambda: not demo.processes(), PROMPTLY_S)
+    assert [path.name for path in demo.tmp.iterdir()] == []
+
+
+def test_demo_on_a_given_kafka_compares_live_and_rebuilt_and_leaves_nothing(
+    bootstrap_servers: str, admin: AdminClient, tmp_path: Path
+) -> None:
+    before = on_broker(admin, "refold-demo-")
+    arguments = ["demo", "--json", "--bootstrap-servers", bootstrap_servers, "--partitions", "3"]
+    with command(arguments, tmp_path) as demo:
+        assert demo.process.wait(DEADLINE_S * 2) == 0, demo.stderr.read_text()
+        check_nothing_is_left(demo)
+    check_figures(demo.stdout.read_text(), partitions=3)
+    assert "Traceback" not in demo.said()
+    assert on_broker(admin, "refold-demo-") == before
+
+
+def test_demo_brings_its_own_kafka_and_takes_it_away(tmp_path: Path) -> None:
+    with command(["demo", "--json"], tmp_path) as demo:
+        demo.wait_for("Kafka at 127.0.0.1:")
+        assert any("kafka.Kafka" in line for line in demo.processes())
+        assert demo.process.wait(DEADLINE_S * 2) == 0, demo.stderr.read_text()
+        check_nothing_is_left(demo)
+    check_figures(demo.stdout.read_text(), partitions=4)
+    assert "Traceback" not in demo.said()
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [("load", signal.SIGINT), ("live", signal.SIGTERM), ("rebuild", signal.SIGINT)],
+)
+def test_interrupted_demo_leaves_no_topic_and_no_group_on_a_given_kafka(
+    moment: str, number: signal.Signals, bootstrap_servers: str, admin: AdminClient, tmp_path: Path
+) -> None:
+    before = on_broker(admin, "refold-demo-")
+    with command(["demo", "--json", "--bootstrap-servers", bootstrap_servers], tmp_path) as demo:
+        demo.wait_for(*MOMENTS[moment])
+        until("the demo's topic", lambda: on_broker(admin, "refold-demo-") > before)
+        demo.interrupt(number)
+        check_interrupted(demo)
+    assert on_broker(admin, "refold-demo-") == before
+
+
+def test_second_ctrl_c_does_not_keep_the_demo_from_cleaning_up(
+    bootstrap_servers: str, admin: AdminClient, tmp_path: Path
+) -> None:
+    before = on_broker(admin, "refold-demo-")
+    with command(["demo", "--json", "--bootstrap-servers", bootstrap_servers], tmp_path) as demo:
+        demo.wait_for(*MOMENTS["live"])
+        demo.interrupt(signal.SIGINT)
+        demo.wait_for("0 events/s")  # the bar is let go when the agent has ended, right before the removal
+        demo.interrupt(signal.SIGINT)
+        check_interrupted(demo)
+    assert on_broker(admin, "refold-demo-") == before
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("broker start", signal.SIGINT),
+        ("broker start", signal.SIGTERM),
+        ("load", signal.SIGTERM),
+        ("live", signal.SIGINT),
+        ("rebuild", signal.SIGTERM),
+    ],
+)
+def test_interrupted_demo_leaves_no_kafka_and_no_file(moment: str, number: signal.Signals, tmp_path: Path) -> None:
+    with command(["demo", "--json"], tmp_path) as demo:
+        demo.wait_for(*MOMENTS[moment])
+        until("the JVM", lambda: any("kafka.Kafka" in line for line in demo.processes()))
+        demo.interrupt(number)
+        check_interrupted(demo)
+
+
+def check_interrupted(demo: Command) -> None:
+    """It ended by itself, soon, told by its exit code alone, and cleaned up."""
+    assert demo.process.wait(PROMPTLY_S) == 130, demo.stderr.read_text()
+    assert demo.stdout.read_text() == ""
+    assert "Traceback" not in demo.said()
+    assert "Exception ignored" not in demo.said()
+    check_nothing_is_left(demo)

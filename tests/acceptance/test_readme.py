@@ -1,0 +1,128 @@
+"""The README does what it says: its files and commands, as they are written there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from streams.cli.main import EXIT_CODES
+from streams.cluster import Cluster
+from streams.config import FoldSettings, KafkaSettings
+from tests.acceptance.kit import REPOSITORY, command, quiet_environment, until
+
+README = (REPOSITORY / "README.md").read_text()
+TOPIC = "baskets"
+GROUP = "refold.baskets.v1"
+COMMAND_S = 60.0
+
+
+def fenced(mark: str) -> str:
+    """The block behind an HTML comment."""
+    found = re.findall(rf"<!-- {re.escape(mark)} -->\n```\w*\n(.*?)```", README, re.DOTALL)
+    assert len(found) == 1, f"the README has {len(found)} blocks marked {mark!r}"
+    return str(found[0])
+
+
+def session(mark: str) -> list[tuple[str, str]]:
+    """The commands of a console block, each with the output that the README shows."""
+    parts = re.split(r"^\$ (.*)\n", fenced(f"session: {mark}"), flags=re.MULTILINE)
+    assert parts[0] == ""
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def timeless(output: str) -> str:
+    """An output without what differs from run to run."""
+    return re.sub(r"[\d,]+ events/s", "N events/s", re.sub(r"\d+\.\d s", "N s", output))
+
+
+def shown(line: str, directory: Path, bootstrap: str) -> str:
+    """Run one command of the README and give what a terminal would show, but no logs."""
+    program, *arguments = shlex.split(line)
+    started = {"refold": [sys.executable, "-m", "streams"], "python": [sys.executable]}[program]
+    path = os.pathsep.join([str(directory), str(REPOSITORY)])
+    done = subprocess.run(
+        [*started, *arguments],
+        cwd=directory,
+        env=quiet_environment() | {"REFOLD_BOOTSTRAP_SERVERS": bootstrap, "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S,
+        check=False,
+    )
+    said = [text for text in done.stderr.splitlines(keepends=True) if text.startswith("refold: ")]
+    output = done.stdout + "".join(said)
+    assert output, f"{line} gave {done.returncode} and\n{done.stderr}"
+    return output
+
+
+@pytest.fixture
+def shop(bootstrap_servers: str, admin: AdminClient, tmp_path: Path) -> Iterator[Path]:
+    """A directory with the README's files; the README's topic and group are removed at the end."""
+    cluster = Cluster(KafkaSettings(bootstrap_servers=bootstrap_servers))
+    assert TOPIC not in admin.list_topics(timeout=10).topics, f"topic {TOPIC} is in the way"
+    for name in ("shop.py", "events.ndjson", "rebuild.py"):
+        (tmp_path / name).write_text(fenced(f"file: {name}"))
+    yield tmp_path
+    cluster.delete_topic(TOPIC)
+    cluster.delete_group(GROUP)
+
+
+def check_session(mark: str, directory: Path, bootstrap: str) -> None:
+    for line, output in session(mark):
+        assert timeless(shown(line, directory, bootstrap)) == timeless(output)
+
+
+def test_own_projection_is_loaded_folded_read_and_rebuilt_as_written(shop: Path, bootstrap_servers: str) -> None:
+    check_session("load", shop, bootstrap_servers)
+    ((run, nothing),) = session("run")
+    assert nothing == ""
+    program, *arguments = shlex.split(run)
+    assert program == "refold"
+    environment = {"REFOLD_BOOTSTRAP_SERVERS": bootstrap_servers, "PYTHONPATH": str(REPOSITORY)}
+    with command([*arguments, "--report-seconds", "0.1"], shop, cwd=shop, environment=environment) as running:
+        running.wait_for('"lag_records": 0')
+        until("four events in the log", lambda: '"events": 4' in running.said())
+        check_session("get", shop, bootstrap_servers)
+        running.process.terminate()
+        assert running.process.wait(COMMAND_S) == 0
+    check_session("rebuild", shop, bootstrap_servers)
+    check_session("library", shop, bootstrap_servers)
+    check_session("get", shop, bootstrap_servers)
+
+
+def test_settings_table_names_every_setting_that_works() -> None:
+    named = set(re.findall(r"^\| `REFOLD_(\w+)`", README, re.MULTILINE))
+    fields = set(KafkaSettings.model_fields) | set(FoldSettings.model_fields)
+    assert {name.upper() for name in fields} - named <= {"STORE_WAIT_S"}
+    sources = "\n".join(path.read_text() for path in (REPOSITORY / "streams").rglob("*.py"))
+    for name in named:
+        assert f"REFOLD_{name}" in sources
+
+
+def test_exit_codes_table_is_the_programs() -> None:
+    table = README.split("## Exit codes")[1].split("## ")[0]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == {0} | {c for _, c in EXIT_CODES}
+
+
+@pytest.mark.parametrize("name", ["demo", "test"])
+def test_each_of_the_two_commands_is_one_line(name: str) -> None:
+    assert len(fenced(f"command: {name}").splitlines()) == 1
+
+
+def test_layout_names_only_what_exists() -> None:
+    layout = README.split("## Layout")[1].split("```")[1]
+    parents: list[tuple[int, str]] = []
+    for line in layout.strip().splitlines():
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        parents = [(depth, parent) for depth, parent in parents if depth < indent]
+        assert REPOSITORY.joinpath(*(parent for _, parent in parents), name).exists(), name
+        parents.append((indent, name))
