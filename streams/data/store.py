@@ -223,9 +223,9 @@ def _options(*, create: bool) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(create)
     options.set_max_open_files(-1)  # a secondary instance must be able to hold what the writer deletes
-    options.set_write_buffer_size(16 << 20)
-    options.set_max_write_buffer_number(3)
-    options.set_max_total_wal_size(64 << 20)
+    options.set_write_buffer_size(8 << 20)
+    options.set_max_write_buffer_number(2)
+    options.set_max_total_wal_size(32 << 20)
     options.set_keep_log_file_num(2)
     options.set_compression_type(rocksdict.DBCompressionType.lz4())
     table = BlockBasedOptions()
