@@ -69,7 +69,9 @@ def load(settings: type[S], **arguments: Any) -> S:
         return settings(**{key: value for key, value in arguments.items() if value is not None})
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg'].lower()} (got {item['input']!r})"
+            f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg'].lower()}"
+            # Client settings may be secrets: their values are never shown.
+            + ("" if "kafka" in item["loc"] else f" (got {item['input']!r})")
             for item in error.errors(include_url=False)
         )
         raise ConfigError(f"Settings are wrong: {wrong}. Each can be given as a flag or as REFOLD_<NAME>.") from None

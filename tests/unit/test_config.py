@@ -1,0 +1,52 @@
+"""Settings: from arguments, then the environment; everything wrong is said at once; secrets stay secret."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from streams.config import FoldSettings, KafkaSettings, load
+from streams.data.collector import rare_collections
+from streams.errors import ConfigError
+
+
+def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFOLD_BOOTSTRAP_SERVERS", "env:1")
+    monkeypatch.setenv("REFOLD_KAFKA", '{"security.protocol":"SASL_SSL"}')
+    assert load(KafkaSettings).bootstrap_servers == "env:1"
+    settings = load(KafkaSettings, bootstrap_servers="argument:2")
+    assert settings.client(**{"group.id": "g"}) == {
+        "group.id": "g",
+        "security.protocol": "SASL_SSL",
+        "bootstrap.servers": "argument:2",
+    }
+
+
+def test_everything_wrong_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFOLD_CHECKPOINT_SECONDS", "-1")
+    with pytest.raises(ConfigError) as raised:
+        load(FoldSettings, cache_bytes=1, checkpoint_events=0)
+    for name in ("cache_bytes", "checkpoint_events", "checkpoint_seconds"):
+        assert name in str(raised.value)
+
+
+def test_client_settings_may_hold_secrets_and_are_not_shown() -> None:
+    settings = KafkaSettings(kafka={"sasl.password": "canary"})
+    assert "canary" not in repr(settings)
+
+
+def test_secret_in_a_wrong_setting_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFOLD_KAFKA", '{"sasl.password": ["canary"]}')
+    with pytest.raises(ConfigError) as raised:
+        load(KafkaSettings)
+    assert "canary" not in str(raised.value)
+
+
+def test_collector_is_as_before_after_the_last_fold() -> None:
+    before = gc.get_threshold()
+    with rare_collections():
+        with rare_collections():
+            assert gc.get_threshold()[0] == 50_000
+        assert gc.get_threshold()[0] == 50_000
+    assert gc.get_threshold() == before
