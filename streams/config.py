@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from streams.errors import ConfigError
 
@@ -67,6 +67,8 @@ def load(settings: type[S], **arguments: Any) -> S:
     """
     try:
         return settings(**{key: value for key, value in arguments.items() if value is not None})
+    except SettingsError as error:
+        raise ConfigError(f"Settings are wrong: {error}; REFOLD_KAFKA is a JSON object.") from None
     except ValidationError as error:
         wrong = "; ".join(
             f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg'].lower()}"

@@ -32,13 +32,20 @@ def test_everything_wrong_is_one_message(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_client_settings_may_hold_secrets_and_are_not_shown() -> None:
-    settings = KafkaSettings(kafka={"sasl.password": "canary"})
+    settings = load(KafkaSettings, kafka={"sasl.password": "canary"})
     assert "canary" not in repr(settings)
 
 
 def test_secret_in_a_wrong_setting_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFOLD_KAFKA", '{"sasl.password": ["canary"]}')
     with pytest.raises(ConfigError) as raised:
+        load(KafkaSettings)
+    assert "canary" not in str(raised.value)
+
+
+def test_client_settings_that_are_not_json_are_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFOLD_KAFKA", "canary")
+    with pytest.raises(ConfigError, match="REFOLD_KAFKA is a JSON object") as raised:
         load(KafkaSettings)
     assert "canary" not in str(raised.value)
 
