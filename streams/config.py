@@ -76,7 +76,9 @@ def load(settings: type[S], **arguments: Any) -> S:
             + ("" if "kafka" in item["loc"] else f" (got {item['input']!r})")
             for item in error.errors(include_url=False)
         )
-        raise ConfigError(f"Settings are wrong: {wrong}. Each can be given as a flag or as REFOLD_<NAME>.") from None
+        raise ConfigError(
+            f"Settings are wrong: {wrong}. Each is read from REFOLD_<NAME>, and some from a flag too."
+        ) from None
 
 
 def default_state_dir() -> Path:

@@ -12,6 +12,14 @@ __all__ = ["configure", "get_logger"]
 
 get_logger = structlog.get_logger
 
+if not structlog.is_configured():
+    # In a program that says nothing of logs: warnings, on standard error. structlog's own default is everything, on
+    # standard output, which is the program's.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    )
+
 
 def configure(*, level: str = "info", style: Literal["console", "json"] | None = None) -> None:
     """Send refold's logs, and those of the libraries below it, to standard error.

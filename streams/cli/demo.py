@@ -74,11 +74,13 @@ def demo(
     """
     console = Console(stderr=True)
     with _sigterm_as_interrupt(), ExitStack() as stack:
+        client: dict[str, str | int | float | bool] | None = None
         if bootstrap_servers is None:
+            client = {}  # what REFOLD_KAFKA says is of the user's own brokers
             with _said(console, "Starting Apache Kafka (the first time fetches about 80 MB) …"):
                 broker = stack.enter_context(EmbeddedBroker())
             bootstrap_servers = broker.bootstrap_servers
-        kafka = load(KafkaSettings, bootstrap_servers=bootstrap_servers)
+        kafka = load(KafkaSettings, bootstrap_servers=bootstrap_servers, kafka=client)
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="refold-demo-")))
         name = f"refold-demo-{uuid4().hex[:8]}"
         console.print(f"Kafka at {kafka.bootstrap_servers}, topic and group {name}, state in {directory}")

@@ -73,12 +73,13 @@ class FoldOptions:
         kafka = load(KafkaSettings, bootstrap_servers=self.bootstrap_servers)
         generation = generation_id(found.name, found.version)
         events = KafkaEventStore(self.topic, codec=self._codec(), kafka=kafka)
+        settings = load(FoldSettings, checkpoint_events=self.checkpoint_events, cache_bytes=self.cache_bytes)
         return Wired(
             projection=found,
             events=events,
-            store=RocksStore(self.state_dir / generation),
+            store=RocksStore(self.state_dir / generation, wait_s=settings.store_wait_s),
             checkpoints=KafkaCheckpointStore(self.group or f"refold.{generation}", events),
-            settings=load(FoldSettings, checkpoint_events=self.checkpoint_events, cache_bytes=self.cache_bytes),
+            settings=settings,
             allow_incomplete=self.allow_incomplete,
         )
 

@@ -199,7 +199,7 @@ class Agent:
                 # in front of the record that failed.
                 held.fold.discard()
                 held.halt = error
-                self._subscription.rewind(piece.partition, held.fold.position)
+                self._subscription.rewind(piece.partition)
                 rewound.add(piece.partition)
                 continue
             if settled is not None:
@@ -216,7 +216,7 @@ class Agent:
         watermarks = self._events.cluster.watermarks(self._topic)
         check_history(self._manifest, partition, held.fold.position, watermarks[partition])
         log.warning("source.read_again", partition=partition, position=held.fold.position, why=why)
-        self._subscription.rewind(partition, held.fold.position)
+        self._subscription.rewind(partition)
 
     def _checkpoint_if_due(self, *, idle: bool) -> None:
         moved = [held for held in self._held.values() if held.fold.has_moved]
@@ -237,7 +237,7 @@ class Agent:
         for partition, held in list(self._held.items()):
             if held.fold.has_moved and not self._commit(partition, held):
                 held.fold.carefully = True
-                self._subscription.rewind(partition, held.fold.position)
+                self._subscription.rewind(partition)
         self._pace.taken(began, models)
         self._mirror(wait=wait)
 

@@ -184,16 +184,20 @@ class Subscription:
                 self._batch = max(1, min(_BATCH, 2 * self._batch, int(_BATCH_S * count / spent_s)))
 
     def _read_again(self, messages: list[Message]) -> list[Message]:
-        """Go back to our own positions after a rebalance, and drop what was fetched from librdkafka's.
+        """Go back to our own positions, and drop what was fetched from librdkafka's; also after each rebalance.
 
-        Its batch call takes the event "end of partition at 7" for a record and notes 8 as the application's
+        librdkafka's batch call takes the event "end of partition at 7" for a record and notes 8 as the application's
         position (librdkafka #4844, from 2.2 on; #5213 mends it). A cooperative rebalance pauses and resumes the
         partitions that stay, and resuming starts from that note: the record that is written at 7 by then is never
         given out.
         """
-        for partition in self._doubtful:
-            self.rewind(partition, self._listener.position(partition))
         messages = [message for message in messages if message.partition() not in self._doubtful]
+        # Not by seek, which a resume that is still under way overrides: given up and taken on anew, a partition is
+        # read from the position given with it.
+        self._consumer.incremental_unassign([TopicPartition(self._topic, partition) for partition in self._doubtful])
+        self._consumer.incremental_assign(
+            [TopicPartition(self._topic, partition, self._listener.position(partition)) for partition in self._doubtful]
+        )
         self._doubtful = set()
         return messages
 
@@ -280,9 +284,9 @@ class Subscription:
         refused, self._refused = self._refused, set()
         return refused
 
-    def rewind(self, partition: int, position: int) -> None:
-        """Read a partition again from `position`."""
-        self._consumer.seek(TopicPartition(self._topic, partition, position))
+    def rewind(self, partition: int) -> None:
+        """Read a partition again from the listener's position, from the next poll on."""
+        self._doubtful.add(partition)
 
     def close(self) -> None:
         """Leave the group."""
