@@ -38,6 +38,7 @@ from streams.loader import Loader
 __all__ = ["demo"]
 
 _SHOWN_AIRCRAFT = "N14228"
+_SHOWN_CHARS = 90
 _REDRAW_S = 0.1
 
 
@@ -202,9 +203,14 @@ def _running(agent: Agent) -> Iterator[threading.Event]:
         raise failures[0]
 
 
+def _short(value: object) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]} …"
+
+
 def _print(figures: Figures, shown: dict[str, object]) -> None:
     """Print one aircraft and the figures, for people."""
-    aircraft = orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()
+    aircraft = "\n".join(f"  {name}: {_short(value)}" for name, value in shown.items())
     same = "identical, byte for byte" if figures.identical else "DIFFERENT"
     text = (
         f"Aircraft {_SHOWN_AIRCRAFT}, as rebuilt:\n{aircraft}\n\n"

@@ -44,17 +44,20 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Parameter(env_var="REFOLD_LOG_LEVEL")] = "info",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None, Parameter(env_var="REFOLD_LOG_LEVEL")
+    ] = None,
     log_format: Annotated[Literal["console", "json"] | None, Parameter(env_var="REFOLD_LOG_FORMAT")] = None,
 ) -> None:
     """Set up logging, then run the command.
 
     Args:
         tokens: The command and its options.
-        log_level: What to log, on standard error.
+        log_level: What to log, on standard error; by default info, and warning where a bar is drawn there.
         log_format: Columns, or one JSON object a line; by default columns on a terminal.
     """
-    log.configure(level=log_level, style=log_format)
+    draws = tokens[:1] in (("demo",), ("rebuild",))
+    log.configure(level=log_level or ("warning" if draws else "info"), style=log_format)
     app(tokens)
 
 

@@ -67,7 +67,7 @@ def test_demo_on_a_given_kafka_compares_live_and_rebuilt_and_leaves_nothing(
 
 
 def test_demo_brings_its_own_kafka_and_takes_it_away(tmp_path: Path) -> None:
-    with command(["demo", "--json"], tmp_path) as demo:
+    with command(["--log-level", "info", "demo", "--json"], tmp_path) as demo:
         demo.wait_for("Kafka at 127.0.0.1:")
         assert any("kafka.Kafka" in line for line in demo.processes())
         assert demo.process.wait(DEADLINE_S * 2) == 0, demo.stderr.read_text()
@@ -84,7 +84,7 @@ def test_interrupted_demo_leaves_no_topic_and_no_group_on_a_given_kafka(
     moment: str, number: signal.Signals, bootstrap_servers: str, admin: AdminClient, tmp_path: Path
 ) -> None:
     before = on_broker(admin, "refold-demo-")
-    with command(["demo", "--json", "--bootstrap-servers", bootstrap_servers], tmp_path) as demo:
+    with command(["--log-level", "info", "demo", "--json", "--bootstrap-servers", bootstrap_servers], tmp_path) as demo:
         demo.wait_for(*MOMENTS[moment])
         until("the demo's topic", lambda: on_broker(admin, "refold-demo-") > before)
         demo.interrupt(number)
@@ -96,7 +96,7 @@ def test_second_ctrl_c_does_not_keep_the_demo_from_cleaning_up(
     bootstrap_servers: str, admin: AdminClient, tmp_path: Path
 ) -> None:
     before = on_broker(admin, "refold-demo-")
-    with command(["demo", "--json", "--bootstrap-servers", bootstrap_servers], tmp_path) as demo:
+    with command(["--log-level", "info", "demo", "--json", "--bootstrap-servers", bootstrap_servers], tmp_path) as demo:
         demo.wait_for(*MOMENTS["live"])
         demo.interrupt(signal.SIGINT)
         demo.wait_for("0 events/s")  # the bar is let go when the agent has ended, right before the removal
@@ -116,7 +116,7 @@ def test_second_ctrl_c_does_not_keep_the_demo_from_cleaning_up(
     ],
 )
 def test_interrupted_demo_leaves_no_kafka_and_no_file(moment: str, number: signal.Signals, tmp_path: Path) -> None:
-    with command(["demo", "--json"], tmp_path) as demo:
+    with command(["--log-level", "info", "demo", "--json"], tmp_path) as demo:
         demo.wait_for(*MOMENTS[moment])
         until("the JVM", lambda: any("kafka.Kafka" in line for line in demo.processes()))
         demo.interrupt(number)
