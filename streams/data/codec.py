@@ -95,16 +95,20 @@ class JsonCodec:
         """
         kind = type(records[0])
         documents = list(map(orjson.loads, map(kind.value, records)))  # type: ignore[arg-type]
+        ids = list(map(itemgetter(self.id), documents))
+        times = list(map(itemgetter(self.time), documents))
+        if None in ids or None in times:
+            return self._decode_each(records)
         if self.stream is None:
             streams = list(map(bytes.decode, map(kind.key, records)))  # type: ignore[arg-type]
         else:
             streams = list(map(itemgetter(self.stream), documents))
         return map(
             Event,
-            list(map(itemgetter(self.id), documents)),
+            ids,
             list(map(itemgetter(self.type), documents)),
             streams,
-            list(map(itemgetter(self.time), documents)),
+            times,
             documents if self.data is None else list(map(itemgetter(self.data), documents)),
             map(dict.get, documents, repeat(self.metadata)),
             repeat(records[0].topic()),

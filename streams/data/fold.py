@@ -203,7 +203,7 @@ class Fold:
         if event is not None:
             self.position = event.offset + 1
             self.declined += declined
-            self._last_event_id = event.id
+            self._last_event_id = str(event.id)  # a number, where the envelope has one
 
     def _load(self, model_id: str) -> Any:
         """Find a model at its first change since the last commit."""

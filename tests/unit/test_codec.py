@@ -32,6 +32,11 @@ def test_event_without_id_time_or_data_gets_its_coordinates_and_the_records_time
     assert event.time == datetime.fromtimestamp(1_700_000_000, UTC)
 
 
+def test_null_id_and_time_count_as_missing() -> None:
+    event = decode(MadeRecord(b'{"id":null,"type":"T","time":null,"data":1}', b"s", 7))
+    assert (event.id, event.recorded_at) == ("t-0-7", 1_700_000_000_000)
+
+
 def test_field_names_are_configurable() -> None:
     codec = JsonCodec(id="uuid", type="kind", time="at", data=None, stream="order")
     document = {"uuid": "u", "kind": "K", "at": "2026-01-01", "order": "o-1", "total": 5}

@@ -201,6 +201,14 @@ def test_async_projection_folds_the_same(tmp_path: Path) -> None:
     assert (state.events, state.declined, state.last_event_id) == (5, 1, "e4")
 
 
+def test_event_id_that_is_a_number_does_not_spoil_the_store(tmp_path: Path) -> None:
+    fold = open_fold(tmp_path / "0")
+    fold.fold([MadeRecord(b'{"id":12,"type":"add","time":"2026-01-01","data":{"n":1}}', b"a", 0)])
+    fold.commit()
+    fold.close()
+    assert open_store(tmp_path / "0").state.last_event_id == "12"
+
+
 def test_interrupt_ends_after_the_event_at_hand(tmp_path: Path) -> None:
     interrupts: list[str] = []
 
