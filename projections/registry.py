@@ -1,23 +1,21 @@
-"""From a name to a projection, and from a projection to the fingerprint of its code."""
+"""From a name to a projection."""
 
 from __future__ import annotations
 
-import ast
 import difflib
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import CodeType, FunctionType, MappingProxyType, ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from projections.contract import CqrsProjection
 
-__all__ = ["SHIPPED", "ResolveError", "fingerprint", "resolve"]
+__all__ = ["SHIPPED", "ResolveError", "resolve"]
 
 SHIPPED: Mapping[str, str] = MappingProxyType(
     {
@@ -69,30 +67,6 @@ def resolve(name_or_path: str) -> CqrsProjection[Any]:
     projection = _construct(found, target)
     _check(projection, target)
     return projection
-
-
-def fingerprint(projection: CqrsProjection[Any]) -> str:
-    """Give 16 hex digits that change when the projection's code does.
-
-    Hashed are the sources of the modules that hold the projection's class, its base classes and its read
-    model's class (the standard library and the contract left out), without comments, docstrings and layout;
-    and its name, version, `partition_by` and read model type. The path of a module is not hashed.
-
-    Not seen: code in other modules that those import, and the attributes of an instance. Where a module has
-    no source (a REPL, a compiled module), the bytecode of the classes' functions is hashed in its place, and
-    of functions without bytecode nothing but the class's qualified name. Bytecode also changes with the
-    Python version, and in rare cases the normal form of source does.
-    """
-    digest = hashlib.sha256()
-    cls = type(projection)
-    model = projection.model_type()
-    for name, classes in _modules_of([*cls.__mro__, model]).items():
-        code = _normalised_source(name)
-        digest.update((code if code is not None else "\n".join(map(_bytecode, classes))).encode())
-        digest.update(b"\0")
-    facts = (projection.name, projection.version, projection.partition_by, model.__qualname__)
-    digest.update(repr(facts).encode())
-    return digest.hexdigest()[:16]
 
 
 def _unknown(name: str) -> str:
@@ -202,54 +176,3 @@ def _check(projection: CqrsProjection[Any], target: str) -> None:
         wrong.append(str(error))
     if wrong:
         raise ResolveError(f"Projection {target!r} is declared wrongly: {'; '.join(wrong)}.")
-
-
-def _modules_of(classes: list[type]) -> dict[str, list[type]]:
-    """Group the user's classes by module, in the order given."""
-    modules: dict[str, list[type]] = {}
-    for cls in classes:
-        name = cls.__module__
-        if name != CqrsProjection.__module__ and name.partition(".")[0] not in sys.stdlib_module_names - {"__main__"}:
-            modules.setdefault(name, []).append(cls)
-    return modules
-
-
-def _normalised_source(module_name: str) -> str | None:
-    """Give a module's code without comments, docstrings and layout; None where there is no source."""
-    module = sys.modules.get(module_name)
-    if module is None:
-        return None
-    try:
-        tree = ast.parse(inspect.getsource(module))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            # Also the strings below attributes: an expression that is only a string does nothing anywhere.
-            node.body = [statement for statement in body if not _is_text(statement)] or [ast.Pass()]  # type: ignore[attr-defined]
-    return ast.unparse(ast.fix_missing_locations(tree))
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
-
-
-def _bytecode(cls: type) -> str:
-    functions = (getattr(value, "fget", getattr(value, "__func__", value)) for value in vars(cls).values())
-    codes = [function.__code__ for function in functions if isinstance(function, FunctionType)]
-    return "\n".join([cls.__qualname__, *(line for code in codes for line in _code_lines(code))])
-
-
-def _code_lines(code: CodeType) -> Iterator[str]:
-    yield f"{code.co_qualname} {code.co_code.hex()} {code.co_names} {code.co_varnames}"
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _code_lines(constant)
-        else:
-            # A set's order differs from process to process.
-            yield repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant)

@@ -5,8 +5,10 @@ from streams.control.rebuild import RebuildCoordinator
 from streams.control.strategies import FromBeginning, RebuildStrategy
 from streams.data.agent import Agent, AgentStatus
 from streams.data.checkpoint import CheckpointStore, KafkaCheckpointStore
-from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec
-from streams.data.generation import ModelReader, RocksStore
+from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec, Undecodable
+from streams.data.generation import RocksStore
+from streams.data.reader import ModelReader
+from streams.data.runner import ProcessRunner, ThreadRunner
 from streams.data.source import KafkaEventStore
 from streams.types import ProjectionCheckpoint, RebuildProgress
 
@@ -20,12 +22,15 @@ __all__ = [
     "EventCodec",
     "JsonCodec",
     "CloudEventsCodec",
+    "Undecodable",
     "RocksStore",
     "ModelReader",
     "CheckpointStore",
     "KafkaCheckpointStore",
     "Agent",
     "AgentStatus",
+    "ThreadRunner",
+    "ProcessRunner",
     "FoldSettings",
     "KafkaSettings",
 ]

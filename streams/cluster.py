@@ -20,10 +20,10 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from streams.config import KafkaSettings
-from streams.errors import BrokerError, BrokerUnavailable, CqrsError, GroupActive, TopicNotFound, at
+from streams.errors import BrokerError, BrokerUnavailable, ConfigError, CqrsError, GroupActive, TopicNotFound, at
 from streams.types import Committed, Member, TopicInfo, Watermarks
 
-__all__ = ["QUIET", "Cluster", "broker_error"]
+__all__ = ["QUIET", "Cluster", "broker_error", "check_client_settings"]
 
 QUIET = 2
 """librdkafka's own log lines only where critical: what it reports reaches us as errors, and is told in context."""
@@ -66,17 +66,46 @@ def broker_error(error: KafkaError, doing: str, settings: KafkaSettings) -> Cqrs
     return BrokerError(f"Kafka at {settings.bootstrap_servers} would not {doing}: {error.name()}: {error.str()}")
 
 
-class Cluster:
-    """A cluster's admin interface. Every call blocks for at most `request_timeout_s`.
+def check_client_settings(settings: KafkaSettings) -> None:
+    """Make sure that librdkafka takes the user's own settings.
 
     Raises:
+        ConfigError: It does not; all that it would not take are named, and no value is shown.
+    """
+    wrong = [why for key in settings.kafka if (why := _refusal({key: settings.kafka[key]}))]
+    if not wrong and settings.kafka and (why := _refusal(settings.client())):
+        wrong = [why]
+    if wrong:
+        raise ConfigError(f"Settings are wrong: REFOLD_KAFKA: {'; '.join(wrong)}. Its keys are librdkafka's.")
+
+
+def _refusal(config: dict[str, Any]) -> str | None:
+    try:
+        Consumer({**config, "group.id": "unused", "log_level": QUIET}).close()
+    except KafkaException as error:
+        return str(error.args[0].str())
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+class Cluster:
+    """A cluster's admin interface. Every call blocks for at most its time-out.
+
+    Args:
+        settings: Where the cluster is.
+        timeout_s: How long a call may take; by default `request_timeout_s`.
+
+    Raises:
+        ConfigError: From the constructor: a client setting is unknown or wrong.
         BrokerUnavailable: From every method: nobody answered.
         BrokerError: From every method: the broker refused.
     """
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, *, timeout_s: float | None = None) -> None:
         self.settings = settings
-        self._timeout = settings.request_timeout_s
+        self._timeout = timeout_s or settings.request_timeout_s
+        check_client_settings(settings)
         self._admin = AdminClient(settings.client(log_level=QUIET))
 
     def topic(self, name: str) -> TopicInfo:
@@ -159,8 +188,8 @@ class Cluster:
     def committed(self, group: str, topic: TopicInfo) -> dict[int, Committed]:
         """Give the group's committed offsets of a topic, each with the metadata committed with it.
 
-        By a consumer that joins no group: librdkafka's ListConsumerGroupOffsets crashes the process where the
-        group's coordinator is still loading (2.12: rd_kafka_handle_OffsetFetch without a consumer group).
+        By a consumer that joins no group: librdkafka's ListConsumerGroupOffsets ends the process where a request of
+        it fails while a broker comes back (2.12: SIGSEGV; 2.16: "Assertion `eonce->refcnt > 0' failed").
         """
         wanted = [TopicPartition(topic.name, partition) for partition in range(topic.partitions)]
         doing = f"read the offsets of group {group!r}"
@@ -205,11 +234,7 @@ class Cluster:
         if members:
             raise GroupActive(
                 f"Group {group!r} is folding: "
-                + ", ".join(
-                    f"{member.client_id} on {member.host} "
-                    f"(partitions {', '.join(map(str, member.partitions)) or 'none'})"
-                    for member in members
-                )
+                + ", ".join(map(str, members))
                 + ". Nothing was changed. Stop these processes (SIGTERM drains them); one that was killed is dropped "
                 "by the broker after its session timeout (45 s unless set otherwise)."
             )
@@ -230,23 +255,33 @@ class Cluster:
     def commit(self, group: str, topic: str, offsets: Mapping[int, Committed]) -> None:
         """Commit offsets, with metadata, for a group that has no members.
 
-        By a consumer that joins no group: the AdminClient's own call loses the metadata.
+        By the consumer that also reads them; see `committed`. The broker takes it only while the group is empty, so
+        it is also the proof of that.
+
+        Raises:
+            GroupActive: It has members, who are named; nothing was changed.
         """
         wanted = [
             TopicPartition(topic, partition, committed.position, committed.metadata)
             for partition, committed in offsets.items()
         ]
-        self._outside(
+        answer = self._outside(
             group,
             f"commit offsets of group {group!r}",
             lambda consumer: consumer.commit(offsets=wanted, asynchronous=False),
+            {KafkaError.UNKNOWN_MEMBER_ID: _MISSING, KafkaError.ILLEGAL_GENERATION: _MISSING},
         )
+        if answer is _MISSING:
+            self.check_inactive(group)
+            raise GroupActive(f"Group {group!r} had a member when its offsets were to be set. Nothing was changed.")
 
-    def _outside(self, group: str, doing: str, call: Callable[[Consumer], Any]) -> Any:
+    def _outside(
+        self, group: str, doing: str, call: Callable[[Consumer], Any], instead: Mapping[int, Any] | None = None
+    ) -> Any:
         """Call a consumer that knows the group and is no member of it."""
         consumer = Consumer(self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False}))
         try:
-            return self._again(doing, lambda: call(consumer))
+            return self._again(doing, lambda: call(consumer), instead)
         finally:
             consumer.close()
 

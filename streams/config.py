@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from streams.errors import ConfigError
@@ -14,6 +16,29 @@ __all__ = ["FoldSettings", "KafkaSettings", "load"]
 
 
 S = TypeVar("S", bound=BaseSettings)
+
+OURS: Mapping[str, str] = MappingProxyType(
+    {
+        "auto.commit.interval.ms": "the store's position is the truth, and is mirrored behind it",
+        "auto.offset.reset": "a position that is gone is an error",
+        "bootstrap.servers": "set REFOLD_BOOTSTRAP_SERVERS",
+        "client.id": "it tells the members of a group apart",
+        "enable.auto.commit": "the store's position is the truth, and is mirrored behind it",
+        "enable.auto.offset.store": "the store's position is the truth, and is mirrored behind it",
+        "enable.idempotence": "a load delivers each event once",
+        "enable.partition.eof": "the true end of a partition comes from it",
+        "group.id": "set REFOLD_GROUP",
+        "group.protocol": "partitions are handed over cooperatively",
+        "group.remote.assignor": "partitions are handed over cooperatively",
+        "heartbeat.interval.ms": "set REFOLD_SESSION_TIMEOUT_S",
+        "isolation.level": "aborted transactions are no events",
+        "metadata.broker.list": "set REFOLD_BOOTSTRAP_SERVERS",
+        "partition.assignment.strategy": "partitions are handed over cooperatively",
+        "session.timeout.ms": "set REFOLD_SESSION_TIMEOUT_S",
+        "transactional.id": "nothing is written in transactions",
+    }
+)
+"""Client settings that are not the user's, and why."""
 
 
 class KafkaSettings(BaseSettings):
@@ -24,11 +49,21 @@ class KafkaSettings(BaseSettings):
     bootstrap_servers: str = Field("127.0.0.1:9092", min_length=1)
     """`host:port[,host:port…]`. Env: REFOLD_BOOTSTRAP_SERVERS."""
     kafka: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
-    """Any further librdkafka client setting, as JSON, for example SASL and TLS. Env: REFOLD_KAFKA."""
+    """Further librdkafka client settings, as JSON, for example SASL and TLS; not those that the engine's guarantees
+    rest on (`OURS`). Env: REFOLD_KAFKA."""
     request_timeout_s: PositiveFloat = 10.0
     """How long to wait for a broker's answer before saying that it is away. Env: REFOLD_REQUEST_TIMEOUT_S."""
     outage_limit_s: PositiveFloat = 300.0
-    """How long a running fold waits, logging, for brokers that went away. Env: REFOLD_OUTAGE_LIMIT_S."""
+    """How long a running fold waits, logging, for brokers that went away, or for a partition that another process
+    still has open. Env: REFOLD_OUTAGE_LIMIT_S."""
+
+    @field_validator("kafka")
+    @classmethod
+    def _only_connections(cls, kafka: dict[str, Any]) -> dict[str, Any]:
+        ours = [f"{key} ({OURS[key]})" for key in kafka if key in OURS]
+        if ours:
+            raise ValueError(f"refold sets these itself, since its guarantees rest on them: {', '.join(ours)}")
+        return kafka
 
     def client(self, **settings: Any) -> dict[str, Any]:
         """Give a librdkafka configuration: these settings, the user's own over them, and the address."""
@@ -48,8 +83,6 @@ class FoldSettings(BaseSettings):
     checkpoint_seconds: PositiveFloat = 5.0
     """The longest time between two checkpoints, which is what a crash costs to fold again.
     Env: REFOLD_CHECKPOINT_SECONDS."""
-    store_wait_s: Annotated[float, Field(ge=0)] = 10.0
-    """How long to wait for a store that another process is closing. Env: REFOLD_STORE_WAIT_S."""
     session_timeout_s: PositiveFloat = 45.0
     """Silence after which the group gives a member's partitions to others (session.timeout.ms).
     Env: REFOLD_SESSION_TIMEOUT_S."""

@@ -9,13 +9,15 @@
     │   └── TopicChanged       another topic of the same name, or another number of partitions
     ├── EventError             a record that is no event
     ├── ProjectionError        the user's code failed
+    │   └── ModelSplit         events of one model are on several partitions
     ├── StorageError           the state directory
-    │   ├── StoreLocked        another process has it open
+    │   ├── StoreLocked        another process folds in it
     │   ├── StoreCorrupt
     │   ├── ForeignStore       written by another projection, topic or format
     │   └── ModelNotFound
     ├── CheckpointError        positions
-    │   ├── CodeChanged        the state was folded by other code
+    │   ├── BuildChanged       another build, or other code, was made current meanwhile
+    │   ├── CodeChanged        the state was folded by other code, or read with another codec
     │   └── ForeignOffset      a committed offset that is not ours and that the state cannot honour
     └── RebuildError
         ├── GroupActive        somebody is folding in this group
@@ -31,6 +33,7 @@ from __future__ import annotations
 __all__ = [
     "BrokerError",
     "BrokerUnavailable",
+    "BuildChanged",
     "CheckpointError",
     "CodeChanged",
     "ConfigError",
@@ -42,6 +45,7 @@ __all__ = [
     "GroupActive",
     "HistoryIncomplete",
     "ModelNotFound",
+    "ModelSplit",
     "ProjectionError",
     "RebuildCancelled",
     "RebuildError",
@@ -119,7 +123,17 @@ class ProjectionError(CqrsError):
     """The projection's own code raised, or gave a model that cannot be stored. The cause is chained.
 
     State and position are as they were before the event.
+
+    Attributes:
+        user_traceback: The traceback of the user's code, from its own first frame on; "" where there is none. Text,
+            so that it crosses to another process.
     """
+
+    user_traceback: str = ""
+
+
+class ModelSplit(ProjectionError):
+    """Events of one model are on several partitions, so each holds a part of it and neither is the model."""
 
 
 class StorageError(CqrsError, OSError):
@@ -127,7 +141,7 @@ class StorageError(CqrsError, OSError):
 
 
 class StoreLocked(StorageError):
-    """Another process has the store open: one writer per generation and partition."""
+    """Another process folds in the directory: one writer per build and partition. The message names it."""
 
 
 class StoreCorrupt(StorageError):
@@ -146,8 +160,15 @@ class CheckpointError(CqrsError):
     """A position that cannot be gone on from."""
 
 
+class BuildChanged(CheckpointError):
+    """Another build, or the same one for other code, was made current while this process folded.
+
+    What this process had committed is kept; it writes nothing more.
+    """
+
+
 class CodeChanged(CheckpointError):
-    """The state was folded by other code than the projection's code now."""
+    """The state was folded by other code than the projection's code now, or its records were read otherwise."""
 
 
 class ForeignOffset(CheckpointError):

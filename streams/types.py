@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import nextafter
 
 __all__ = ["Committed", "Lag", "Member", "ProjectionCheckpoint", "RebuildProgress", "TopicInfo", "Watermarks"]
+
+_CLIENT_ID = re.compile(r"refold-([0-9a-f]+)-([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,24 @@ class Member:
     """group.instance.id of a static member (KIP-345)."""
     partitions: tuple[int, ...]
 
+    @staticmethod
+    def client_id_of(directory: str, pid: int) -> str:
+        """Give the client id by which the group knows a process of ours: what it folds into, and which it is."""
+        return f"refold-{directory}-{pid}"
+
+    @property
+    def directory(self) -> str | None:
+        """The id of the state directory that it folds into; None for a member that is none of ours."""
+        found = _CLIENT_ID.fullmatch(self.client_id)
+        return None if found is None else found[1]
+
+    def __str__(self) -> str:
+        """Name it, for an error's message."""
+        found = _CLIENT_ID.fullmatch(self.client_id)
+        who = self.client_id if found is None else "refold"
+        process = "" if found is None else f", process {found[2]}"
+        return f"{who} on {self.host}{process} (partitions {', '.join(map(str, self.partitions)) or 'none'})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectionCheckpoint:
@@ -58,10 +79,12 @@ class ProjectionCheckpoint:
     last_event_id: str | None = None
     """The id of the event folded last, of any partition; None where none was."""
     events_processed: int = 0
-    """Events folded or declined since the generation's beginning; a count, not a position."""
+    """Events folded or declined since the build's beginning; a count, not a position."""
     generation: str = ""
-    epoch: int = 0
-    """How often this generation has been started from the beginning."""
+    build: int = 0
+    """Which fold of the generation from its beginning; 1 is the first."""
+    directory: str = ""
+    """The id of the state directory that the models are in."""
     time: datetime | None = None
     """When it was taken, aware, UTC."""
 
@@ -111,6 +134,14 @@ class RebuildProgress:
     is_running: bool = False
     error: str | None = None
     """What ended the rebuild before its end."""
+    waiting_for: str = ""
+    """What keeps the rebuild from going on just now, and for how long it may; "" where nothing does."""
+    models: int | None = None
+    """Models that the rebuild gave; None until it has finished."""
+    models_deleted: int = 0
+    """How often a model was deleted, as checkpoints found it."""
+    events_declined: int = 0
+    """Events that the projection declined."""
     elapsed_seconds: float = 0.0
     partitions: dict[int, Lag] = field(default_factory=dict)
 

@@ -88,6 +88,7 @@ def folded(
     projection = projection or Tally()
     models: dict[str, Any] = {}
     for event in (codec or JsonCodec()).decode(records) if records else ():
+        assert isinstance(event, Event)
         model_id = projection.extract_model_id(event)
         if model_id is not None:
             models[model_id] = projection.apply_to_model(models.get(model_id), event)

@@ -157,7 +157,6 @@ def _load(loader: Loader, console: Console) -> int:
 
 def _fold_live(parts: _Parts, events: int, console: Console) -> float:
     """Fold as the service would, until the lag is 0; give the events per second."""
-    agent = live_agent(parts.projection, parts.events, parts.store, parts.checkpoints, parts.settings)
     ends = {p: marks.high for p, marks in parts.cluster.watermarks(parts.cluster.topic(parts.name)).items()}
     columns = (
         TextColumn("live   "),
@@ -165,15 +164,17 @@ def _fold_live(parts: _Parts, events: int, console: Console) -> float:
         TextColumn("lag {task.fields[lag]:>9,}  {task.fields[rate]:>9,.0f} events/s"),
     )
     total = sum(ends.values())
-    started = time.monotonic()
-    with Progress(*columns, console=console) as bar, _running(agent) as ended:
-        task = bar.add_task("live", total=total, lag=total, rate=0.0)
-        lag = total
-        while lag and not ended.wait(_REDRAW_S):
-            folded = agent.status.partitions
-            lag = sum(max(0, end - (folded[p].committed if p in folded else 0)) for p, end in ends.items())
-            rate = agent.status.events / (time.monotonic() - started)
-            bar.update(task, completed=total - lag, lag=lag, rate=rate)
+    claimed = live_agent(parts.projection, parts.events, parts.store, parts.checkpoints, parts.settings)
+    with Progress(*columns, console=console) as bar, claimed as agent:
+        started = time.monotonic()
+        with _running(agent) as ended:
+            task = bar.add_task("live", total=total, lag=total, rate=0.0)
+            lag = total
+            while lag and not ended.wait(_REDRAW_S):
+                folded = agent.status.partitions
+                lag = sum(max(0, end - (max(0, folded[p].committed) if p in folded else 0)) for p, end in ends.items())
+                rate = agent.status.events / (time.monotonic() - started)
+                bar.update(task, completed=total - lag, lag=lag, rate=rate)
         return events / (time.monotonic() - started)
 
 

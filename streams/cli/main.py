@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from projections.datasets import DatasetError
+from projections.fingerprint import StaleSource
 from projections.registry import ResolveError
 from streams import errors, log
 from streams.cli.broker import broker
@@ -23,12 +24,13 @@ app = App(name="refold", help="Fold a Kafka event topic into read models, and re
 for command in (demo, run, rebuild, get, load, broker):
     app.command(command)
 
-OURS = (errors.CqrsError, ResolveError, DatasetError, KeyboardInterrupt)
+OURS = (errors.CqrsError, ResolveError, StaleSource, DatasetError, KeyboardInterrupt)
 """Errors whose message is written for the user; any other is a fault of ours and keeps its stack trace."""
 
 EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (errors.ConfigError, 2),
     (errors.GroupActive, 3),
+    (errors.StoreLocked, 3),
     (errors.HistoryIncomplete, 4),
     (errors.TopicNotFound, 6),
     (errors.ModelNotFound, 6),
@@ -66,5 +68,7 @@ def main() -> None:
     try:
         app.meta()
     except OURS as error:
+        if trace := getattr(error, "user_traceback", ""):
+            print(trace, file=sys.stderr, end="")  # noqa: T201
         print(f"refold: {str(error) or 'interrupted'}", file=sys.stderr)  # noqa: T201
         sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))

@@ -11,8 +11,11 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from streams.cli.progress import watch
+from streams.cli.signals import drained_by_signals
 from streams.cli.wiring import FoldOptions
 from streams.control.rebuild import RebuildCoordinator
+from streams.data.generation import RocksStore
+from streams.errors import StoreCorrupt
 
 __all__ = ["rebuild"]
 
@@ -40,8 +43,7 @@ def rebuild(
     """
     wired = options.wire(projection)
     console = Console(stderr=True)
-    manifest = wired.store.manifest()
-    if manifest is not None and not yes and not _agreed(console, str(wired.store.directory)):
+    if _has_state(wired.store) and not yes and not _agreed(console, str(wired.store.directory)):
         raise SystemExit(2)
     coordinator = RebuildCoordinator(
         wired.projection,
@@ -51,15 +53,25 @@ def rebuild(
         settings=wired.settings,
         allow_incomplete=wired.allow_incomplete,
     )
-    progress = asyncio.run(watch(coordinator, coordinator.rebuild_from_beginning(), console))
+    with drained_by_signals(coordinator.cancel, exit_code=130):
+        progress = asyncio.run(watch(coordinator, coordinator.rebuild_from_beginning(), console))
     if json:
         figures = dataclasses.asdict(progress) | {"completion_percentage": progress.completion_percentage()}
         print(orjson.dumps(figures, option=orjson.OPT_NON_STR_KEYS).decode())  # noqa: T201
     else:
         print(  # noqa: T201
             f"{progress.events_processed:,} events into {wired.projection.name} in {progress.elapsed_seconds:.1f} s, "
-            f"{progress.events_per_second:,.0f} events/s"
+            f"{progress.events_per_second:,.0f} events/s: {progress.models:,} models, "
+            f"{progress.models_deleted:,} deleted, "
+            f"{progress.events_declined:,} declined"
         )
+
+
+def _has_state(store: RocksStore) -> bool:
+    try:
+        return store.current() is not None
+    except StoreCorrupt:  # what a rebuild mends
+        return True
 
 
 def _agreed(console: Console, directory: str) -> bool:

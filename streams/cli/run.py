@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from streams.cli.signals import drained_by_signals
 from streams.cli.wiring import FoldOptions
 from streams.cluster import Cluster
 from streams.control.live import live_agent
-from streams.data.agent import Agent
+from streams.data.agent import Agent, AgentStatus
+from streams.data.partition import Phase
 from streams.errors import CqrsError
 from streams.log import get_logger
 
 __all__ = ["run"]
 
 log = get_logger(__name__)
+
+_JOIN_S = 1.0
 
 
 def run(
@@ -45,7 +47,7 @@ def run(
         report_seconds: How often to log events, rate and lag.
     """
     wired = options.wire(projection)
-    agent = live_agent(
+    with live_agent(
         wired.projection,
         wired.events,
         wired.store,
@@ -53,39 +55,25 @@ def run(
         wired.settings,
         adopt=adopt,
         allow_incomplete=wired.allow_incomplete,
-    )
-    log.info(
-        "run.started",
-        projection=wired.projection.name,
-        topic=options.topic,
-        group=wired.checkpoints.group,
-        state=str(wired.store.directory),
-    )
-    with _stopped_by_signals(agent), _reporting(agent, wired.events.cluster, options.topic, report_seconds):
-        agent.run()
+    ) as agent:
+        log.info(
+            "run.started",
+            projection=wired.projection.name,
+            topic=options.topic,
+            group=wired.checkpoints.group,
+            state=str(wired.store.directory),
+        )
+        with (
+            drained_by_signals(agent.stop, exit_code=0),
+            _reporting(agent, wired.events.cluster, options.topic, report_seconds),
+        ):
+            agent.run()
     status = agent.status
     log.info(
         "run.stopped",
         events=status.events,
         positions={p: one.committed for p, one in status.partitions.items()},
     )
-
-
-@contextmanager
-def _stopped_by_signals(agent: Agent) -> Iterator[None]:
-    """Turn the first SIGTERM or SIGINT into `stop`; a second one acts as it would without us."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        log.info("run.stopping", signal=signal.Signals(number).name)
-        agent.stop()
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -102,13 +90,14 @@ def _reporting(agent: Agent, cluster: Cluster, topic: str, every_s: float) -> It
             except CqrsError as error:
                 log.warning("run.lag_unknown", why=str(error))
                 continue
-            lag = sum(max(0, ends[p] - one.committed) for p, one in status.partitions.items() if p in ends)
+            lag = sum(max(0, ends[p] - max(0, one.committed)) for p, one in status.partitions.items() if p in ends)
             log.info(
                 "run.status",
                 events=status.events,
                 events_per_second=round((status.events - events) / every_s),
                 models=status.models,
                 partitions=sorted(status.partitions),
+                **_troubles(status),
                 lag_records=lag,
             )
             events = status.events
@@ -119,4 +108,13 @@ def _reporting(agent: Agent, cluster: Cluster, topic: str, every_s: float) -> It
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(_JOIN_S)
+
+
+def _troubles(status: AgentStatus) -> dict[str, dict[int, str]]:
+    """Name the partitions that are not folded, by phase."""
+    found: dict[str, dict[int, str]] = {}
+    for number, one in sorted(status.partitions.items()):
+        if one.phase is not Phase.READY:
+            found.setdefault(str(one.phase), {})[number] = one.why
+    return found

@@ -77,7 +77,7 @@ class FoldOptions:
         return Wired(
             projection=found,
             events=events,
-            store=RocksStore(self.state_dir / generation, wait_s=settings.store_wait_s),
+            store=RocksStore(self.state_dir / generation),
             checkpoints=KafkaCheckpointStore(self.group or f"refold.{generation}", events),
             settings=settings,
             allow_incomplete=self.allow_incomplete,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from projections.contract import CqrsProjection
 from streams.config import FoldSettings
+from streams.control.claim import Ground, claim_live
 from streams.data.agent import Agent
 from streams.data.checkpoint import KafkaCheckpointStore
-from streams.data.generation import Manifest, RocksStore
+from streams.data.generation import RocksStore
 from streams.data.source import KafkaEventStore
 
 __all__ = ["live_agent"]
 
 
+@contextmanager
 def live_agent(
     projection: CqrsProjection[Any],
     events: KafkaEventStore,
@@ -23,8 +27,10 @@ def live_agent(
     *,
     adopt: bool = False,
     allow_incomplete: bool = False,
-) -> Agent:
-    """Give an agent for the state as it is; a new state begins at the topic's beginning. `run` it.
+) -> Iterator[Agent]:
+    """Claim the state as it is, for the time of the block, and give the agent to `run` in it.
+
+    A new state begins at the topic's beginning.
 
     Args:
         projection: What to fold.
@@ -32,22 +38,20 @@ def live_agent(
         store: The state; made if there is none.
         checkpoints: The consumer group.
         settings: How to fold.
-        adopt: State that the code changed but the fold did not.
+        adopt: State that the code or the codec changed but the fold did not.
         allow_incomplete: Begin where the topic begins, also where its first events are gone.
 
     Raises:
-        TopicNotFound, BrokerUnavailable: From Kafka.
-        ForeignStore, TopicChanged, CodeChanged, StoreCorrupt: See `RocksStore.claim`.
+        See `claim_live`.
     """
-    topic = events.cluster.topic(events.topic)
-    manifest = store.claim(Manifest.of(projection, topic), adopt=adopt)
-    return Agent(
-        projection,
-        events,
-        store,
-        checkpoints.group,
-        topic,
-        manifest,
-        settings,
+    ground = Ground(
+        projection=projection,
+        events=events,
+        store=store,
+        checkpoints=checkpoints,
+        settings=settings,
         allow_incomplete=allow_incomplete,
     )
+    claimed = claim_live(ground, adopt=adopt)
+    with claimed.lock:
+        yield Agent(claimed.job)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from streams.data.agent import PartitionStatus
+from streams.data.partition import PartitionStatus
 from streams.types import Lag, RebuildProgress
 
 __all__ = ["ProgressTracker"]
@@ -22,11 +22,11 @@ class ProgressTracker:
     """Turns positions into `RebuildProgress`. One thread feeds it; any thread reads `snapshot`.
 
     Args:
-        starts: Where each partition's fold begins.
-        targets: The pinned end of each partition: the rebuild is complete when every position has reached it.
+        pinned: Where each partition's fold begins, and its pinned end: the rebuild is complete when every position has
+            reached that.
     """
 
-    def __init__(self, starts: Mapping[int, int], targets: Mapping[int, int]) -> None:
+    def __init__(self, pinned: Mapping[int, Lag]) -> None:
         self._began = time.monotonic()
         # (seconds, events, offsets left), over the last seconds: the rate that the estimate goes by
         self._observed_s = -1.0
@@ -34,17 +34,18 @@ class ProgressTracker:
         self.snapshot = RebuildProgress(
             started_at=datetime.now(UTC),
             is_running=True,
-            partitions={
-                partition: Lag(start=min(start, targets[partition]), position=start, target=targets[partition])
-                for partition, start in starts.items()
-            },
+            partitions=dict(pinned),
         )
 
-    def observe(self, figures: Mapping[int, PartitionStatus]) -> None:
+    def observe(self, figures: Mapping[int, PartitionStatus], waiting_for: str = "") -> None:
         """Take in newer figures, by partition; ones that come within milliseconds of the last are passed over.
 
         A position never goes back: what is folded again was counted before. And it reaches a target only once
         it is committed there: until then a model may turn out not to be storable.
+
+        Args:
+            figures: By partition.
+            waiting_for: What keeps the rebuild from going on, or "".
         """
         elapsed = time.monotonic() - self._began
         at_end = all(figures[p].committed >= lag.target for p, lag in self.snapshot.partitions.items())
@@ -71,7 +72,9 @@ class ProgressTracker:
         self.snapshot = replace(
             self.snapshot,
             partitions=partitions,
+            waiting_for=waiting_for,
             events_processed=events,
+            events_declined=max(declined, self.snapshot.events_declined),
             models_updated=max(events - declined, self.snapshot.models_updated),
             events_per_second=rate,
             estimated_completion=(
@@ -80,23 +83,35 @@ class ProgressTracker:
             elapsed_seconds=elapsed,
         )
 
-    def ended(self, figures: Mapping[int, PartitionStatus], error: BaseException | None = None) -> RebuildProgress:
+    def ended(
+        self,
+        figures: Mapping[int, PartitionStatus],
+        error: BaseException | None = None,
+        *,
+        models: int | None = None,
+    ) -> RebuildProgress:
         """Close the books, by what is in the stores; the rate is now over the whole rebuild.
 
         Args:
             figures: By partition.
             error: What ended the rebuild before its end.
+            models: How many models it gave.
         """
         elapsed = time.monotonic() - self._began
         events = sum(one.events for one in figures.values())
+        declined = sum(one.declined for one in figures.values())
         self.snapshot = replace(
             self.snapshot,
+            waiting_for="",
+            models=models,
+            models_deleted=sum(one.deleted for one in figures.values()),
+            events_declined=declined,
             partitions={
                 partition: replace(lag, position=max(lag.start, figures[partition].committed))
                 for partition, lag in self.snapshot.partitions.items()
             },
             events_processed=events,
-            models_updated=events - sum(one.declined for one in figures.values()),
+            models_updated=events - declined,
             is_running=False,
             error=None if error is None else str(error) or type(error).__name__,
             total_events=events if error is None else None,

@@ -1,52 +1,66 @@
-"""The agent: one process's loop over one generation. Live folding and replay are the same code.
+"""The agent: one process's loop over one build. Live folding and replay are the same code.
 
 topic → decode → fold → store → commit, for each partition that the group gives this member.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from projections.contract import CqrsProjection
+from streams.cluster import Cluster
 from streams.config import FoldSettings
-from streams.data.assignment import Assignment, check_history
+from streams.data.build import Build
+from streams.data.cache import ModelCannotBeStored
 from streams.data.checkpoint import Pace, Stamp, generation_id
 from streams.data.collector import rare_collections
-from streams.data.fold import Fold, ModelCannotBeStored
-from streams.data.generation import Manifest, RocksStore
+from streams.data.fold import Fold, feed
+from streams.data.history import check_readable
+from streams.data.ownership import check_members, check_offset
+from streams.data.partition import HeldPartition, PartitionStatus, Phase
 from streams.data.serde import serde_for
 from streams.data.source import KafkaEventStore, Slice, Subscription
-from streams.data.store import RocksPartition
 from streams.errors import (
+    BrokerUnavailable,
     CqrsError,
     EventError,
     ProjectionError,
+    StorageError,
+    StoreCorrupt,
+    StoreLocked,
+    TopicChanged,
+    at,
 )
 from streams.log import get_logger
-from streams.types import Committed, TopicInfo, Watermarks
+from streams.types import Committed, Member, TopicInfo
 
-__all__ = ["Agent", "AgentStatus", "PartitionStatus"]
+__all__ = ["Agent", "AgentStatus", "Job"]
 
 log = get_logger(__name__)
 
 _IDLE_S = 0.1
 _MIRROR_S = 0.2
+_ANSWER_S = 3.0
+"""How long one question to Kafka may take: meanwhile nobody is asked whether to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionStatus:
-    """How far one partition is folded."""
+class Job:
+    """What is folded into what. It can be given to another process."""
 
-    position: int
-    """The next offset to fold."""
-    committed: int
-    """The position in the store, with its models."""
-    events: int
-    """Events folded or declined since this epoch began."""
-    declined: int
+    projection: CqrsProjection[Any]
+    events: KafkaEventStore
+    topic: TopicInfo
+    """As described when the build was claimed."""
+    build: Build
+    group: str
+    settings: FoldSettings
+    until: Mapping[int, int] | None = None
+    """The position at which each partition's fold ends, exactly; None: none ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,55 +73,32 @@ class AgentStatus:
     """Events folded or declined by this agent since it started. One that had to be read again counts once."""
     models: int = 0
     """Models in the stores of the partitions held, as committed."""
+    away_s: float = 0.0
+    """For how long no broker has answered."""
 
 
 class Agent:
     """One member of a generation's consumer group.
 
-    `run` blocks; `stop`, `interrupt` and `status` may be called from any thread.
+    `run` blocks; `stop` and `status` may be used from any thread.
 
     Args:
-        projection: The user's code.
-        events: The topic.
-        store: The generation's state directory.
-        group: Its consumer group.
-        topic: The topic as described when the caller checked it.
-        manifest: What the directory is of, as `RocksStore.claim` or `clear` gave it.
-        settings: How to fold.
-        allow_incomplete: Begin at the first offset that is left where the front of a partition is gone.
-        done: Asked after each batch, with the status; True commits and ends `run`.
+        job: What is folded into what.
     """
 
-    def __init__(
-        self,
-        projection: CqrsProjection[Any],
-        events: KafkaEventStore,
-        store: RocksStore,
-        group: str,
-        topic: TopicInfo,
-        manifest: Manifest,
-        settings: FoldSettings,
-        *,
-        allow_incomplete: bool = False,
-        done: Callable[[AgentStatus], bool] | None = None,
-    ) -> None:
-        self._projection = projection
-        self._events = events
-        self._store = store
-        self._group = group
-        self._topic = topic
-        self._manifest = manifest
-        self._settings = settings
-        self._allow_incomplete = allow_incomplete
-        self._done = done
-        self._serde = serde_for(projection.model_type())
-        self._generation = generation_id(projection.name, projection.version)
-        self._held: dict[int, _Held] = {}
-        self._pace = Pace(settings)
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._serde = serde_for(job.projection.model_type())
+        self._generation = generation_id(job.projection.name, job.projection.version)
+        self._cluster = Cluster(job.events.kafka, timeout_s=min(_ANSWER_S, job.events.kafka.request_timeout_s))
+        self._held: dict[int, HeldPartition] = {}
+        self._pace = Pace(job.settings)
         self._interrupts: list[str] = []
         self._released_events = 0
         self._unmirrored: set[int] = set()
         self._mirrored_s = 0.0
+        self._is_proven = False
+        self._is_verified = True
         self._status = AgentStatus()
 
     @property
@@ -123,263 +114,368 @@ class Agent:
         """Fold until stopped or done.
 
         1. Join the group; partitions come and go inside `poll`.
-        2. Poll a batch, fold it, take a checkpoint when one is due.
-        3. At the end, or at an error: commit what is whole, leave the group, close the stores.
+        2. Open what came, poll a batch, fold it, take a checkpoint when one is due. A partition that is in trouble
+           waits or halts by itself, and the others go on.
+        3. At the end: commit what is whole, leave the group, close the stores. After an error nothing more is written.
 
-        A crash anywhere leaves each store as of its last commit; the next start seeks there.
+        A crash anywhere leaves each store as of its last commit; the next start goes on there.
 
         Raises:
-            EventError, ProjectionError: At a record that cannot be folded, once all before it is committed.
-            CqrsError: See `Subscription.poll` and `Assignment.open`.
+            EventError, ProjectionError, CqrsError: Where a partition has halted: the first one's error, once the
+                others are done or `stop` was called; at once where all have halted.
+            BuildChanged, TopicChanged, TopicNotFound: What is folded is no longer what it was. Nothing of the new was
+                committed.
+            StorageError: The disk.
+            BrokerUnavailable, BrokerError, GroupActive: See `Subscription.poll` and `ownership.check_members`.
         """
         with rare_collections():
             self._run()
+        halted = [held.error for held in self._ended if held.phase is Phase.HALTED and held.error is not None]
+        if halted:
+            raise halted[0]
 
     def _run(self) -> None:
+        job = self._job
+        self._ended: list[HeldPartition] = []
         # Step 1
         self._subscription = Subscription(
-            self._events, self._group, self, session_timeout_s=self._settings.session_timeout_s
+            job.events,
+            job.group,
+            self,
+            client_id=Member.client_id_of(job.build.manifest.directory, os.getpid()),
+            session_timeout_s=job.settings.session_timeout_s,
         )
-        log.debug("agent.started", projection=self._projection.name, group=self._group, topic=self._topic.name)
+        log.debug("agent.started", projection=job.projection.name, group=job.group, topic=job.topic.name)
         clean = False
         try:
             # Step 2
-            while not self._interrupts:
-                pending = sum(held.fold.pending for held in self._held.values())
-                slices = self._subscription.poll(_IDLE_S, self._pace.room(pending))
+            while not self._interrupts and not self._is_done():
+                slices = self._subscription.poll(_IDLE_S, self._pace.room(self._pending()))
+                self._advance()
                 self._fold(slices)
                 self._checkpoint_if_due(idle=not any(piece.records for piece in slices))
                 self._publish()
-                if self._is_done():
-                    break
             clean = True
-        except CqrsError:
-            # Every error of ours leaves the folds whole: what failed was settled or discarded where it failed.
-            clean = True
-            raise
         finally:
             # Step 3
             self._close(clean)
 
+    def _pending(self) -> int:
+        return sum(fold.pending for fold in self._folds())
+
+    def _folds(self) -> list[Fold]:
+        return [held.fold for held in self._held.values() if held.fold is not None]
+
     def _is_done(self) -> bool:
-        """Ask whether this was all; only what is in the stores counts, so commit before saying yes."""
-        if self._done is None or not self._done(self._status):
+        """Say whether this was all; only what is in the stores counts, so commit before saying yes."""
+        held = self._held.values()
+        if held and all(one.phase is Phase.HALTED for one in held):
+            return True
+        if self._job.until is None or not all(one.is_settled for one in held):
             return False
-        self._checkpoint(wait=True)
+        if any(fold.has_moved for fold in self._folds()):
+            self._checkpoint()
+            if any(one.fold is not None and one.fold.has_moved for one in held) or not all(
+                one.is_settled for one in held
+            ):
+                return False  # not committed after all: it is read again
+        self._mirror()
         self._publish()
-        return self._done(self._status)
+        # What others hold is theirs to end, and whoever started all of us knows when that is.
+        return self._job.until.keys() <= self._held.keys()
 
     def _close(self, clean: bool) -> None:
         try:
             if clean and self._held:
-                self._checkpoint(wait=True)
-                self._publish()
+                self._checkpoint()
+                self._mirror(wait=True)
+            self._publish()
         finally:
-            for held in self._held.values():
-                held.fold.close()
+            self._ended = list(self._held.values())
+            for held in self._ended:
+                held.close()
             self._held.clear()
             self._subscription.close()
-            log.debug("agent.stopped", projection=self._projection.name, group=self._group)
+            log.debug("agent.stopped", projection=self._job.projection.name, group=self._job.group)
+
+    # Partitions: told by the subscription from within `poll`
+
+    def assigned(self, partitions: Sequence[int]) -> None:
+        """Note partitions that the group gave us; they are opened outside this callback, which a rebalance "
+        "waits for."""
+        for partition in partitions:
+            self._held[partition] = HeldPartition(partition)
+        self._is_proven = self._is_proven and not partitions
+
+    def revoked(self, partitions: Sequence[int]) -> None:
+        """Commit these partitions to their stores and to the group, and close them: the next owner waits."""
+        if self._verify_topic():
+            for partition in partitions:
+                held = self._held.get(partition)
+                if held is not None and held.fold is not None and held.fold.has_moved:
+                    self._commit(held)
+        self._mirror(now=True)
+        self._release(partitions)
+
+    def lost(self, partitions: Sequence[int]) -> None:
+        """Close these partitions without writing: another member may be folding them already."""
+        self._release(partitions)
+
+    def _release(self, partitions: Iterable[int]) -> None:
+        going = [partition for partition in partitions if partition in self._held]
+        for partition in going:
+            held = self._held.pop(partition)
+            if held.store is not None:
+                self._released_events += held.store.state.events - held.events_before
+            self._unmirrored.discard(partition)
+            held.close()
+        if going:
+            log.info("partitions.released", projection=self._job.projection.name, partitions=going)
+
+    def _advance(self) -> None:
+        """Open partitions that are new, and try again where something was in the way.
+
+        1. See that this process is the one to fold them, and look at what the group has committed and what the topic
+           still has.
+        2. Open each store. A new one begins at the topic's first offset.
+        3. Read it, unless it is at its end already.
+
+        A crash in between has written nothing but empty stores.
+        """
+        due = [held for held in self._held.values() if held.is_due()]
+        if not due:
+            return
+        job = self._job
+        try:
+            # Step 1
+            committed = self._cluster.committed(job.group, job.topic)
+            if not self._is_proven:
+                check_members(self._cluster.members(job.group), job.group, job.build, committed)
+                self._is_proven = True
+            watermarks = self._cluster.watermarks(job.topic)
+        except BrokerUnavailable as error:
+            self._stall(due, error)
+            return
+        positions = {}
+        for held in due:
+            try:
+                marks = watermarks[held.number] if held.number in watermarks else self._is_new(held.number)
+                # Step 2
+                if held.fold is None:
+                    store = job.build.open(held.number, marks.low)
+                    held.opened(store, self._new_fold(held.number, store))
+                    check_offset(job.build, job.group, held.number, committed.get(held.number), store.state.position)
+                    self._unmirrored.add(held.number)
+                assert held.fold is not None
+                check_readable(job.topic, held.number, held.fold.position, marks, job.projection.name)
+            except StoreLocked as error:
+                self._stall([held], error)
+            except (StoreCorrupt, CqrsError) as error:
+                if isinstance(error, StorageError) and not isinstance(error, StoreCorrupt):
+                    raise
+                self._halt(held, error)
+            else:
+                # Step 3
+                held.ready()
+                positions[held.number] = held.fold.position
+                if not held.fold.is_at_end:
+                    self._subscription.read(held.number, held.fold.position)
+        if positions:
+            log.info("partitions.assigned", projection=job.projection.name, positions=positions)
+
+    def _is_new(self, partition: int) -> Any:
+        raise TopicChanged(
+            f"{at(self._job.topic.name, partition)} is new: the topic had {self._job.topic.partitions} partitions when "
+            "this state was begun, and keys have moved between them. Rebuild from the beginning.",
+            topic=self._job.topic.name,
+            partition=partition,
+        )
+
+    def _new_fold(self, partition: int, store: Any) -> Fold:
+        until = None if self._job.until is None else self._job.until.get(partition)
+        return Fold(self._job.projection, self._serde, store, self._interrupts, until=until)
+
+    def _stall(self, partitions: Iterable[HeldPartition], error: CqrsError) -> None:
+        limit_s = self._job.events.kafka.outage_limit_s
+        for held in partitions:
+            is_new = held.phase is not Phase.STALLED
+            if held.stall(error) > limit_s:
+                self._halt(held, error)
+            elif is_new:
+                log.warning(
+                    "partition.stalled",
+                    where=at(self._job.topic.name, held.number),
+                    limit_s=limit_s,
+                    why=str(error),
+                )
+
+    def _halt(self, held: HeldPartition, error: CqrsError) -> None:
+        """Fold a partition no further; whoever looks at the group's offsets is told why."""
+        held.phase, held.error, held.halt = Phase.HALTED, error, None
+        self._subscription.stop_reading(held.number)
+        if held.fold is not None:
+            self._unmirrored.add(held.number)
+        log.error("partition.halted", where=at(self._job.topic.name, held.number), why=str(error))
 
     # Folding
 
     def _fold(self, slices: Sequence[Slice]) -> None:
-        rewound: set[int] = set()
+        again: set[int] = set()
         for piece in slices:
             held = self._held.get(piece.partition)
-            if held is None or piece.partition in rewound:
-                continue  # revoked, or read again from further back, since this was fetched
+            if held is None or held.fold is None or held.phase is not Phase.READY or piece.partition in again:
+                continue  # revoked, halted, or read again from further back, since this was fetched
             if piece.refused is not None:
-                self._read_on(piece.partition, held, piece.refused)
+                # A broker says so too of a position that is fine, while the partition's leader is only just finding
+                # out its end. So look, and try again.
+                log.warning("source.read_again", partition=held.number, position=held.fold.position, why=piece.refused)
+                held.stall(BrokerUnavailable(f"{at(self._job.topic.name, held.number)}: {piece.refused}"))
                 continue
             try:
-                settled = held.take(piece)
+                self._take(piece, held, held.fold)
             except (EventError, ProjectionError) as error:
-                # Models of this batch may be half changed: begin again at the store's position, and end
-                # in front of the record that failed.
+                # Models of this batch may be half changed: begin again at the store's position, and halt in front of
+                # the record that failed.
                 held.fold.discard()
                 held.halt = error
-                self._subscription.rewind(piece.partition)
-                rewound.add(piece.partition)
-                continue
-            if settled is not None:
-                raise settled
+                self._subscription.read(held.number, held.fold.position)
+                again.add(held.number)
+            except StoreCorrupt as error:
+                held.fold.discard()
+                self._halt(held, error)
             if self._interrupts:
                 return  # the rest of the batch was not folded, and the positions say so
 
-    def _read_on(self, partition: int, held: _Held, why: str) -> None:
-        """Find out why a partition could not be read from its position on; if it can, try again.
+    def _take(self, piece: Slice, held: HeldPartition, fold: Fold) -> None:
+        """Fold one slice; in front of a record that could not be folded, commit and halt."""
+        records = piece.records
+        if held.halt is not None:
+            stop = held.halt.offset or 0
+            records = [record for record in records if record.offset() < stop]
+        if records:
+            self._is_verified = False
+            feed(self._job.events.codec, records, (fold,), self._interrupts)
+        elif piece.end is not None:
+            fold.skip_to(piece.end)
+        if held.halt is not None and len(records) < len(piece.records) and not self._interrupts:
+            if self._verify_topic() and (not fold.has_moved or self._commit(held)):
+                self._halt(held, held.halt)
+            elif held.halt is not None:
+                self._subscription.read(held.number, fold.position)
+        elif fold.is_at_end:
+            self._subscription.stop_reading(held.number)
 
-        A broker says so too of a position that is fine, while the partition's leader is only just finding out its
-        end.
-        """
-        watermarks = self._events.cluster.watermarks(self._topic)
-        check_history(self._manifest, partition, held.fold.position, watermarks[partition])
-        log.warning("source.read_again", partition=partition, position=held.fold.position, why=why)
-        self._subscription.rewind(partition)
+    # Checkpoints
 
     def _checkpoint_if_due(self, *, idle: bool) -> None:
-        moved = [held for held in self._held.values() if held.fold.has_moved]
-        share = self._settings.cache_bytes // max(1, len(self._held))
-        for held in self._held.values():
-            held.fold.evict(share)
+        folds = self._folds()
+        share = self._job.settings.cache_bytes // max(1, len(folds))
+        moved = [fold for fold in folds if fold.has_moved]
+        for fold in folds:
+            fold.cache.evict(share)
         if moved:
-            pending = sum(held.fold.pending for held in moved)
-            changed = sum(held.fold.changed for held in moved)
-            if self._pace.is_due(pending, changed, idle=idle) or any(held.fold.is_full(share) for held in moved):
+            pending = sum(fold.pending for fold in moved)
+            changed = sum(fold.changed for fold in moved)
+            if self._pace.is_due(pending, changed, idle=idle) or any(
+                fold.cache.is_full(share, fold.unseen_bytes) for fold in moved
+            ):
                 self._checkpoint()
         self._mirror()
 
-    def _checkpoint(self, *, wait: bool = False) -> None:
-        """Commit every fold that moved: its store first, then the group's offsets behind it."""
+    def _checkpoint(self) -> None:
+        """Commit every fold that moved, unless nobody answers whether what was read is of the same topic still."""
         began = time.monotonic()
-        models = sum(held.fold.changed for held in self._held.values())
-        for partition, held in list(self._held.items()):
-            if held.fold.has_moved and not self._commit(partition, held):
-                held.fold.carefully = True
-                self._subscription.rewind(partition)
+        models = sum(fold.changed for fold in self._folds())
+        if self._verify_topic():
+            for held in list(self._held.values()):
+                if held.fold is not None and held.fold.has_moved and held.phase is not Phase.HALTED:
+                    self._commit(held)
         self._pace.taken(began, models)
-        self._mirror(wait=wait)
 
-    def _commit(self, partition: int, held: _Held) -> bool:
-        """Commit one fold to its store. False: a model cannot be stored, and the fold is back at its last commit."""
+    def _verify_topic(self) -> bool:
+        """Make sure that the records read so far are of the topic that the build is of. False: nobody answers.
+
+        Raises:
+            TopicChanged: It was made again under the same name, and records of the new one may have been read.
+            TopicNotFound: It is gone.
+        """
+        if self._is_verified:
+            return True
         try:
-            held.fold.commit()
-        except ModelCannotBeStored as error:
-            log.warning("fold.read_again", partition=partition, position=held.fold.committed, why=str(error))
-            held.fold.discard()
+            found = self._cluster.topic(self._job.topic.name)
+        except BrokerUnavailable as error:
+            log.warning("topic.unverified", topic=self._job.topic.name, why=str(error))
             return False
-        held.fold.carefully = False
-        self._unmirrored.add(partition)
+        if found.id != self._job.topic.id:
+            raise TopicChanged(
+                f"{found.name} was deleted and made again while it was folded (topic id {self._job.topic.id}, now "
+                f"{found.id}). Nothing of the new topic was committed, and the models are as of the old one. "
+                "To fold the "
+                "new one, rebuild from the beginning.",
+                projection=self._job.projection.name,
+                topic=found.name,
+            )
+        self._is_verified = True
         return True
 
-    def _mirror(self, *, wait: bool = False) -> None:
-        now = time.monotonic()
+    def _commit(self, held: HeldPartition) -> bool:
+        """Commit one fold to its store. False: a model cannot be stored, and the fold is back at its last commit.
+
+        Raises:
+            BuildChanged: Another build, or other code, is current by now.
+            StorageError: The store.
+        """
+        fold = held.fold
+        assert fold is not None
+        self._job.build.check_current()
+        try:
+            fold.commit()
+        except ModelCannotBeStored as error:
+            log.warning("fold.read_again", partition=held.number, position=fold.committed, why=str(error))
+            fold.discard()
+            fold.carefully = True
+            if held.phase is Phase.READY:
+                self._subscription.read(held.number, fold.position)
+            return False
+        fold.carefully = False
+        self._unmirrored.add(held.number)
+        return True
+
+    def _mirror(self, *, wait: bool = False, now: bool = False) -> None:
         self._unmirrored |= self._subscription.take_refused() & self._held.keys()
-        if self._unmirrored and (wait or now - self._mirrored_s >= _MIRROR_S):
+        due = wait or now or time.monotonic() - self._mirrored_s >= _MIRROR_S
+        if self._unmirrored and due:
             committed = {
-                partition: self._stamped(self._held[partition].store)
-                for partition in self._unmirrored
-                if partition in self._held
+                number: self._stamped(held)
+                for number in self._unmirrored
+                if (held := self._held.get(number)) is not None and held.store is not None
             }
             self._unmirrored.clear()
-            self._mirrored_s = now
+            self._mirrored_s = time.monotonic()
             self._subscription.commit(committed, wait=wait)
 
-    def _stamped(self, store: RocksPartition) -> Committed:
-        state = store.state
+    def _stamped(self, held: HeldPartition) -> Committed:
+        assert held.store is not None
+        state = held.store.state
         stamp = Stamp(
             generation=self._generation,
-            epoch=state.epoch,
-            fingerprint=self._manifest.fingerprint,
+            build=state.build,
+            directory=state.directory,
+            fingerprint=self._job.build.current.fingerprint,
             events=state.events,
             declined=state.declined,
             last_event_id=state.last_event_id,
             time_ms=time.time_ns() // 1_000_000,
+            halted=str(held.error) if held.phase is Phase.HALTED else None,
         )
         return Committed(position=state.position, metadata=stamp.encode())
 
     def _publish(self) -> None:
+        partitions = {number: held.status() for number, held in self._held.items()}
         self._status = AgentStatus(
-            partitions={
-                partition: PartitionStatus(
-                    position=held.fold.position,
-                    committed=held.fold.committed,
-                    events=held.fold.events,
-                    declined=held.fold.declined,
-                )
-                for partition, held in self._held.items()
-            },
-            events=self._released_events + sum(held.fold.events - held.events_before for held in self._held.values()),
-            models=sum(held.store.state.models for held in self._held.values()),
+            partitions=partitions,
+            events=self._released_events
+            + sum(held.fold.events - held.events_before for held in self._held.values() if held.fold is not None),
+            models=sum(one.models for one in partitions.values()),
+            away_s=self._subscription.away_s,
         )
-
-    # Partitions: called by the subscription from within `poll`
-
-    def assigned(self, partitions: Sequence[int]) -> dict[int, int]:
-        """Open the stores of partitions that the group gave us; their positions are where reading begins.
-
-        1. Look at what the group has committed, and at what the topic still has.
-        2. Open each store, waiting a bounded time for an owner that is just closing it; see `Assignment.open`.
-
-        A crash in between has written nothing but empty stores.
-        """
-        # Step 1
-        committed = self._events.cluster.committed(self._group, self._topic)
-        watermarks = self._events.cluster.watermarks(self._topic)
-        positions = {}
-        for partition in partitions:
-            # Step 2
-            store = Assignment(
-                manifest=self._manifest,
-                group=self._group,
-                partition=partition,
-                committed=committed.get(partition),
-                watermarks=watermarks.get(partition, Watermarks(low=0, high=0)),
-                allow_incomplete=self._allow_incomplete,
-            ).open(self._store)
-            fold = Fold(self._projection, self._events.codec, self._serde, store, self._interrupts)
-            self._held[partition] = _Held(fold, store, fold.events)
-            self._unmirrored.add(partition)
-            positions[partition] = fold.position
-        log.info("partitions.assigned", projection=self._projection.name, positions=positions)
-        return positions
-
-    def position(self, partition: int) -> int:
-        """Give the next offset to fold."""
-        return self._held[partition].fold.position
-
-    def revoked(self, partitions: Sequence[int]) -> None:
-        """Commit these partitions to their stores and to the group, and close them: the next owner waits."""
-        going = [partition for partition in partitions if partition in self._held]
-        for partition in going:
-            held = self._held[partition]
-            if held.fold.has_moved:
-                self._commit(partition, held)
-        self._mirror(wait=True)
-        self._release(going)
-
-    def lost(self, partitions: Sequence[int]) -> None:
-        """Close these partitions without writing: another member may be folding them already."""
-        for partition in partitions:
-            if partition in self._held:
-                self._held[partition].fold.discard()
-        self._release([partition for partition in partitions if partition in self._held])
-
-    def _release(self, partitions: Sequence[int]) -> None:
-        for partition in partitions:
-            held = self._held.pop(partition)
-            self._released_events += held.store.state.events - held.events_before
-            self._unmirrored.discard(partition)
-            held.fold.close()
-        if partitions:
-            log.info("partitions.released", projection=self._projection.name, partitions=list(partitions))
-
-
-@dataclass(slots=True)
-class _Held:
-    """One partition that this agent folds."""
-
-    fold: Fold
-    store: RocksPartition
-    events_before: int
-    halt: EventError | ProjectionError | None = None
-    """Why the fold is to end, and where, while everything before that record is folded again."""
-
-    def take(self, piece: Slice) -> EventError | ProjectionError | None:
-        """Fold one slice. Gives `halt` once everything in front of its record is folded.
-
-        Raises:
-            EventError, ProjectionError: A record cannot be folded.
-        """
-        if self.halt is None:
-            if piece.end is not None:
-                self.fold.skip_to(piece.end)
-            else:
-                self.fold.fold(piece.records)
-            return None
-        stop = self.halt.offset or 0
-        before = [record for record in piece.records if record.offset() < stop]
-        if before:
-            self.fold.fold(before)
-        return self.halt if len(before) < len(piece.records) else None

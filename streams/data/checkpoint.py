@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Protocol
 
 import msgspec
 
 from streams.config import FoldSettings
+from streams.data.build import Build
 from streams.data.source import KafkaEventStore
 from streams.errors import CheckpointError
-from streams.types import Committed, ProjectionCheckpoint
+from streams.types import Committed, ProjectionCheckpoint, TopicInfo
 
 __all__ = ["CheckpointStore", "KafkaCheckpointStore", "Pace", "Stamp"]
 
@@ -25,21 +27,31 @@ _VISIBLE_S = 0.1
 _MAX_ID_CHARS = 256  # the broker's offset.metadata.max.bytes is 4096 by default
 
 
-class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=1):
-    """What refold commits beside each offset, so that an offset that anybody else set is known by its absence."""
+class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=2):
+    """What refold commits beside each offset: which state it is the position of.
+
+    An offset that anybody else set is known by its absence.
+    """
 
     generation: str
-    epoch: int
+    build: int
+    directory: str
+    """The id of the state directory."""
     fingerprint: str
     events: int = 0
     declined: int = 0
     last_event_id: str | None = None
     time_ms: int = 0
+    claimed: bool = False
+    """Set by a rebuild that is about to begin, and has no member in the group yet."""
+    halted: str | None = None
+    """Why the partition is folded no further."""
 
     def encode(self) -> str:
         """Write the stamp as offset metadata."""
         short = self.last_event_id if len(self.last_event_id or "") <= _MAX_ID_CHARS else None
-        return msgspec.json.encode(msgspec.structs.replace(self, last_event_id=short)).decode()
+        halted = None if self.halted is None else self.halted[:_MAX_ID_CHARS]
+        return msgspec.json.encode(msgspec.structs.replace(self, last_event_id=short, halted=halted)).decode()
 
     @classmethod
     def parse(cls, metadata: str) -> Stamp | None:
@@ -152,7 +164,8 @@ class KafkaCheckpointStore:
             last_event_id=newest.last_event_id,
             events_processed=sum(stamp.events for _, stamp in stamped.values()),
             generation=newest.generation,
-            epoch=newest.epoch,
+            build=newest.build,
+            directory=newest.directory,
             time=datetime.fromtimestamp(newest.time_ms / 1000, UTC),
         )
 
@@ -172,7 +185,8 @@ class KafkaCheckpointStore:
             )
         stamp = Stamp(
             generation=checkpoint.generation or name,
-            epoch=checkpoint.epoch,
+            build=checkpoint.build,
+            directory=checkpoint.directory,
             fingerprint="",
             events=checkpoint.events_processed,
             last_event_id=checkpoint.last_event_id,
@@ -203,9 +217,34 @@ class KafkaCheckpointStore:
             self._check_name(name, stamp)
         self._events.cluster.delete_group(self.group)
 
-    def epoch(self) -> int:
-        """Give the highest epoch that the group's stamps have; 0 where there are none."""
-        return max((stamp.epoch for _, stamp in self._stamped().values()), default=0)
+    def stamped(self, topic: TopicInfo) -> dict[int, tuple[int, Stamp | None]]:
+        """Give each partition's committed position, and its stamp; None where somebody else set the offset."""
+        committed = self._events.cluster.committed(self.group, topic)
+        return {partition: (found.position, Stamp.parse(found.metadata)) for partition, found in committed.items()}
+
+    def claim(self, name: str, build: Build, positions: Mapping[int, int]) -> None:
+        """Set the group's offsets to where a build begins, with its stamps.
+
+        The broker takes them only while nobody is in the group. So this is also how two machines cannot both do it.
+
+        Args:
+            name: The projection's generation.
+            build: The build, which need not be current yet.
+            positions: By partition.
+
+        Raises:
+            GroupActive: Somebody is in the group. Nothing was changed.
+        """
+        stamp = Stamp(
+            generation=name,
+            build=build.manifest.build,
+            directory=build.manifest.directory,
+            fingerprint=build.current.fingerprint,
+            time_ms=time.time_ns() // 1_000_000,
+            claimed=True,
+        ).encode()
+        wanted = {partition: Committed(position=position, metadata=stamp) for partition, position in positions.items()}
+        self._events.cluster.commit(self.group, self._events.topic, wanted)
 
     def _stamped(self) -> dict[int, tuple[int, Stamp]]:
         """Give each partition's position and stamp; an offset without our stamp is left out."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import repeat
 from operator import itemgetter
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import msgspec
 import orjson
 
 from projections.contract import Event
 from streams.errors import EventError, at
 
-__all__ = ["CloudEventsCodec", "EventCodec", "JsonCodec", "Record"]
+__all__ = ["CloudEventsCodec", "EventCodec", "JsonCodec", "Outcome", "Record", "Undecodable", "decoded", "describe"]
 
 _SHOWN_BYTES = 120
 _PORTION = 100
@@ -37,23 +40,105 @@ class Record(Protocol):
         ...
 
 
+class Undecodable(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A record that is no event, and why."""
+
+    reason: str
+    """What is wrong, to follow "is no event:"."""
+    topic: str
+    partition: int
+    offset: int
+    value: bytes | None
+    """The start of the record's value."""
+    size: int
+    """The value's size in bytes."""
+    advice: str = "Choose another codec or other field names"
+
+    @classmethod
+    def of(cls, record: Record, reason: str, advice: str | None = None) -> Undecodable:
+        """Say of a record what is wrong with it."""
+        value = record.value()
+        return cls(
+            reason=reason,
+            topic=record.topic(),
+            partition=record.partition(),
+            offset=record.offset(),
+            value=None if value is None else value[:_SHOWN_BYTES],
+            size=len(record),
+            **({} if advice is None else {"advice": advice}),
+        )
+
+    def error(self) -> EventError:
+        """Give the error that stops a fold in front of the record."""
+        shown = "null" if self.value is None else f"{self.size} bytes: {self.value!r}"
+        return EventError(
+            f"{at(self.topic, self.partition, self.offset)} is no event: {self.reason}. Value: {shown}. "
+            f"{self.advice}, or correct the producer; everything before this record is folded and kept.",
+            topic=self.topic,
+            partition=self.partition,
+            offset=self.offset,
+        )
+
+
+Outcome: TypeAlias = Event | Undecodable
+"""What a record came out as."""
+
+
 @runtime_checkable
 class EventCodec(Protocol):
-    """Reads records of one partition as events, in their order."""
+    """Reads records of one partition as events, in their order.
 
-    def decode(self, records: Sequence[Record]) -> Iterator[Event]:
-        """Give one event for each record, in order.
+    How it reads is part of what a state is of: where it has options, make it a dataclass, whose fields then count.
+    """
 
-        Called once for each batch and not for each record, so that a codec can keep its loop tight. An event that
-        comes out is folded before the next is asked for.
+    def decode(self, records: Sequence[Record]) -> Sequence[Outcome]:
+        """Give one outcome for each record, in order: the event, or why it is none.
+
+        Called once for many records and not for each, so that a codec can keep its loop tight.
 
         Args:
             records: At least one; all of one partition.
 
         Raises:
-            EventError: At the record that cannot be read, with its coordinates; the fold stops in front of it.
+            Exception: Whatever it raises is taken as the reason why a record is no event; which one, is found by
+                asking again for each of them alone.
         """
         ...
+
+
+def decoded(codec: EventCodec, records: Sequence[Record]) -> Iterator[Sequence[Outcome]]:
+    """Decode in portions; one outcome for each record, whatever its neighbours are.
+
+    Portions are small, so that the garbage collector does not see them: with more dicts alive at once it would go
+    through all cached models again and again.
+    """
+    for start in range(0, len(records), _PORTION):
+        yield _decoded(codec, records[start : start + _PORTION])
+
+
+def _decoded(codec: EventCodec, records: Sequence[Record]) -> Sequence[Outcome]:
+    try:
+        outcomes = codec.decode(records)
+        if len(outcomes) == len(records):
+            return outcomes
+        why = f"it gave {len(outcomes)} outcomes for {len(records)} records"
+    except (Exception, CancelledError) as error:  # noqa: BLE001  (told at its own record)
+        why = f"{type(error).__name__}: {error}"
+    if len(records) == 1:
+        return [Undecodable.of(records[0], f"{type(codec).__name__} failed: {why}")]
+    return [_decoded(codec, [record])[0] for record in records]
+
+
+def describe(codec: EventCodec) -> str:
+    """Say how a codec reads, in one line: what differs reads differently."""
+    kind = type(codec)
+    options = ""
+    if dataclasses.is_dataclass(codec):
+        options = ", ".join(
+            f"{field.name}={getattr(codec, field.name)!r}" for field in dataclasses.fields(codec) if field.compare
+        )
+    module = "" if kind.__module__ == __name__ else f"{kind.__module__}."
+    return f"{module}{kind.__qualname__}({options})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +147,7 @@ class JsonCodec:
 
     The default is `{"id": …, "type": …, "time": …, "data": {…}, "metadata": {…}}` with the stream in the key.
     Only the type must be there: an event without an id gets `topic-partition-offset`, one without a time gets
-    the record's timestamp, one without data None.
+    the record's timestamp, one without data None. A stream that is a whole number is taken as its text.
     """
 
     id: str = "id"
@@ -74,87 +159,82 @@ class JsonCodec:
     stream: str | None = None
     """The field that names the stream; None: the record's key does, as UTF-8."""
 
-    def decode(self, records: Sequence[Record]) -> Iterator[Event]:
-        """Give one event for each record; see EventCodec."""
-        # In portions that the garbage collector does not see: with more dicts alive at once it would go through
-        # all cached models again and again.
-        return chain.from_iterable(
-            self._decode_portion(records[start : start + _PORTION]) for start in range(0, len(records), _PORTION)
-        )
-
-    def _decode_portion(self, records: Sequence[Record]) -> Iterator[Event]:
+    def decode(self, records: Sequence[Record]) -> Sequence[Outcome]:
+        """Give one outcome for each record; see EventCodec."""
         try:
-            return self._decode_alike(records)
-        except Exception:  # noqa: BLE001  (whatever it is, it is found again at its own record, and raised there)
-            return self._decode_each(records)
+            events = self._decode_alike(records)
+        except Exception:  # noqa: BLE001  (whatever it is, it is found again at its own record)
+            events = None
+        return [self._decode_one(record) for record in records] if events is None else events
 
-    def _decode_alike(self, records: Sequence[Record]) -> Iterator[Event]:
-        """Decode records that all have id, type, time and data, as nearly all batches do.
+    def _decode_alike(self, records: Sequence[Record]) -> list[Outcome] | None:
+        """Decode records that all have id, type, time and data, as nearly all batches do; None where one has not.
 
-        The loops run in C: a fifth less time for each event of history than `_decode_each`.
+        The loops run in C: a fifth less time for each event of history than `_decode_one`.
         """
         kind = type(records[0])
         documents = list(map(orjson.loads, map(kind.value, records)))  # type: ignore[arg-type]
         ids = list(map(itemgetter(self.id), documents))
         times = list(map(itemgetter(self.time), documents))
         if None in ids or None in times:
-            return self._decode_each(records)
+            return None
         if self.stream is None:
             streams = list(map(bytes.decode, map(kind.key, records)))  # type: ignore[arg-type]
         else:
             streams = list(map(itemgetter(self.stream), documents))
-        return map(
-            Event,
-            ids,
-            list(map(itemgetter(self.type), documents)),
-            streams,
-            times,
-            documents if self.data is None else list(map(itemgetter(self.data), documents)),
-            map(dict.get, documents, repeat(self.metadata)),
-            repeat(records[0].topic()),
-            repeat(records[0].partition()),
-            map(kind.offset, records),
+            if set(map(type, streams)) != {str}:
+                return None
+        return list(
+            map(
+                Event,
+                ids,
+                map(itemgetter(self.type), documents),
+                streams,
+                times,
+                documents if self.data is None else map(itemgetter(self.data), documents),
+                map(dict.get, documents, repeat(self.metadata)),
+                repeat(records[0].topic()),
+                repeat(records[0].partition()),
+                map(kind.offset, records),
+            )
         )
 
-    def _decode_each(self, records: Sequence[Record]) -> Iterator[Event]:
-        topic, partition = records[0].topic(), records[0].partition()
-        for record in records:
-            try:
-                document = orjson.loads(record.value())  # type: ignore[arg-type]
-                get = document.get
-                offset = record.offset()
-                event = Event(
-                    get(self.id) or f"{topic}-{partition}-{offset}",
-                    document[self.type],
-                    record.key().decode() if self.stream is None else document[self.stream],  # type: ignore[union-attr]
-                    get(self.time) or record.timestamp()[1],
-                    document if self.data is None else get(self.data),
-                    get(self.metadata),
-                    topic,
-                    partition,
-                    offset,
-                )
-            except Exception as error:
-                raise self._explain(record, error) from error
-            yield event
-
-    def _explain(self, record: Record, error: Exception) -> EventError:
+    def _decode_one(self, record: Record) -> Outcome:
         value = record.value()
         if value is None:
-            return _unreadable(record, "the value is null", "A tombstone is not an event")
+            return Undecodable.of(record, "the value is null", "A tombstone is not an event")
         try:
             document = orjson.loads(value)
         except orjson.JSONDecodeError as why:
-            return _unreadable(record, f"the value is not JSON: {why}")
+            return Undecodable.of(record, f"the value is not JSON: {why}")
         if not isinstance(document, dict):
-            return _unreadable(record, f"the value is a JSON {type(document).__name__}, not an object")
+            return Undecodable.of(record, f"the value is a JSON {type(document).__name__}, not an object")
         if self.type not in document:
-            return _unreadable(record, f"the object has no {self.type!r}, which names the event's type")
-        if self.stream is not None:
-            return _unreadable(record, f"the object has no {self.stream!r}, which names the stream")
-        return _bad_key(record) or _unreadable(record, f"{type(error).__name__}: {error}")
+            return Undecodable.of(record, f"the object has no {self.type!r}, which names the event's type")
+        if self.stream is None:
+            stream = _key_text(record)
+        elif self.stream not in document:
+            return Undecodable.of(record, f"the object has no {self.stream!r}, which names the stream")
+        else:
+            stream = _stream_text(record, self.stream, document[self.stream])
+        if isinstance(stream, Undecodable):
+            return stream
+        topic, partition, offset = record.topic(), record.partition(), record.offset()
+        event_id, time = document.get(self.id), document.get(self.time)
+        return Event(
+            f"{topic}-{partition}-{offset}" if event_id is None else event_id,
+            document[self.type],
+            stream,
+            record.timestamp()[1] if time is None else time,
+            document if self.data is None else document.get(self.data),
+            document.get(self.metadata),
+            topic,
+            partition,
+            offset,
+        )
 
 
+@dataclass(frozen=True, slots=True)
 class CloudEventsCodec:
     """CloudEvents 1.0 over Kafka, in structured and binary content mode (CloudEvents Kafka protocol binding).
 
@@ -162,21 +242,43 @@ class CloudEventsCodec:
     JSON gives the value's bytes. Attributes other than id, type and time are the event's metadata.
     """
 
-    def decode(self, records: Sequence[Record]) -> Iterator[Event]:
-        """Yield one event for each record; see EventCodec."""
-        for record in records:
-            headers = {name.lower(): value or b"" for name, value in record.headers() or ()}
-            content_type = headers.get("content-type", b"").split(b";")[0].strip()
-            try:
-                if content_type == b"application/cloudevents+json" or "ce_id" not in headers:
-                    attributes, data = self._structured(record)
-                else:
-                    attributes, data = self._binary(record, headers, content_type)
-                yield self._event(record, attributes, data)
-            except KeyError as missing:
-                raise _unreadable(record, f"the CloudEvent has no {missing.args[0]!r} attribute") from missing
-            except (ValueError, TypeError, AttributeError) as error:
-                raise _bad_key(record) or _unreadable(record, f"not a CloudEvent: {error}") from error
+    def decode(self, records: Sequence[Record]) -> Sequence[Outcome]:
+        """Give one outcome for each record; see EventCodec."""
+        return [self._decode_one(record) for record in records]
+
+    def _decode_one(self, record: Record) -> Outcome:
+        headers = {name.lower(): value or b"" for name, value in record.headers() or ()}
+        content_type = headers.get("content-type", b"").split(b";")[0].strip()
+        try:
+            if content_type == b"application/cloudevents+json" or "ce_id" not in headers:
+                attributes, data = self._structured(record)
+            else:
+                attributes, data = self._binary(record, headers, content_type)
+            version = attributes.pop("specversion")
+            if version != "1.0":
+                return Undecodable.of(record, f"not a CloudEvent: specversion is {version!r}, and only '1.0' is known")
+            if record.key() is None:
+                stream = _stream_text(record, "subject", attributes["subject"])
+            else:
+                stream = _key_text(record)
+            if isinstance(stream, Undecodable):
+                return stream
+            event_id, kind, time = attributes.pop("id"), attributes.pop("type"), attributes.pop("time", None)
+        except KeyError as missing:
+            return Undecodable.of(record, f"the CloudEvent has no {missing.args[0]!r} attribute")
+        except (ValueError, TypeError) as error:
+            return Undecodable.of(record, f"not a CloudEvent: {error}")
+        return Event(
+            event_id,
+            kind,
+            stream,
+            record.timestamp()[1] if time is None else time,
+            data,
+            attributes,
+            record.topic(),
+            record.partition(),
+            record.offset(),
+        )
 
     @staticmethod
     def _structured(record: Record) -> tuple[dict[str, Any], Any]:
@@ -197,45 +299,20 @@ class CloudEventsCodec:
         json = not content_type or content_type == b"application/json" or content_type.endswith(b"+json")
         return attributes, orjson.loads(value) if json and value else value
 
-    @staticmethod
-    def _event(record: Record, attributes: dict[str, Any], data: Any) -> Event:
-        key = record.key()
-        version = attributes.pop("specversion")
-        if version != "1.0":
-            raise ValueError(f"specversion is {version!r}, and only '1.0' is known")
-        return Event(
-            attributes.pop("id"),
-            attributes.pop("type"),
-            key.decode() if key is not None else attributes["subject"],
-            attributes.pop("time", None) or record.timestamp()[1],
-            data,
-            attributes,
-            record.topic(),
-            record.partition(),
-            record.offset(),
-        )
 
-
-def _bad_key(record: Record) -> EventError | None:
+def _key_text(record: Record) -> str | Undecodable:
     key = record.key()
     if key is None:
-        return _unreadable(record, "the record has no key, and the key names the stream")
+        return Undecodable.of(record, "the record has no key, and the key names the stream")
     try:
-        key.decode()
+        return key.decode()
     except UnicodeDecodeError as why:
-        return _unreadable(record, f"the key {key[:_SHOWN_BYTES]!r} is not UTF-8: {why.reason}")
-    return None
+        return Undecodable.of(record, f"the key {key[:_SHOWN_BYTES]!r} is not UTF-8: {why.reason}")
 
 
-def _unreadable(record: Record, why: str, advice: str | None = None) -> EventError:
-    topic, partition, offset = record.topic(), record.partition(), record.offset()
-    value = record.value()
-    shown = "null" if value is None else f"{len(value)} bytes: {value[:_SHOWN_BYTES]!r}"
-    return EventError(
-        f"{at(topic, partition, offset)} is no event: {why}. Value: {shown}. "
-        f"{advice or 'Choose another codec or other field names'}, or correct the producer; "
-        "everything before this record is folded and kept.",
-        topic=topic,
-        partition=partition,
-        offset=offset,
-    )
+def _stream_text(record: Record, field: str, value: object) -> str | Undecodable:
+    if isinstance(value, str):
+        return value
+    if type(value) is int:
+        return str(value)
+    return Undecodable.of(record, f"{field!r}, which names the stream, is {value!r}, neither text nor a whole number")

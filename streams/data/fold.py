@@ -4,66 +4,61 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import sys
-from collections.abc import Iterator, Sequence
-from itertools import islice
+import traceback
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from types import TracebackType
 from typing import Any, cast
 
 import msgspec
 
 from projections.contract import CqrsProjection, Event
-from streams.data.codec import EventCodec, Record
+from streams.data.cache import MISSING, ModelCache
+from streams.data.codec import EventCodec, Outcome, Record, Undecodable, decoded
 from streams.data.serde import Serde
 from streams.data.store import PartitionStore
-from streams.errors import EventError, ProjectionError, at
+from streams.errors import CqrsError, ProjectionError, at
+from streams.log import get_logger
 
-__all__ = ["Fold", "ModelCannotBeStored"]
+__all__ = ["Fold", "feed"]
 
-_MISSING = object()
-_KEY_OVERHEAD_BYTES = 200  # a dict slot, the id and its size, twice
-_SAMPLES = 8
+log = get_logger(__name__)
 
-
-class ModelCannotBeStored(Exception):
-    """A model of the batch has no JSON form. Which event made it so is found by folding again, `carefully`."""
+_EVENTS_ONLY = {Event}
+_NEVER = (KeyboardInterrupt, GeneratorExit)
+"""What user code may raise that is no failure of it: it comes from outside."""
 
 
 class Fold:
-    """One partition's models between two checkpoints: a write-back cache over its store.
+    """One partition's fold. Folding changes memory only.
 
-    Folding changes memory only. `commit` writes every changed model and the position in one batch;
-    `discard` forgets everything since. So the store holds, at every instant,
-    `fold(log[start:position])`, whatever user code or the process did in between.
-
-    Models stay decoded in memory while they fit. Those changed since the last commit are in `_dirty`; the rest
-    in `_clean`. Insertion order there is recency of change, because a model that is
-    changed moves from one to the other. Eviction therefore takes the models that went unchanged the longest, at
-    no cost per event.
+    `commit` writes every changed model and the position in one batch; `discard` forgets everything since. So the
+    store holds, at every instant, `fold(log[start:position])`, whatever user code or the process did in between.
 
     Args:
         projection: The user's code.
-        codec: Reads the records.
         serde: How its models are stored.
         store: Where this partition's models and position are kept.
         interrupts: When something is put in here, by any thread, the fold stops after the event it is at.
+        until: The position to end at, exactly; None for no end.
     """
 
     def __init__(
         self,
         projection: CqrsProjection[Any],
-        codec: EventCodec,
         serde: Serde,
         store: PartitionStore,
         interrupts: Sequence[object] = (),
+        *,
+        until: int | None = None,
     ) -> None:
         self._projection = projection
-        self._codec = codec
-        self._serde = serde
         self._store = store
         self._interrupts = interrupts
+        self._until = until
         self._is_async = inspect.iscoroutinefunction(projection.apply_to_model)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._bytes_per_stored = 6.0  # memory that a decoded model takes, over its stored size; measured at commits
+        self.cache = ModelCache(serde, store)
         self.carefully = False
         """Check after each event that its model can be stored; slow, to find the event after whose fold it cannot."""
         self._reset()
@@ -74,14 +69,8 @@ class Fold:
         self.events = state.events
         self.declined = state.declined
         self._last_event_id = state.last_event_id
-        self._dirty: dict[str, Any] = {}
-        self._dirty_bytes = 0  # as stored, when they were last
-        self._clean: dict[str, Any] = {}
-        self._clean_sizes: dict[str, int] = {}  # as stored; a tuple with the model would cost the garbage collector
-        self._clean_bytes = 0
-        self._added: set[str] = set()  # ids in _dirty that the store does not have
-        self._unseen_bytes = 0  # of events since the last commit: by how much the models may have grown
-        self._holds_all = state.models == 0  # the store has no model that is not in memory
+        self.unseen_bytes = 0
+        """Of the events since the last commit."""
 
     @property
     def pending(self) -> int:
@@ -91,7 +80,7 @@ class Fold:
     @property
     def changed(self) -> int:
         """Models that the next commit writes."""
-        return len(self._dirty)
+        return len(self.cache.dirty)
 
     @property
     def has_moved(self) -> bool:
@@ -103,36 +92,60 @@ class Fold:
         """The store's position."""
         return self._store.state.position
 
-    def fold(self, records: Sequence[Record]) -> None:
-        """Fold records of this partition, in order; those in front of the position are passed over.
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the position is the one to end at."""
+        return self._until is not None and self.position >= self._until
+
+    def fold(self, outcomes: Sequence[Outcome]) -> None:
+        """Fold what consecutive records of this partition came out as.
+
+        Those in front of the position are passed over, and those from `until` on are left.
 
         Raises:
-            EventError: A record is no event.
-            ProjectionError: User code failed.
-
-        After either, models of this batch may be half changed: `discard`, then fold again up to that record.
+            EventError: One is no event; everything before it is folded.
+            ProjectionError: User code failed. Models of this batch may be half changed: `discard`, then fold again up
+                to that event.
+            StorageError: The store failed; `discard`.
         """
-        if records[0].offset() < self.position:
-            records = [record for record in records if record.offset() >= self.position]
-            if not records:
-                return
-        events = self._codec.decode(records)
-        if self.carefully:
-            for event in events:
-                self._run(iter((event,)))
-                self._check_storable(event)
+        if outcomes[0].offset < self.position:
+            outcomes = [outcome for outcome in outcomes if outcome.offset >= self.position]
+        passed_end = self._until is not None and bool(outcomes) and outcomes[-1].offset >= self._until
+        if passed_end:
+            outcomes = [outcome for outcome in outcomes if outcome.offset < cast(int, self._until)]
+        if set(map(type, outcomes)) <= _EVENTS_ONLY:
+            self._count(cast(Sequence[Event], outcomes))
         else:
-            self._run(events)
-        if self.position <= records[-1].offset():  # interrupted: count what was folded
-            records = [record for record in records if record.offset() < self.position]
-        self.events += len(records)
-        self._unseen_bytes += sum(map(len, records))
+            events = list(takewhile(_is_event, outcomes))
+            self._count(cast(Sequence[Event], events))
+            if not self._interrupts:
+                raise cast(Undecodable, outcomes[len(events)]).error()
+        if passed_end and not self._interrupts:
+            self.skip_to(cast(int, self._until))
 
     def skip_to(self, position: int) -> None:
         """Move over offsets that hold no record: transaction markers, aborted or compacted records."""
+        if self._until is not None:
+            position = min(position, self._until)
         self.position = max(self.position, position)
 
-    def _run(self, events: Iterator[Event]) -> None:
+    def _count(self, events: Sequence[Event]) -> None:
+        if not events:
+            return
+        if self.carefully:
+            for event in events:
+                self._run((event,))
+                self._check_storable(event)
+                if self._interrupts:
+                    break
+        else:
+            self._run(events)
+        if self.position > events[-1].offset:
+            self.events += len(events)
+        else:  # interrupted: count what was folded
+            self.events += sum(1 for event in events if event.offset < self.position)
+
+    def _run(self, events: Sequence[Event]) -> None:
         if self._is_async:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -140,13 +153,13 @@ class Fold:
         else:
             self._fold(events)
 
-    def _fold(self, events: Iterator[Event]) -> None:
+    def _fold(self, events: Sequence[Event]) -> None:
         """Fold events until they end or an interrupt comes. Every line here runs once per event of history."""
         extract, apply = self._projection.extract_model_id, self._projection.apply_to_model
         any_stream = self._projection.partition_by is not None
-        dirty, load, interrupts = self._dirty, self._load, self._interrupts
+        dirty, load, interrupts = self.cache.dirty, self.cache.load, self._interrupts
         get = dirty.get
-        event: Event | None = None
+        event = events[0]
         declined = 0
         try:
             for event in events:
@@ -156,26 +169,24 @@ class Fold:
                 else:
                     if not any_stream and model_id != event.stream:
                         raise self._not_its_stream(model_id)
-                    model = get(model_id, _MISSING)
-                    if model is _MISSING:
+                    model = get(model_id, MISSING)
+                    if model is MISSING:
                         model = load(model_id)
                     changed = apply(model, event)
                     if changed is not model:
                         dirty[model_id] = changed
                 if interrupts:
                     break
-        except (EventError, ProjectionError):
-            raise
-        except Exception as error:
-            raise self._failed(event, error) from error
+        except BaseException as error:  # noqa: BLE001  (raised as what it is)
+            self._raise(event, error)
         self._passed(event, declined)
 
-    async def _fold_async(self, events: Iterator[Event]) -> None:
+    async def _fold_async(self, events: Sequence[Event]) -> None:
         """The same for an `async def apply_to_model`. A copy, because an await costs more than the rest."""
         extract, apply = self._projection.extract_model_id, cast(Any, self._projection.apply_to_model)
         any_stream = self._projection.partition_by is not None
-        dirty, load, interrupts = self._dirty, self._load, self._interrupts
-        event: Event | None = None
+        dirty, load, interrupts = self.cache.dirty, self.cache.load, self._interrupts
+        event = events[0]
         declined = 0
         try:
             for event in events:
@@ -185,193 +196,132 @@ class Fold:
                 else:
                     if not any_stream and model_id != event.stream:
                         raise self._not_its_stream(model_id)
-                    model = dirty.get(model_id, _MISSING)
-                    if model is _MISSING:
+                    model = dirty.get(model_id, MISSING)
+                    if model is MISSING:
                         model = load(model_id)
                     changed = await apply(model, event)
                     if changed is not model:
                         dirty[model_id] = changed
                 if interrupts:
                     break
-        except (EventError, ProjectionError):
-            raise
-        except Exception as error:
-            raise self._failed(event, error) from error
+        except BaseException as error:  # noqa: BLE001  (raised as what it is)
+            self._raise(event, error)
         self._passed(event, declined)
 
-    def _passed(self, event: Event | None, declined: int) -> None:
-        if event is not None:
-            self.position = event.offset + 1
-            self.declined += declined
-            self._last_event_id = str(event.id)  # a number, where the envelope has one
-
-    def _load(self, model_id: str) -> Any:
-        """Find a model at its first change since the last commit."""
-        if type(model_id) is not str:
-            raise TypeError(f"extract_model_id gave {model_id!r}; a model's id is a str, or None to decline the event")
-        model = self._clean.pop(model_id, None)
-        if model is not None:
-            size = self._clean_sizes.pop(model_id)
-            self._clean_bytes -= size
-        else:
-            raw = None if self._holds_all else self._store.get(model_id)
-            if raw is None:
-                self._added.add(model_id)
-                return None
-            model, size = self._serde.decode(raw), len(raw)
-        self._dirty_bytes += size
-        self._dirty[model_id] = model
-        return model
+    def _passed(self, event: Event, declined: int) -> None:
+        self.position = event.offset + 1
+        self.declined += declined
+        self._last_event_id = str(event.id)  # a number, where the envelope has one
 
     def commit(self) -> None:
         """Write every changed model and the position in one batch.
 
         Raises:
-            ModelCannotBeStored: A model has no JSON form.
+            ModelCannotBeStored: A model would not come back as it went in.
             StorageError: The store failed.
 
         After either nothing was written; `discard`.
         """
+        before = self._store.state
+        deleted = self.cache.count_deleted()
         state = msgspec.structs.replace(
-            self._store.state,
+            before,
             position=self.position,
             events=self.events,
             declined=self.declined,
-            models=self._count(),
+            deleted=before.deleted + deleted,
+            models=self.cache.count(),
             last_event_id=self._last_event_id,
         )
-        self._store.commit(self._encoded(), state)
-        self._dirty = {}
-        self._dirty_bytes = 0
-        self._added = set()
-        self._unseen_bytes = 0
-
-    def _encoded(self) -> Iterator[tuple[str, bytes | None]]:
-        """Encode the changed models, and move them to the unchanged ones as it goes."""
-        encode, clean, clean_sizes = self._serde.encode, self._clean, self._clean_sizes
-        encoded_bytes = 0
-        for model_id, model in self._dirty.items():
-            if model is None:
-                yield model_id, None
-                continue
-            try:
-                raw = encode(model)
-            except Exception as error:
-                raise ModelCannotBeStored(f"model {model_id!r}: {error}") from error
-            clean[model_id] = model
-            clean_sizes[model_id] = size = len(raw)
-            encoded_bytes += size
-            yield model_id, raw
-        self._clean_bytes += encoded_bytes
-        self._calibrate()
-
-    def _count(self) -> int:
-        """Count the models that the store will have after the commit."""
-        gone = sum(1 for model_id, model in self._dirty.items() if model is None and model_id not in self._added)
-        new = sum(1 for model_id in self._added if self._dirty.get(model_id) is not None)
-        return self._store.state.models + new - gone
+        self._store.commit(self.cache.encoded(self.unseen_bytes), state)
+        if before.events == 0 and state.models == 0 and deleted:
+            log.warning(
+                "fold.gives_no_models",
+                method=f"{type(self._projection).__qualname__}.apply_to_model",
+                folded=state.events - state.declined,
+                why="it gave None for every event so far, which deletes the model; is a `return model` missing?",
+            )
+        self.cache.committed()
+        self.unseen_bytes = 0
 
     def discard(self) -> None:
         """Forget everything since the last commit, also every cached model: user code may have half changed it."""
-        carefully = self.carefully
+        self.cache.reset()
         self._reset()
-        self.carefully = carefully
-
-    # Memory
-
-    @property
-    def memory_bytes(self) -> int:
-        """About how much memory the cached models take."""
-        return self._in_memory(self._dirty_bytes, len(self._dirty)) + self._in_memory(
-            self._clean_bytes, len(self._clean)
-        )
-
-    def _in_memory(self, stored_bytes: int, models: int) -> int:
-        return int(stored_bytes * self._bytes_per_stored) + _KEY_OVERHEAD_BYTES * models
-
-    def is_full(self, limit_bytes: int) -> bool:
-        """Whether the changed models alone are about to need more than half of the limit."""
-        # The events since the last commit bound by how much models have grown that nobody has measured since.
-        return self._in_memory(self._dirty_bytes, len(self._dirty)) > limit_bytes // 2 or (
-            self._unseen_bytes > limit_bytes
-        )
-
-    def evict(self, limit_bytes: int) -> None:
-        """Drop unchanged models, those changed longest ago first, until the cache fits the limit."""
-        excess = self.memory_bytes - limit_bytes
-        if excess <= 0 or not self._clean:
-            return
-        while excess > 0 and self._clean:
-            # In portions: each pass over the front of a dict walks over what was deleted there before.
-            for model_id in list(islice(self._clean, 1 + len(self._clean) // 16)):
-                del self._clean[model_id]
-                size = self._clean_sizes.pop(model_id)
-                self._clean_bytes -= size
-                excess -= self._in_memory(size, 1)
-        self._holds_all = False
-
-    def _calibrate(self) -> None:
-        """Measure on a few models what a decoded one takes in memory, for each byte stored."""
-        sample = list(islice(reversed(self._clean), _SAMPLES))
-        stored = sum(self._clean_sizes[model_id] for model_id in sample)
-        if stored:
-            measured = sum(_deep_size(self._clean[model_id]) for model_id in sample) / stored
-            self._bytes_per_stored += 0.5 * (measured - self._bytes_per_stored)
 
     # Failures
 
     def _check_storable(self, event: Event) -> None:
         model_id = self._projection.extract_model_id(event)
-        model = self._dirty.get(model_id) if model_id is not None else None
-        if model is None:
-            return
-        try:
-            self._serde.encode(model)
-        except Exception as error:
-            raise self._failed(event, error, f"its model {model_id!r} cannot be stored") from error
+        if model_id is not None:
+            try:
+                self.cache.check_storable(model_id)
+            except Exception as error:
+                raise self._failed(event, error, f"its model {model_id!r} cannot be stored") from error
 
-    def _failed(self, event: Event | None, error: Exception, what: str = "the projection failed") -> ProjectionError:
-        if event is None:
-            return ProjectionError(f"{self._projection.name}: {error}", projection=self._projection.name)
-        return ProjectionError(
-            f"{at(event.topic, event.partition, event.offset)}: {what}: {self._projection.name} on event "
-            f"{event.id} ({event.type}, stream {event.stream!r}): {type(error).__name__}: {error}. State and "
-            "position are as they were before this event; correct the projection and start again.",
+    def _raise(self, event: Event, error: BaseException) -> None:
+        """Raise what a failure at an event is: the user's, unless it is ours or comes from outside."""
+        if isinstance(error, (CqrsError, *_NEVER)):
+            raise error
+        raise self._failed(event, error) from error
+
+    def _not_its_stream(self, model_id: str) -> Exception:
+        return ValueError(
+            f"extract_model_id gave {model_id!r}, which is not the event's stream. Kafka orders events within "
+            "a partition "
+            "only, so a model must be fed by one stream's partition. If every event of one model is of one "
+            "stream, say so "
+            'with `partition_by = "stream"` in the projection; if not, write the events to a topic keyed by '
+            "the model's "
+            'id (`partition_by = "model"`, which does that by itself, is planned)'
+        )
+
+    def _failed(self, event: Event, error: BaseException, what: str = "the projection failed") -> ProjectionError:
+        failure = ProjectionError(
+            f"{at(event.topic, event.partition, event.offset)}: {what}: {self._projection.name} on event {event.id} "
+            f"({event.type}, stream {event.stream!r}): {type(error).__name__}: {error}. State and position are as they "
+            "were before this event; correct the projection and start again.",
             projection=self._projection.name,
             topic=event.topic,
             partition=event.partition,
             offset=event.offset,
-            event_id=event.id,
+            event_id=str(event.id),
         )
-
-    def _not_its_stream(self, model_id: str) -> Exception:
-        if type(model_id) is not str:
-            return TypeError(f"extract_model_id gave {model_id!r}; a model's id is a str, or None to decline the event")
-        return ValueError(
-            f"model {model_id!r} is not the event's stream, so it might be fed from several partitions, whose "
-            "events have no order among each other. If every event of one model is of one stream, say so: "
-            f'`partition_by = "stream"` in {type(self._projection).__name__}. If not, key the topic by the model'
-        )
+        failure.user_traceback = _users_frames(error)
+        return failure
 
     def close(self) -> None:
-        """Let go of the store and of the event loop, without committing."""
+        """Close the store and the loop that async code ran on, without writing."""
         self._store.close()
         if self._loop is not None:
             self._loop.close()
-            self._loop = None
 
 
-def _deep_size(value: Any) -> int:
-    """Give about the memory of a model: its containers and leaves, shared ones counted each time."""
-    size = sys.getsizeof(value)
-    if isinstance(value, dict):
-        return size + sum(_deep_size(k) + _deep_size(v) for k, v in value.items())
-    if isinstance(value, list | tuple | set | frozenset):
-        return size + sum(map(_deep_size, value))
-    if hasattr(value, "__dict__"):
-        size += _deep_size(vars(value))
-    for klass in type(value).__mro__:
-        for name in getattr(klass, "__slots__", ()) if not isinstance(value, str | bytes) else ():
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                size += _deep_size(getattr(value, name))
-    return size
+def feed(
+    codec: EventCodec, records: Sequence[Record], folds: Iterable[Fold], interrupts: Sequence[object] = ()
+) -> None:
+    """Decode records of one partition once, and fold them with each of the folds.
+
+    Raises:
+        EventError, ProjectionError, StorageError: See `Fold.fold`.
+    """
+    folds = list(folds)
+    for fold in folds:
+        fold.unseen_bytes += sum(map(len, records))
+    for outcomes in decoded(codec, records):
+        for fold in folds:
+            fold.fold(outcomes)
+        if interrupts:
+            return
+
+
+def _is_event(outcome: Outcome) -> bool:
+    return type(outcome) is Event
+
+
+def _users_frames(error: BaseException) -> str:
+    """Write an error's traceback from the first frame on that is not of this module; "" where none is."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return "" if trace is None else "".join(traceback.format_exception(type(error), error, trace))

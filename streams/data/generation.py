@@ -1,362 +1,461 @@
-"""The state directory of one generation: a manifest, and one store for each partition.
+"""The state directory of one generation: its builds, which of them is current, and who may change that.
 
-    <directory>/refold.json   which projection, code, topic and epoch the stores below are of
-    <directory>/rebuild.lock  held (flock) while a rebuild runs
-    <directory>/0/ 1/ …       one RocksDB a partition
+    <directory>/current.json    which build is current; replaced atomically
+    <directory>/claim.lock      held for a moment by whoever founds, joins, adopts or replaces
+    <directory>/rebuild.lock    held by a rebuild to its end
+    <directory>/builds/1/ 2/ …  see `build`; only the one that `current.json` names is ever opened
 
-The manifest's epoch rules: a partition's store of an older epoch is never read again and is removed when it
-is next opened. That makes "clear everything" one atomic step, the manifest's rename, however many partitions
-there are and wherever they are opened next.
+Nothing is cleared in place: a rebuild makes the next build, replaces the record, and removes the old build behind it.
+A build that the record does not name is a leftover, and the next claim removes it.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
 from projections.contract import CqrsProjection
-from projections.registry import fingerprint
-from streams.data.serde import serde_for
-from streams.data.store import RocksPartition, StoreState, read_only
-from streams.errors import CodeChanged, ForeignStore, RebuildError, StorageError, StoreCorrupt, TopicChanged
+from streams.data.build import (
+    CURRENT,
+    MANIFEST,
+    Build,
+    Current,
+    Manifest,
+    read_record,
+    sync_directory,
+    trash_name,
+    write_record,
+)
+from streams.data.locks import FileLock, Holder, holders, is_free
+from streams.data.reader import ModelReader
+from streams.data.store import RocksPartition
+from streams.errors import (
+    CodeChanged,
+    ForeignStore,
+    RebuildError,
+    StorageError,
+    StoreCorrupt,
+    StoreLocked,
+    TopicChanged,
+)
 from streams.log import get_logger
-from streams.types import TopicInfo
 
-__all__ = ["Manifest", "ModelReader", "RocksStore"]
+__all__ = ["Claim", "RocksStore"]
 
 log = get_logger(__name__)
 
-FORMAT = 1
-MANIFEST = "refold.json"
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a state directory is of."""
-
-    format: int = FORMAT
-    projection: str
-    version: int
-    fingerprint: str
-    """Of the projection's code."""
-    topic: str
-    topic_id: str
-    partitions: int
-    epoch: int = 1
-    """Raised by each rebuild from the beginning."""
-
-    @classmethod
-    def of(cls, projection: CqrsProjection[Any], topic: TopicInfo) -> Manifest:
-        """Describe this projection's code folding this topic."""
-        return cls(
-            projection=projection.name,
-            version=projection.version,
-            fingerprint=fingerprint(projection),
-            topic=topic.name,
-            topic_id=topic.id,
-            partitions=topic.partitions,
-        )
+_CLAIM_WAIT_S = 30.0
+_LOCKS = ("claim.lock", "rebuild.lock")
 
 
 class RocksStore:
-    """Read models and positions in RocksDB, one store a partition, below one directory.
+    """Where a generation's read models are kept: RocksDB, on this machine.
 
     Args:
-        directory: This generation's own directory; made when first written to.
-        wait_s: How long to wait for a store that another process is closing, in seconds.
+        directory: This generation's own directory; made when first folded into.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, wait_s: float = 10.0) -> None:
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
-        self._wait_s = wait_s
 
-    def manifest(self) -> Manifest | None:
-        """Read what the directory is of; None where it is empty or does not exist.
+    def current(self) -> Build | None:
+        """Give the build that is current; None where nothing was folded yet.
 
         Raises:
-            ForeignStore: Other files are in it, or its format is unknown.
-            StoreCorrupt: The manifest cannot be read.
+            ForeignStore: Other files are in the directory, or its format is unknown.
+            StoreCorrupt: A record cannot be read, or the build that it names is gone.
         """
-        path = self.directory / MANIFEST
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            others = self._entries()
-            if others:
-                raise ForeignStore(
-                    f"{self.directory} has no {MANIFEST} but holds {', '.join(others[:3])}: it is not a state "
-                    "directory of refold. Name another one; nothing in it was touched."
-                ) from None
+        current = read_record(self.directory / CURRENT, Current)
+        if current is None:
+            self._check_ours()
             return None
-        except OSError as error:
-            raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
-        try:
-            found = msgspec.json.decode(raw)
-            if isinstance(found, dict) and found.get("format") != FORMAT:
-                raise ForeignStore(
-                    f"{path} has format {found.get('format')!r}; this version of refold knows {FORMAT}. "
-                    "Use the version that wrote it, or name another state directory."
-                )
-            return msgspec.convert(found, Manifest)
-        except msgspec.MsgspecError as error:
+        manifest = read_record(self.directory / "builds" / str(current.build) / MANIFEST, Manifest)
+        if manifest is None:
+            # Replaced since the record was read? Then it names another one now.
+            newer = read_record(self.directory / CURRENT, Current)
+            if newer != current:
+                return self.current()
             raise StoreCorrupt(
-                f"{path} cannot be read: {error}. The log is the truth: remove the directory and rebuild."
-            ) from error
-
-    def claim(self, wanted: Manifest, *, adopt: bool = False) -> Manifest:
-        """Make sure that the directory is this projection's, of this topic and this code; found it if it is empty.
-
-        Args:
-            wanted: What the caller is about to fold; its epoch does not matter.
-            adopt: State that the code changed but the fold did not: keep the state and take the new fingerprint.
-
-        Raises:
-            ForeignStore: It is another projection's, or another topic's.
-            TopicChanged: The topic was made again or its partition count changed.
-            CodeChanged: The projection's code is not the code that folded the state.
-        """
-        found = self.manifest()
-        if found is None:
-            self._write(wanted)
-            return wanted
-        self._check(found, wanted)
-        if (found.fingerprint, found.version) == (wanted.fingerprint, wanted.version):
-            return found
-        if not adopt:
-            raise CodeChanged(
-                f"{self.directory} was folded by other code of {found.projection!r} (version {found.version}, "
-                f"fingerprint {found.fingerprint}; now version {wanted.version}, {wanted.fingerprint}). Going on "
-                "would mix two folds. Rebuild from the beginning, or adopt the state (`--adopt`) if the change "
-                "does not alter what is folded.",
-                projection=found.projection,
-                topic=found.topic,
+                f"{self.directory} names build {current.build} as current, and that is not there. The log is "
+                "the truth: "
+                "rebuild from the beginning."
             )
-        adopted = msgspec.structs.replace(found, version=wanted.version, fingerprint=wanted.fingerprint)
-        self._write(adopted)
-        log.warning("state.adopted", directory=str(self.directory), before=found.fingerprint, now=wanted.fingerprint)
-        return adopted
+        return Build(root=self.directory, current=current, manifest=manifest)
+
+    def _check_ours(self) -> None:
+        try:
+            others = sorted(
+                entry.name
+                for entry in self.directory.iterdir()
+                if entry.name not in (*_LOCKS, "builds") and not entry.name.startswith(".re")
+            )
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"{self.directory} cannot be read: {error.strerror}.") from error
+        if others:
+            hint = " It was written by refold 0.1." if "refold.json" in others else ""
+            raise ForeignStore(
+                f"{self.directory} has no {CURRENT} but holds {', '.join(others[:3])}: it is not a state directory of "
+                f"this refold.{hint} Name another one; nothing in it was touched."
+            )
 
     @contextmanager
-    def rebuilding(self) -> Iterator[None]:
-        """Hold the directory for one rebuild; the lock goes with the process.
+    def claiming(self, purpose: str, *, group: str = "") -> Iterator[Claim]:
+        """Hold the directory for a moment, to found, join, adopt or replace; everybody else waits.
+
+        A directory that was made for it is removed again where the block ends without a current build.
+
+        Args:
+            purpose: What for, in the words that others are refused with.
+            group: The consumer group.
 
         Raises:
-            RebuildError: Another rebuild holds it.
+            StoreLocked: Somebody has held it for longer than that ever takes.
+            StorageError: The disk.
         """
-        self._mkdir()
-        with (self.directory / "rebuild.lock").open("a") as handle:
+        made = self._mkdir()
+        try:
+            with self._locked("claim.lock", Holder.me(purpose, group), _CLAIM_WAIT_S) as lock:
+                if isinstance(lock, Holder):
+                    raise StoreLocked(f"{self.directory} is held by {lock}, for over {_CLAIM_WAIT_S:g} s.")
+                claim = Claim(self, purpose, group)
+                try:
+                    yield claim
+                finally:
+                    self._leave_nothing(lock)
+        finally:
+            _remove_empty(made)
+        claim.finish()
+
+    @contextmanager
+    def rebuilding(self, purpose: str) -> Iterator[None]:
+        """Hold the directory for one rebuild, beside whoever folds; the lock goes with the process.
+
+        Raises:
+            RebuildError: Another rebuild holds it; it is named.
+        """
+        made = self._mkdir()
+        try:
+            with self._locked("rebuild.lock", Holder.me(purpose), 0.0) as lock:
+                if isinstance(lock, Holder):
+                    raise RebuildError(
+                        f"A rebuild is running on {self.directory} already: {lock}. Let it end or cancel it first."
+                    )
+                try:
+                    yield
+                finally:
+                    self._leave_nothing(lock)
+        finally:
+            _remove_empty(made)
+
+    @contextmanager
+    def _locked(self, name: str, holder: Holder, wait_s: float) -> Iterator[FileLock | Holder]:
+        while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RebuildError(
-                    f"A rebuild is running on {self.directory} already; let it end or cancel it first."
-                ) from None
-            yield
+                lock = FileLock.take(self.directory / name, holder, wait_s=wait_s)
+                break
+            except StorageError as error:
+                # Whoever was refused before us may have just removed the directory that it had made.
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                self._mkdir()
+        try:
+            yield lock
+        finally:
+            if isinstance(lock, FileLock):
+                lock.release()
 
-    def clear(self, wanted: Manifest, *, at_least: int = 0) -> Manifest:
-        """Begin a new epoch: from here on every model and position below the directory is gone.
-
-        1. Open every store once: a process that folds in one of them holds its lock, and nothing is changed.
-        2. Write the manifest with the next epoch, durably. This is the instant at which the state is cleared.
-        3. Remove the old stores, to give the space back. A crash before the end leaves them to be removed
-           when their partition is next opened.
-
-        Args:
-            wanted: What is to be folded next; its epoch does not matter.
-            at_least: The new epoch is greater than this too (an epoch seen in a committed offset).
-
-        Raises:
-            ForeignStore: The directory is another projection's or topic's.
-            StoreLocked: Another process folds in it.
-        """
-        found = self._found_for_clear(wanted)
-        # Step 1
-        stores = [self.directory / entry for entry in self._entries() if entry.isdigit()]
-        if found is not None:
-            for path in stores:
-                RocksPartition.check_unlocked(path, wait_s=self._wait_s)
-        # Step 2
-        epoch = max(found.epoch if found else 0, at_least) + 1
-        manifest = msgspec.structs.replace(wanted, epoch=epoch)
-        self._write(manifest)
-        # Step 3
-        for path in stores:
-            RocksPartition.remove(path)
-        log.info("state.cleared", directory=str(self.directory), epoch=epoch)
-        return manifest
-
-    def open(self, manifest: Manifest, partition: int, start: int) -> RocksPartition:
-        """Open one partition's store for writing.
-
-        Args:
-            manifest: What the directory is of, as `claim` or `clear` gave it.
-            partition: The partition.
-            start: The position of a store that is new.
-
-        Raises:
-            StoreLocked, StoreCorrupt, ForeignStore: See RocksPartition.open.
-        """
-        fresh = StoreState(
-            projection=manifest.projection,
-            topic_id=manifest.topic_id,
-            partition=partition,
-            epoch=manifest.epoch,
-            start=start,
-            position=start,
-        )
-        return RocksPartition.open(self.directory / str(partition), fresh, wait_s=self._wait_s)
+    def _leave_nothing(self, lock: FileLock) -> None:
+        """Remove a lock's file again where nothing was founded."""
+        if not (self.directory / CURRENT).exists():
+            with contextlib.suppress(OSError):
+                lock.path.unlink()
+            with contextlib.suppress(OSError):
+                (self.directory / "builds").rmdir()
 
     def reader(self, projection: CqrsProjection[Any]) -> ModelReader:
         """Open the models for reading, beside whoever folds them. Close it, or use it in `with`.
 
+        The reader holds on to the build that is current now, also when a rebuild replaces it.
+
         Raises:
             StorageError: There is no state in the directory.
+            ForeignStore: It is another projection's.
+            StoreCorrupt: It is damaged.
         """
-        manifest = self.manifest()
-        if manifest is None:
-            raise StorageError(f"{self.directory} holds no read models yet: fold the topic first (`refold run`).")
-        return ModelReader(self.directory, manifest, projection)
+        return ModelReader.of_current(self.current, projection, self.directory)
 
-    def _found_for_clear(self, wanted: Manifest) -> Manifest | None:
+    def _mkdir(self) -> list[Path]:
+        """Make the directory, and give those that were made, the innermost first."""
+        missing = []
+        path = self.directory
+        while not path.exists():
+            missing.append(path)
+            path = path.parent
         try:
-            found = self.manifest()
-        except StoreCorrupt:
-            log.warning("state.manifest_unreadable", directory=str(self.directory))
-            return None
-        if found is not None and found.projection != wanted.projection:
-            raise _foreign(self.directory, "projection", found.projection, wanted.projection)
-        if found is not None and found.topic != wanted.topic:
-            raise _foreign(self.directory, "topic", found.topic, wanted.topic)
-        return found
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            _remove_empty(missing)
+            raise StorageError(f"{self.directory} cannot be made: {error.strerror}.") from error
+        return missing
 
-    def _check(self, found: Manifest, wanted: Manifest) -> None:
-        if found.projection != wanted.projection:
-            raise _foreign(self.directory, "projection", found.projection, wanted.projection)
-        if found.topic != wanted.topic:
-            raise _foreign(self.directory, "topic", found.topic, wanted.topic)
+
+@dataclass
+class Claim:
+    """What may be done with a directory while it is held; see `RocksStore.claiming`."""
+
+    store: RocksStore
+    purpose: str
+    group: str
+
+    def current(self) -> Build | None:
+        """Give the build that is current; see `RocksStore.current`."""
+        return self.store.current()
+
+    def has_made(self, directory: str) -> bool:
+        """Say whether a build with this directory id is here, be it current or the leftover of a crash."""
+        for path in (self.store.directory / "builds").glob(f"*/{MANIFEST}"):
+            with contextlib.suppress(StorageError):
+                manifest = read_record(path, Manifest)
+                if manifest is not None and manifest.directory == directory:
+                    return True
+        return False
+
+    def folding(self, build: Build) -> list[Holder]:
+        """Name the processes of this machine that fold in a build."""
+        return holders(build.path / "folding")
+
+    def check_nobody_folds(self, build: Build, doing: str) -> None:
+        """Make sure that no process of this machine folds in a build.
+
+        Args:
+            build: The build.
+            doing: What would go wrong, to follow "To".
+
+        Raises:
+            StoreLocked: Some do; they are named.
+        """
+        others = self.folding(build)
+        if others:
+            raise StoreLocked(
+                f"{self.store.directory} is folded by {', '.join(map(str, others))}. To {doing}, stop it "
+                "first (SIGTERM "
+                "drains it). Nothing was changed.",
+                projection=build.manifest.projection,
+            )
+
+    def check_identity(self, found: Manifest, wanted: Manifest) -> None:
+        """Make sure that a build is this projection's, of this topic.
+
+        Raises:
+            ForeignStore: It is another projection's, or another topic's.
+            TopicChanged: The topic was made again or its partition count changed.
+        """
+        self.check_owner(found, wanted)
+        directory = self.store.directory
         if found.topic_id != wanted.topic_id:
             raise TopicChanged(
-                f"{wanted.topic} was deleted and made again since {self.directory} was folded from it (topic id "
+                f"{wanted.topic} was deleted and made again since {directory} was folded from it (topic id "
                 f"{found.topic_id}, now {wanted.topic_id}). Its old events are gone: rebuild from the beginning.",
                 topic=wanted.topic,
             )
         if found.partitions != wanted.partitions:
             raise TopicChanged(
-                f"{wanted.topic} has {wanted.partitions} partitions, and {self.directory} was folded from "
+                f"{wanted.topic} has {wanted.partitions} partitions, and {directory} was folded from "
                 f"{found.partitions}: keys have moved between partitions. Rebuild from the beginning.",
                 topic=wanted.topic,
             )
 
-    def _entries(self) -> list[str]:
+    def check_owner(self, found: Manifest, wanted: Manifest) -> None:
+        """Make sure that a build is this projection's, and of a topic of this name.
+
+        Raises:
+            ForeignStore: It is not.
+        """
+        for what in ("projection", "topic"):
+            if getattr(found, what) != getattr(wanted, what):
+                raise ForeignStore(
+                    f"{self.store.directory} holds the state of {what} {getattr(found, what)!r}, not of "
+                    f"{getattr(wanted, what)!r}. Name another state directory; nothing in it was touched."
+                )
+
+    def check_code(self, build: Build, wanted: Manifest) -> None:
+        """Make sure that the code and the codec are those whose fold the state is.
+
+        Raises:
+            CodeChanged: They are not.
+        """
+        found = build.current
+        changed = []
+        if (found.version, found.fingerprint) != (wanted.version, wanted.fingerprint):
+            changed.append(
+                f"was folded by other code of {build.manifest.projection!r} (version {found.version}, fingerprint "
+                f"{found.fingerprint}; now version {wanted.version}, {wanted.fingerprint})"
+            )
+        if found.codec != wanted.codec:
+            changed.append(f"was read with {found.codec}, now {wanted.codec}")
+        if changed:
+            raise CodeChanged(
+                f"{self.store.directory} {' and '.join(changed)}. Going on would mix two folds. Rebuild from the "
+                "beginning, or adopt the state (`--adopt`) if the change does not alter what is folded.",
+                projection=build.manifest.projection,
+                topic=build.manifest.topic,
+            )
+
+    def adopt(self, build: Build, wanted: Manifest) -> Build:
+        """State that the code or the codec changed but the fold did not: a new record over the same stores.
+
+        Raises:
+            StoreLocked: A process still folds in them, by the old record.
+        """
+        found = build.current
+        if (found.version, found.fingerprint, found.codec) == (wanted.version, wanted.fingerprint, wanted.codec):
+            return build
+        self.check_nobody_folds(build, "adopt it for other code")
+        adopted = self._write(
+            msgspec.structs.replace(
+                build.manifest, version=wanted.version, fingerprint=wanted.fingerprint, codec=wanted.codec
+            ),
+            found.revision + 1,
+        )
+        log.warning(
+            "state.adopted", directory=str(self.store.directory), before=found.fingerprint, now=wanted.fingerprint
+        )
+        return Build(root=build.root, current=adopted, manifest=build.manifest)
+
+    def make(self, wanted: Manifest, *, above: int = 0) -> Build:
+        """Make the next build, which nobody sees before it is `switch`ed to.
+
+        Args:
+            wanted: What is to be folded; its number and directory do not matter.
+            above: The number is greater than this too (one seen in a committed offset).
+
+        Raises:
+            StorageError: The disk; nothing is left.
+        """
+        current = read_current(self.store)
+        number = max(above, current.build if current else 0) + 1
+        manifest = msgspec.structs.replace(
+            wanted, build=number, directory=current.directory if current else secrets.token_hex(6)
+        )
+        path = self.store.directory / "builds" / str(number)
         try:
-            return sorted(entry.name for entry in self.directory.iterdir() if entry.name != "rebuild.lock")
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StorageError(f"{self.directory} cannot be read: {error.strerror}.") from error
+            path.parent.mkdir(exist_ok=True)
+            if path.exists():  # a leftover: no record ever named it
+                path.rename(trash_name(path))
+            path.mkdir()
+            (path / "folding").mkdir()
+            write_record(path / MANIFEST, manifest)
+            sync_directory(path.parent)
+        except (OSError, StorageError) as error:
+            shutil.rmtree(path, ignore_errors=True)
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"{path} cannot be made: {error.strerror}.") from error
+        return Build(
+            root=self.store.directory,
+            current=_record(manifest, current.revision + 1 if current else 1),
+            manifest=manifest,
+        )
 
-    def _mkdir(self) -> None:
+    def abandon(self, build: Build) -> None:
+        """Remove a build that was made and not switched to."""
+        shutil.rmtree(build.path, ignore_errors=True)
+
+    def carry(self, old: Build, new: Build, partition: int) -> None:
+        """Take one partition's store over into a new build, as it is.
+
+        Raises:
+            StoreLocked, StoreCorrupt, StorageError: It cannot be.
+        """
+        opened: RocksPartition = old.open(partition, 0)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{self.directory} cannot be made: {error.strerror}.") from error
+            fresh = new.fresh(partition, 0)
+            state = msgspec.structs.replace(opened.state, directory=fresh.directory, build=fresh.build)
+            opened.carry(new.path / str(partition), state)
+        finally:
+            opened.close()
 
-    def _write(self, manifest: Manifest) -> None:
-        """Replace the manifest: the old or the new one is there after a crash, never a part."""
-        self._mkdir()
-        path = self.directory / MANIFEST
-        try:
-            with tempfile.NamedTemporaryFile(dir=self.directory, prefix=".refold-", delete=False) as handle:
-                handle.write(msgspec.json.encode(manifest))
-                handle.flush()
-                os.fsync(handle.fileno())
-            Path(handle.name).replace(path)
-            directory = os.open(self.directory, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error.strerror}.") from error
+    def switch(self, build: Build) -> Build:
+        """Make a build the current one: the instant at which readers and the next start see it."""
+        self._write(build.manifest, build.current.revision)
+        log.info("build.current", directory=str(self.store.directory), build=build.manifest.build)
+        return build
 
+    def _write(self, manifest: Manifest, revision: int) -> Current:
+        record = _record(manifest, revision)
+        write_record(self.store.directory / CURRENT, record)
+        return record
 
-class ModelReader:
-    """The read models of a generation, as last committed by whoever folds them.
+    def join(self, build: Build) -> FileLock:
+        """Note that this process folds in a build, until the lock is released or the process ends.
 
-    Each partition is seen as of the instant at which the reader was opened.
-    """
+        Raises:
+            StoreLocked: Others do so in another consumer group: two groups cannot share stores.
+        """
+        others = [holder for holder in self.folding(build) if holder.group != self.group]
+        if others:
+            raise StoreLocked(
+                f"{self.store.directory} is folded by {', '.join(map(str, others))}, in group {others[0].group!r}. One "
+                "group folds a state directory at a time: stop that process, or name another state directory.",
+                projection=build.manifest.projection,
+            )
+        name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        lock = FileLock.take(build.path / "folding" / name, Holder.me(self.purpose, self.group))
+        assert isinstance(lock, FileLock), "a fresh name"
+        return lock
 
-    def __init__(self, directory: Path, manifest: Manifest, projection: CqrsProjection[Any]) -> None:
-        if manifest.projection != projection.name:
-            raise _foreign(directory, "projection", manifest.projection, projection.name)
-        self._decode = serde_for(projection.model_type()).decode
-        self._scratch = tempfile.TemporaryDirectory(prefix="refold-reader-")
-        self._partitions: dict[int, Any] = {}
-        try:
-            for number in range(manifest.partitions):
-                if (directory / str(number)).is_dir():
-                    reader = read_only(directory / str(number), Path(self._scratch.name) / str(number))
-                    self._partitions[number] = reader
-                    state = reader.state()
-                    if state is None or state.epoch != manifest.epoch:
-                        self._partitions.pop(number).close()
-        except BaseException:
-            self.close()
-            raise
-
-    def get(self, model_id: str) -> Any | None:
-        """Give one model, or None. Every partition is asked: which one a key is in is the producer's choice."""
-        raw = self.get_raw(model_id)
-        return None if raw is None else self._decode(raw)
-
-    def get_raw(self, model_id: str) -> bytes | None:
-        """Give one model as stored."""
-        return next((raw for p in self._partitions.values() if (raw := p.get(model_id)) is not None), None)
-
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """Yield every (id, model), by partition and then by id."""
-        decode = self._decode
-        for model_id, raw in self.raw_items():
-            yield model_id, decode(raw)
-
-    def raw_items(self) -> Iterator[tuple[str, bytes]]:
-        """Yield every (id, model as stored), by partition and then by id."""
-        for number in sorted(self._partitions):
-            yield from self._partitions[number].items()
-
-    def states(self) -> dict[int, StoreState]:
-        """Give what each partition's store says of itself, by partition."""
-        return {number: partition.state() for number, partition in self._partitions.items()}
-
-    def count(self) -> int:
-        """Give the number of models."""
-        return sum(state.models for state in self.states().values())
-
-    def close(self) -> None:
-        """Let go of the files."""
-        for partition in self._partitions.values():
-            partition.close()
-        self._partitions.clear()
-        self._scratch.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def finish(self) -> None:
+        """Remove builds that are not current, as far as nobody reads them or folds in them."""
+        current = read_current(self.store)
+        builds = self.store.directory / "builds"
+        if current is None or not builds.is_dir():
+            return
+        for path in builds.iterdir():
+            if path.name.startswith(".removed-"):
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != str(current.build) and path.name.isdigit() and int(path.name) < current.build:
+                with contextlib.suppress(OSError):
+                    if is_free(path / MANIFEST) and not holders(path / "folding"):
+                        trash = trash_name(path)
+                        path.rename(trash)
+                        shutil.rmtree(trash, ignore_errors=True)
 
 
-def _foreign(directory: Path, what: str, found: str, wanted: str) -> ForeignStore:
-    return ForeignStore(
-        f"{directory} holds the state of {what} {found!r}, not of {wanted!r}. Name another state directory; "
-        "nothing in it was touched."
+def read_current(store: RocksStore) -> Current | None:
+    """Read which build is current; None also where that cannot be understood, and a rebuild is to mend it."""
+    try:
+        return read_record(store.directory / CURRENT, Current)
+    except StoreCorrupt:
+        log.warning("state.record_unreadable", directory=str(store.directory))
+        return None
+
+
+def _record(manifest: Manifest, revision: int) -> Current:
+    return Current(
+        directory=manifest.directory,
+        build=manifest.build,
+        revision=revision,
+        version=manifest.version,
+        fingerprint=manifest.fingerprint,
+        codec=manifest.codec,
     )
+
+
+def _remove_empty(paths: list[Path]) -> None:
+    """Remove directories that were made for nothing."""
+    for path in paths:
+        try:
+            path.rmdir()
+        except OSError:
+            return

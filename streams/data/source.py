@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -26,6 +28,7 @@ _BATCH = 500
 _BATCH_S = 0.25
 """How long user code may take for one batch; the batch shrinks to keep to it, so that the group is polled."""
 _PROBE_S = 2.0
+_LAST_WORD_S = 3.0
 
 _CLIENT: dict[str, str | int | float | bool] = {
     "enable.auto.commit": False,
@@ -65,20 +68,23 @@ class KafkaEventStore:
         self.kafka = kafka or load(KafkaSettings, bootstrap_servers=bootstrap_servers)
         self.cluster = Cluster(self.kafka)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross to another process as its settings; the connection is made anew there."""
+        return partial(KafkaEventStore, self.topic, codec=self.codec, kafka=self.kafka), ()
+
 
 class Listener(Protocol):
-    """Told of partitions that come and go. Called from within `Subscription.poll`, never at any other time."""
+    """Told of partitions that come and go. Called from within `Subscription.poll` and `close`, at no other time.
 
-    def assigned(self, partitions: Sequence[int]) -> dict[int, int]:
-        """Take these partitions on, in addition to those held; give the position of each."""
+    A rebalance waits for it, so it must not wait for anything long.
+    """
+
+    def assigned(self, partitions: Sequence[int]) -> None:
+        """Take these partitions on, in addition to those held; nothing is read of one before `Subscription.read`."""
         ...
 
     def revoked(self, partitions: Sequence[int]) -> None:
         """Finish with these partitions: whoever gets them next is waiting. They are still ours to commit."""
-        ...
-
-    def position(self, partition: int) -> int:
-        """Give the next offset to fold of a partition that is held."""
         ...
 
     def lost(self, partitions: Sequence[int]) -> None:
@@ -95,7 +101,7 @@ class Slice:
     end: int | None = None
     """The position after everything that the partition has now, transaction markers included."""
     refused: str | None = None
-    """The broker would not read from our position on, and why; nothing more is read until `rewind`."""
+    """The broker would not read from our position on, and why; nothing more is read until `Subscription.read`."""
 
 
 class Subscription:
@@ -107,11 +113,12 @@ class Subscription:
         store: The log.
         group: The consumer group.
         listener: Told of the partitions.
+        client_id: By which the group knows this member.
         session_timeout_s: Silence after which the group gives this member's partitions away.
     """
 
     def __init__(
-        self, store: KafkaEventStore, group: str, listener: Listener, *, session_timeout_s: float = 45.0
+        self, store: KafkaEventStore, group: str, listener: Listener, *, client_id: str, session_timeout_s: float
     ) -> None:
         self._topic = store.topic
         self._group = group
@@ -119,8 +126,7 @@ class Subscription:
         self._kafka = store.kafka
         self._failure: BaseException | None = None
         self._refused: set[int] = set()
-        self._held: set[int] = set()
-        self._doubtful: set[int] = set()
+        self._reading: set[int] = set()
         self._away_since: float | None = None
         self._probed = 0.0
         self._batch = 100
@@ -132,7 +138,7 @@ class Subscription:
                     **{
                         "session.timeout.ms": int(session_timeout_s * 1000),
                         "heartbeat.interval.ms": min(3000, int(session_timeout_s * 1000 / 3)),
-                        "client.id": "refold",
+                        "client.id": client_id,
                     },
                 ),
                 "group.id": group,
@@ -168,8 +174,6 @@ class Subscription:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
-        if self._doubtful:
-            messages = self._read_again(messages)
         if self._away_since is not None:
             self._check_outage(messages)
         self._polled = (time.monotonic(), len(messages))
@@ -182,24 +186,6 @@ class Subscription:
             spent_s = time.monotonic() - at_s
             if spent_s > 0:
                 self._batch = max(1, min(_BATCH, 2 * self._batch, int(_BATCH_S * count / spent_s)))
-
-    def _read_again(self, messages: list[Message]) -> list[Message]:
-        """Go back to our own positions, and drop what was fetched from librdkafka's; also after each rebalance.
-
-        librdkafka's batch call takes the event "end of partition at 7" for a record and notes 8 as the application's
-        position (librdkafka #4844, from 2.2 on; #5213 mends it). A cooperative rebalance pauses and resumes the
-        partitions that stay, and resuming starts from that note: the record that is written at 7 by then is never
-        given out.
-        """
-        messages = [message for message in messages if message.partition() not in self._doubtful]
-        # Not by seek, which a resume that is still under way overrides: given up and taken on anew, a partition is
-        # read from the position given with it.
-        self._consumer.incremental_unassign([TopicPartition(self._topic, partition) for partition in self._doubtful])
-        self._consumer.incremental_assign(
-            [TopicPartition(self._topic, partition, self._listener.position(partition)) for partition in self._doubtful]
-        )
-        self._doubtful = set()
-        return messages
 
     def _slices(self, messages: list[Message]) -> list[Slice]:
         # Runs of one partition, in order. The usual batch is one run without errors, and is found to be by
@@ -259,6 +245,11 @@ class Subscription:
                 "when the brokers are back."
             )
 
+    @property
+    def away_s(self) -> float:
+        """For how many seconds no broker has answered; 0.0 where one has."""
+        return 0.0 if self._away_since is None else time.monotonic() - self._away_since
+
     def commit(self, positions: dict[int, Committed], *, wait: bool = False) -> None:
         """Mirror positions to the group. Only after the store has them: the mirror is never ahead.
 
@@ -266,7 +257,7 @@ class Subscription:
 
         Args:
             positions: By partition, each with its stamp.
-            wait: Whether to wait for the broker's answer.
+            wait: Whether to wait for the broker's answer, for at most some seconds.
         """
         offsets = [
             TopicPartition(self._topic, partition, committed.position, committed.metadata)
@@ -275,7 +266,10 @@ class Subscription:
         if not offsets:
             return
         try:
-            self._consumer.commit(offsets=offsets, asynchronous=not wait)
+            if not wait:
+                self._consumer.commit(offsets=offsets, asynchronous=True)
+            elif not _bounded(lambda: self._consumer.commit(offsets=offsets, asynchronous=False), _LAST_WORD_S):
+                log.warning("commit.unanswered", group=self._group, within_s=_LAST_WORD_S)
         except KafkaException as error:
             self._note_refusal(error.args[0], offsets)
 
@@ -284,28 +278,37 @@ class Subscription:
         refused, self._refused = self._refused, set()
         return refused
 
-    def rewind(self, partition: int) -> None:
-        """Read a partition again from the listener's position, from the next poll on."""
-        self._doubtful.add(partition)
+    def read(self, partition: int, position: int) -> None:
+        """Read a partition from a position on; where it was read already, anew.
+
+        Not by seek, which a rebalance's resume that is still under way overrides: given up and taken on anew, a
+        partition is read from the position given with it, and nothing that was fetched before comes out.
+        """
+        self.stop_reading(partition)
+        self._consumer.incremental_assign([TopicPartition(self._topic, partition, position)])
+        self._reading.add(partition)
+
+    def stop_reading(self, partition: int) -> None:
+        """Read a partition no further; it stays ours."""
+        if partition in self._reading:
+            self._reading.discard(partition)
+            self._consumer.incremental_unassign([TopicPartition(self._topic, partition)])
 
     def close(self) -> None:
-        """Leave the group."""
-        self._consumer.close()
+        """Leave the group. A broker that does not answer is not waited for: it drops this member by itself."""
+        if not _bounded(self._consumer.close, _LAST_WORD_S):
+            log.warning("group.leave_unanswered", group=self._group, within_s=_LAST_WORD_S)
 
     # Called by librdkafka from within poll. What is raised here would be lost on the way through C, so it is
     # kept and raised by poll itself.
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._doubtful = set(self._held)
+        # Nothing is assigned to the client before it is to be read. Without this call it would be at once.
+        consumer.incremental_assign([])
         try:
-            positions = self._listener.assigned([where.partition for where in partitions])
+            self._listener.assigned([where.partition for where in partitions])
         except BaseException as error:  # noqa: BLE001
             self._failure = error
-            return
-        self._held.update(positions)
-        consumer.incremental_assign(
-            [TopicPartition(self._topic, partition, position) for partition, position in positions.items()]
-        )
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._drop(consumer, partitions, self._listener.revoked)
@@ -314,14 +317,13 @@ class Subscription:
         self._drop(consumer, partitions, self._listener.lost)
 
     def _drop(self, consumer: Consumer, partitions: list[TopicPartition], tell: Any) -> None:
-        going = [where.partition for where in partitions]
-        self._held.difference_update(going)
-        self._doubtful = set(self._held)
         try:
-            tell(going)
+            tell([where.partition for where in partitions])
         except BaseException as error:  # noqa: BLE001
             self._failure = error
-        consumer.incremental_unassign(partitions)
+        read = [where for where in partitions if where.partition in self._reading]
+        self._reading.difference_update(where.partition for where in read)
+        consumer.incremental_unassign(read)
 
     def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         failed = error or next((where.error for where in offsets if where.error is not None), None)
@@ -346,3 +348,30 @@ class Subscription:
 
 def _partition_and_error(message: Message) -> tuple[int, bool]:
     return message.partition(), message.error() is not None
+
+
+def _bounded(call: Callable[[], object], limit_s: float) -> bool:
+    """Make a call that may block for as long as a broker is silent; say whether it ended in time.
+
+    One that did not is left to a thread that does not keep the process alive.
+
+    Raises:
+        Whatever the call raises in time.
+    """
+    ended: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            call()
+            ended.append(None)
+        except BaseException as error:  # noqa: BLE001  (raised again by whoever waits)
+            ended.append(error)
+
+    thread = threading.Thread(target=run, name="refold-last-word", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if not ended:
+        return False
+    if ended[0] is not None:
+        raise ended[0]
+    return True

@@ -1,36 +1,35 @@
-"""The RocksDB of one partition of one generation: its models and its position, written together."""
+"""The RocksDB of one partition of one build: its models and its position, written together."""
 
 from __future__ import annotations
 
+import secrets
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 import rocksdict
-from rocksdict import AccessType, BlockBasedOptions, Options, Rdict, WriteBatch, WriteOptions
+from rocksdict import AccessType, BlockBasedOptions, Checkpoint, Options, Rdict, WriteBatch, WriteOptions
 
 from streams.errors import ForeignStore, StorageError, StoreCorrupt, StoreLocked
 
-__all__ = ["PartitionStore", "RocksPartition", "StoreState", "read_only"]
+__all__ = ["PartitionReader", "PartitionStore", "RocksPartition", "StoreState", "read_only"]
 
-FORMAT = 1
+FORMAT = 2
 _STATE = b"!state"  # sorts before every model
 _MODEL = b"m"
-_LOCK_RETRY_S = 0.05
 
 
 class StoreState(msgspec.Struct, frozen=True, kw_only=True):
     """What a partition's store says of itself; written in the same batch as the models."""
 
     format: int = FORMAT
-    projection: str
-    topic_id: str
+    directory: str
+    """The id of the state directory."""
+    build: int
     partition: int
-    epoch: int
     start: int
     """The position at which this fold began: the log's start offset then."""
     position: int
@@ -39,6 +38,8 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
     events: int = 0
     """Events read since `start`."""
     declined: int = 0
+    deleted: int = 0
+    """Models that a checkpoint deleted, or found deleted before they were ever stored; a count over all of them."""
     last_event_id: str | None = None
 
 
@@ -76,43 +77,30 @@ class RocksPartition:
     _state: list[StoreState]
 
     @classmethod
-    def open(cls, path: Path, fresh: StoreState, *, wait_s: float) -> RocksPartition:
+    def open(cls, path: Path, fresh: StoreState) -> RocksPartition:
         """Open a partition's store, or make it.
 
-        1. Move aside and remove what an interrupted removal left.
-        2. Open, waiting up to `wait_s` for a process that is just letting go of it.
-        3. Read its state; a store of an older epoch is removed and made anew.
+        A new store is made under another name and then renamed, so that under its own name there is a whole one or
+        none, wherever a crash comes in.
 
         Args:
             path: The partition's own directory.
             fresh: What the state is to be where there is none yet; its identity must fit a store that exists.
-            wait_s: Seconds to wait for the lock.
 
         Raises:
             StoreLocked: Another process has it open.
             StoreCorrupt: RocksDB cannot open it, or its state cannot be read.
-            ForeignStore: It holds another projection's, topic's or partition's models.
+            ForeignStore: It holds another build's or partition's models.
+            StorageError: The disk.
         """
-        # Step 1
-        _remove_trash(path)
-        # Step 2
-        store = cls._open(path, fresh, wait_s)
-        # Step 3
-        if store.state.epoch < fresh.epoch:
-            store.close()
-            cls.remove(path)
-            store = cls._open(path, fresh, wait_s)
-        return store
-
-    @classmethod
-    def _open(cls, path: Path, fresh: StoreState, wait_s: float) -> RocksPartition:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        db = _open_db(path, wait_s)
+        if not path.is_dir():
+            cls._make(path, fresh)
+        db = _open_db(path)
         try:
-            raw = db.get(_STATE)
-            if raw is None and next(iter(db.keys()), None) is not None:
+            raw = _get(db, path, _STATE)
+            if raw is None:
                 raise ForeignStore(f"{path} is a RocksDB that refold did not write. Name another state directory.")
-            state = fresh if raw is None else _decode_state(path, raw)
+            state = _decode_state(path, raw)
             _check_identity(path, state, fresh)
         except BaseException:
             db.close()
@@ -122,23 +110,45 @@ class RocksPartition:
         return cls(path, db, sync, [state])
 
     @staticmethod
-    def check_unlocked(path: Path, *, wait_s: float) -> None:
-        """Make sure that no process has a store open. A damaged store has nobody who could fold in it.
+    def _make(path: Path, fresh: StoreState) -> None:
+        for leftover in path.parent.glob(f"{path.name}.new-*"):
+            if _is_unlocked(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
+        new = path.with_name(f"{path.name}.new-{secrets.token_hex(4)}")
+        try:
+            db = Rdict(str(new), _options(create=True))
+            try:
+                db.put(_STATE, msgspec.json.encode(fresh))
+                db.flush(True)
+            finally:
+                db.close()
+            new.rename(path)
+        except Exception as error:
+            shutil.rmtree(new, ignore_errors=True)
+            if path.is_dir():  # another process of ours was faster
+                return
+            raise _failure(path, "open", error) from error
+
+    def carry(self, path: Path, state: StoreState) -> None:
+        """Make a store of another build from this one's models as committed; hard links where RocksDB can.
+
+        Args:
+            path: Where; its directory must exist and it must not.
+            state: What the new store is to say of itself.
 
         Raises:
-            StoreLocked: One has, and still had after `wait_s`.
+            StorageError: The disk. A part may be there.
         """
         try:
-            _open_db(path, wait_s).close()
-        except StoreCorrupt:
-            return
-
-    @staticmethod
-    def remove(path: Path) -> None:
-        """Remove a store so that a crash in the middle leaves all of it, or nothing that is ever opened."""
-        trash = path.with_name(f"{path.name}.removed-{time.time_ns()}")
-        path.rename(trash)
-        shutil.rmtree(trash)
+            Checkpoint(self._db).create_checkpoint(str(path))
+            db = Rdict(str(path), _options(create=False))
+            try:
+                db.put(_STATE, msgspec.json.encode(state))
+                db.flush(True)
+            finally:
+                db.close()
+        except Exception as error:
+            raise _failure(path, "write", error) from error
 
     @property
     def state(self) -> StoreState:
@@ -147,11 +157,7 @@ class RocksPartition:
 
     def get(self, model_id: str) -> bytes | None:
         """Give the model as last committed."""
-        try:
-            value: bytes | None = self._db.get(_MODEL + model_id.encode())
-        except Exception as error:
-            raise _failure(self.path, "read", error) from error
-        return value
+        return _get(self._db, self.path, _MODEL + model_id.encode())
 
     def commit(self, changes: Iterable[tuple[str, bytes | None]], state: StoreState) -> None:
         """Write models and state in one WriteBatch, synced to disk (see PartitionStore)."""
@@ -174,7 +180,7 @@ class RocksPartition:
         self._db.close()
 
 
-class _Reader:
+class PartitionReader:
     """A partition's models as a RocksDB secondary instance sees them: no lock, beside a writer or without one."""
 
     def __init__(self, path: Path, scratch: Path) -> None:
@@ -184,39 +190,55 @@ class _Reader:
             raise _failure(path, "open", error) from error
         self.path = path
 
-    def state(self) -> StoreState | None:
-        raw = self._db.get(_STATE)
-        return None if raw is None else _decode_state(self.path, raw)
+    def state(self) -> StoreState:
+        """Give what the store says of itself."""
+        raw = _get(self._db, self.path, _STATE)
+        if raw is None:
+            raise StoreCorrupt(f"{self.path} has no state record. {_WAY_OUT}")
+        return _decode_state(self.path, raw)
 
     def get(self, model_id: str) -> bytes | None:
-        value: bytes | None = self._db.get(_MODEL + model_id.encode())
-        return value
+        """Give a model as stored; None where there is none."""
+        return _get(self._db, self.path, _MODEL + model_id.encode())
 
     def items(self) -> Iterator[tuple[str, bytes]]:
         """Yield (model id, bytes) in the order of the ids' UTF-8 bytes."""
-        pairs: Iterable[tuple[bytes, bytes]] = self._db.items(from_key=_MODEL)  # type: ignore[assignment]
-        for key, value in pairs:
-            if not key.startswith(_MODEL):
-                return
-            yield key[1:].decode(), value
+        try:
+            pairs: Iterable[tuple[bytes, bytes]] = self._db.items(from_key=_MODEL)  # type: ignore[assignment]
+            for key, value in pairs:
+                if not key.startswith(_MODEL):
+                    return
+                yield key[1:].decode(), value
+        except (GeneratorExit, StorageError):
+            raise
+        except Exception as error:
+            raise _failure(self.path, "read", error) from error
+
+    def ids(self) -> Iterator[bytes]:
+        """Yield every model's id, as UTF-8, in the order of the bytes."""
+        try:
+            for key in cast(Iterable[bytes], self._db.keys(from_key=_MODEL)):
+                if not key.startswith(_MODEL):
+                    return
+                yield key[1:]
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            raise _failure(self.path, "read", error) from error
 
     def close(self) -> None:
+        """Let go of the files."""
         self._db.close()
 
 
-def read_only(path: Path, scratch: Path) -> _Reader:
+def read_only(path: Path, scratch: Path) -> PartitionReader:
     """Open a partition beside its writer.
 
     Args:
         path: The partition's directory.
         scratch: An empty directory for the secondary's own log files.
     """
-    return _Reader(path, scratch)
-
-
-def _remove_trash(path: Path) -> None:
-    for trash in path.parent.glob(f"{path.name}.removed-*"):
-        shutil.rmtree(trash, ignore_errors=True)
+    return PartitionReader(path, scratch)
 
 
 def _options(*, create: bool) -> Options:
@@ -234,21 +256,26 @@ def _options(*, create: bool) -> Options:
     return options
 
 
-def _open_db(path: Path, wait_s: float) -> Rdict:
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            return Rdict(str(path), _options(create=True))
-        except Exception as error:
-            if not _is_lock(error):
-                raise _failure(path, "open", error) from error
-            if time.monotonic() >= deadline:
-                raise StoreLocked(
-                    f"{path} is open in another process, and still was after {wait_s:g} s. One process folds a "
-                    f"partition of a generation at a time: stop the other one (`fuser {path}/LOCK` tells its id), "
-                    "or name another state directory."
-                ) from error
-            time.sleep(_LOCK_RETRY_S)
+def _open_db(path: Path) -> Rdict:
+    try:
+        return Rdict(str(path), _options(create=False))
+    except Exception as error:
+        if not _is_lock(error):
+            raise _failure(path, "open", error) from error
+        raise StoreLocked(
+            f"{path} is open in another process. One process folds a partition of a build at a time: stop the "
+            "other one "
+            f"(`fuser {path}/LOCK` tells its id), or name another state directory."
+        ) from error
+
+
+def _is_unlocked(path: Path) -> bool:
+    """Say whether no process has a store open; a damaged one, or a part of one, has nobody."""
+    try:
+        Rdict(str(path), _options(create=True)).close()
+    except Exception as error:  # noqa: BLE001  (it is to be removed: only a lock speaks against that)
+        return not _is_lock(error)
+    return True
 
 
 def _is_lock(error: Exception) -> bool:
@@ -256,15 +283,29 @@ def _is_lock(error: Exception) -> bool:
     return "lock" in text.lower() and "LOCK" in text
 
 
+def _get(db: Rdict, path: Path, key: bytes) -> bytes | None:
+    try:
+        value: bytes | None = db.get(key)
+    except Exception as error:
+        raise _failure(path, "read", error) from error
+    return value
+
+
+_WAY_OUT = (
+    "The log is the truth: rebuild from the beginning, or remove this directory and the partition is folded again at "
+    "the next start."
+)
+_CORRUPT = ("orruption", "checksum", "does not exist", "No such file", "ad table magic", "truncated")
+_FULL = "No space left"
+
+
 def _failure(path: Path, doing: str, error: Exception) -> StorageError:
     text = str(error)
-    if "orruption" in text or "checksum" in text or "does not exist" in text or "No such file" in text:
-        return StoreCorrupt(
-            f"{path} cannot be {'read' if doing == 'open' else doing + ('' if doing == 'read' else 'ten')}: {text}. "
-            "The log is the truth: rebuild from the beginning, or remove this directory and the partition "
-            "is folded again at the next start."
-        )
-    return StorageError(f"{path}: RocksDB could not {doing}: {text}. Nothing was committed by this step.")
+    if any(sign in text for sign in _CORRUPT):
+        tried = {"open": "opened", "read": "read"}.get(doing, f"{doing}ten")
+        return StoreCorrupt(f"{path} cannot be {tried}: {text}. {_WAY_OUT}")
+    advice = " The disk is full: make space and start again." if _FULL in text else ""
+    return StorageError(f"{path}: RocksDB could not {doing}: {text}. Nothing was committed by this step.{advice}")
 
 
 def _decode_state(path: Path, raw: bytes) -> StoreState:
@@ -281,19 +322,10 @@ def _decode_state(path: Path, raw: bytes) -> StoreState:
 
 
 def _check_identity(path: Path, state: StoreState, expected: StoreState) -> None:
-    for attribute, what in (
-        ("projection", "projection"),
-        ("topic_id", "topic id"),
-        ("partition", "partition"),
-    ):
+    for attribute, what in (("directory", "state directory"), ("build", "build"), ("partition", "partition")):
         found, wanted = getattr(state, attribute), getattr(expected, attribute)
         if found != wanted:
             raise ForeignStore(
-                f"{path} holds the models of {what} {found}, not of {wanted}. Name another state directory, "
-                "or rebuild from the beginning."
+                f"{path} holds the models of {what} {found}, not of {wanted}: the directory was put together from "
+                "others. Name another state directory, or rebuild from the beginning."
             )
-    if state.epoch > expected.epoch:
-        raise ForeignStore(
-            f"{path} is of epoch {state.epoch}, and its generation of epoch {expected.epoch}: the directory was "
-            "put together from copies of different age. Rebuild from the beginning."
-        )

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from tests.benchmarks.contenders.job import Outcome
 from tests.benchmarks.kafka import say
+from tests.benchmarks.peers import PACKAGES
 from tests.benchmarks.runner import ContenderError, Runner, unavailable
 from tests.benchmarks.workload import Workload
 
@@ -53,7 +54,7 @@ CONTENDERS = (
     Entry("faust_table", rounds=1),
 )
 _SHORT = {"faust": "faust_table", "streams": "kafka_streams", "kstreams": "kafka_streams"}
-_PACKAGES = ("confluent-kafka", "faust-streaming", "orjson", "quixstreams", "rocksdict")
+_PACKAGES = ("confluent-kafka", "faust-streaming", "orjson", "rocksdict")
 
 
 def measure(runner: Runner, workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def _versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return found | {"quixstreams": PACKAGES["quixstreams"]}
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -38,6 +38,12 @@ def unavailable(name: str) -> str | None:
     return reason
 
 
+def _python(name: str) -> str:
+    """Give the interpreter that a contender runs in: this one, unless it has one of its own."""
+    own = getattr(importlib.import_module(f"tests.benchmarks.contenders.{name}"), "python", None)
+    return sys.executable if own is None else str(own())
+
+
 class Runner:
     """One benchmark's topics, temporary directory and child processes, under one name.
 
@@ -109,7 +115,7 @@ class Runner:
         return msgspec.structs.replace(outcome, cpu_seconds=cpu_s)
 
     def _execute(self, contender: str, job: Job) -> None:
-        command = [sys.executable, "-m", "tests.benchmarks.contenders", contender, str(job.path("job.json"))]
+        command = [_python(contender), "-m", "tests.benchmarks.contenders", contender, str(job.path("job.json"))]
         log = job.path("contender.log")
         with log.open("wb") as output:
             process = subprocess.Popen(

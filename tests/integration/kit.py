@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,9 +20,10 @@ from confluent_kafka.admin import AdminClient
 from projections.contract import CqrsProjection
 from streams.cluster import QUIET, Cluster
 from streams.config import FoldSettings, KafkaSettings
+from streams.control.claim import Ground, claim_live
 from streams.control.live import live_agent
 from streams.control.rebuild import RebuildCoordinator
-from streams.data.agent import Agent
+from streams.data.agent import Agent, AgentStatus
 from streams.data.checkpoint import KafkaCheckpointStore, generation_id
 from streams.data.codec import EventCodec
 from streams.data.generation import RocksStore
@@ -112,6 +114,17 @@ def read_log(bootstrap: str, topic: TopicInfo) -> dict[int, list[Message]]:
     return log
 
 
+class _Watched(Agent):
+    """An agent whose every status is looked at."""
+
+    look: Callable[[AgentStatus], None] | None = None
+
+    def _publish(self) -> None:
+        super()._publish()
+        if self.look is not None:
+            self.look(self.status)
+
+
 @dataclass
 class Kit:
     """One projection over one topic, with its group and state directory."""
@@ -130,7 +143,7 @@ class Kit:
         self.events = KafkaEventStore(self.topic, codec=self.codec, kafka=self.kafka)
         self.cluster: Cluster = self.events.cluster
         name = generation_id(self.projection.name, self.projection.version)
-        self.store = RocksStore(self.state_dir / name, wait_s=self.settings.store_wait_s)
+        self.store = RocksStore(self.state_dir / name)
         self.checkpoints = KafkaCheckpointStore(self.group, self.events)
 
     def coordinator(self, **options: Any) -> RebuildCoordinator:
@@ -138,18 +151,36 @@ class Kit:
             self.projection, self.events, self.store, self.checkpoints, settings=self.settings, **options
         )
 
-    def agent(self, **options: Any) -> Agent:
+    def live(self, **options: Any) -> AbstractContextManager[Agent]:
+        """Claim the state, and give an agent to run in it."""
         return live_agent(self.projection, self.events, self.store, self.checkpoints, self.settings, **options)
 
-    def fold_all(self, **options: Any) -> Agent:
-        """Fold in this process until the topic's present end is committed."""
+    def claim(self, **options: Any) -> None:
+        """Claim the state and let go of it."""
+        with self.live(**options):
+            pass
+
+    def ends(self) -> dict[int, int]:
+        """The topic's present end."""
         topic = self.cluster.topic(self.topic)
-        ends = {partition: marks.high for partition, marks in self.cluster.watermarks(topic).items()}
-        agent = self.agent(**options)
-        agent._done = lambda status: all(
-            p in status.partitions and status.partitions[p].position >= end for p, end in ends.items()
+        return {partition: marks.high for partition, marks in self.cluster.watermarks(topic).items()}
+
+    def fold_all(self, **options: Any) -> Agent:
+        """Fold in this process until the topic's present end is committed; `look` is shown each status."""
+        ground = Ground(
+            projection=self.projection,
+            events=self.events,
+            store=self.store,
+            checkpoints=self.checkpoints,
+            settings=self.settings,
+            allow_incomplete=options.pop("allow_incomplete", False),
         )
-        agent.run()
+        look = options.pop("look", None)
+        claimed = claim_live(ground, **options)
+        with claimed.lock:
+            agent = _Watched(dataclasses.replace(claimed.job, until=self.ends()))
+            agent.look = look
+            agent.run()
         return agent
 
     def models(self) -> dict[str, Any]:

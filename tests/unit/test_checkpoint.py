@@ -80,14 +80,23 @@ def test_a_number_given_is_kept_exactly(clock: Clock) -> None:
 
 
 def test_stamp_survives_the_trip_and_nothing_else_is_one() -> None:
-    stamp = Stamp(generation="p.v1", epoch=3, fingerprint="f", events=7, declined=2, last_event_id="e", time_ms=1)
+    stamp = Stamp(
+        generation="p.v1", build=3, directory="d", fingerprint="f", events=7, declined=2, last_event_id="e", time_ms=1
+    )
     assert Stamp.parse(stamp.encode()) == stamp
-    for other in ("", "{}", "null", "hello", '{"refold":2,"generation":"p","epoch":1,"fingerprint":"f"}'):
+    for other in ("", "{}", "null", "hello", '{"refold":1,"generation":"p","epoch":1,"fingerprint":"f"}'):
         assert Stamp.parse(other) is None
 
 
 def test_stamp_stays_small_whatever_the_event_id() -> None:
-    encoded = Stamp(generation="p" * 100, epoch=3, fingerprint="f" * 16, last_event_id="é" * 10_000).encode()
+    encoded = Stamp(
+        generation="p" * 100,
+        build=3,
+        directory="d" * 12,
+        fingerprint="f" * 16,
+        last_event_id="é" * 10_000,
+        halted="x" * 9999,
+    ).encode()
     assert len(encoded.encode()) < 1000
     short = Stamp.parse(encoded)
     assert short is not None

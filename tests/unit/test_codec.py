@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 import pytest
 
 from projections.contract import Event
-from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec
+from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec, Outcome, Record, Undecodable, decoded, describe
 from streams.errors import EventError
 from tests.support import MadeRecord
 
 
 def decode(record: MadeRecord, codec: EventCodec | None = None) -> Event:
-    return next((codec or JsonCodec()).decode([record]))
+    (outcome,) = (codec or JsonCodec()).decode([record])
+    if isinstance(outcome, Undecodable):
+        raise outcome.error()
+    return outcome
 
 
 def test_default_envelope() -> None:
@@ -77,11 +83,72 @@ def test_long_values_are_shown_by_their_head_only() -> None:
     assert "900000 bytes" in str(raised.value)
 
 
-def test_events_before_a_bad_record_are_given_out_first() -> None:
-    events = JsonCodec().decode([MadeRecord(b'{"type":"T"}', b"s", 0), MadeRecord(b"", b"s", 1)])
-    assert next(events).offset == 0
-    with pytest.raises(EventError):
-        next(events)
+def kinds(outcomes: Iterable[Sequence[Outcome]]) -> list[str]:
+    return [type(outcome).__name__ for portion in outcomes for outcome in portion]
+
+
+@pytest.mark.parametrize("position", [0, 99, 100, 149])
+def test_each_record_has_its_own_outcome_whatever_its_neighbours_are(position: int) -> None:
+    records = [MadeRecord(b'{"type":"T"}', b"s", number) for number in range(150)]
+    records[position] = MadeRecord(b"", b"s", position)
+    outcomes = [outcome for portion in decoded(JsonCodec(), records) for outcome in portion]
+    assert [outcome.offset for outcome in outcomes] == list(range(150))
+    assert [number for number, one in enumerate(outcomes) if isinstance(one, Undecodable)] == [position]
+
+
+class Strict:
+    """A codec of a user's own, which raises, or forgets a record."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+
+    def decode(self, records: Sequence[Record]) -> list[Outcome]:
+        outcomes = list(JsonCodec().decode(records))
+        if any(record.offset() == 3 for record in records):
+            if self.fault == "short":
+                return outcomes[:-1]
+            if self.fault == "cancelled":
+                raise asyncio.CancelledError
+            raise RuntimeError("three")
+        return outcomes
+
+
+@pytest.mark.parametrize("fault", ["raises", "cancelled", "short"])
+def test_codec_that_fails_is_told_at_the_record_that_it_fails_on(fault: str) -> None:
+    records = [MadeRecord(b'{"type":"T"}', b"s", number) for number in range(6)]
+    assert kinds(decoded(Strict(fault), records)) == ["Event"] * 3 + ["Undecodable"] + ["Event"] * 2
+
+
+@pytest.mark.parametrize("empty", ["", 0])
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_empty_id_and_time_are_kept_on_every_path(empty: str | int, neighbours: int) -> None:
+    value = orjson.dumps({"id": empty, "type": "T", "time": empty, "data": None})
+    records = [MadeRecord(value, b"s", 0), *[MadeRecord(b"", b"s", 1)] * neighbours]
+    event = JsonCodec().decode(records)[0]
+    assert isinstance(event, Event)
+    assert (event.id, event.recorded_at) == (empty, empty)
+
+
+@pytest.mark.parametrize("stream", [7, "7"])
+def test_whole_number_as_a_stream_is_text(stream: int | str) -> None:
+    value = orjson.dumps({"id": "i", "type": "T", "time": "t", "data": None, "order": stream})
+    assert decode(MadeRecord(value), JsonCodec(stream="order")).stream == "7"
+    cloud = orjson.dumps(CLOUD | {"subject": stream})
+    assert decode(MadeRecord(cloud, None), CloudEventsCodec()).stream == "7"
+
+
+@pytest.mark.parametrize("stream", [7.5, True, None, ["a"]])
+def test_stream_that_is_neither_text_nor_a_whole_number_is_refused(stream: Any) -> None:
+    value = orjson.dumps({"id": "i", "type": "T", "time": "t", "data": None, "order": stream})
+    with pytest.raises(EventError, match="neither text nor a whole number"):
+        decode(MadeRecord(value), JsonCodec(stream="order"))
+
+
+def test_codecs_that_read_differently_are_described_differently() -> None:
+    assert describe(JsonCodec()) == describe(JsonCodec())
+    assert describe(JsonCodec()) != describe(JsonCodec(type="kind"))
+    assert describe(CloudEventsCodec()) == "CloudEventsCodec()"
+    assert describe(Strict("x")) == f"{__name__}.Strict()"
 
 
 CLOUD = {

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
+import re
+from typing import Any
 
 import pytest
 
-from streams.config import FoldSettings, KafkaSettings, load
+from streams.cluster import Cluster
+from streams.config import OURS, FoldSettings, KafkaSettings, load
 from streams.data.collector import rare_collections
 from streams.errors import ConfigError
 
@@ -57,3 +61,30 @@ def test_collector_is_as_before_after_the_last_fold() -> None:
             assert gc.get_threshold()[0] == 50_000
         assert gc.get_threshold()[0] == 50_000
     assert gc.get_threshold() == before
+
+
+@pytest.mark.parametrize("key", sorted(OURS))
+def test_settings_that_the_guarantees_rest_on_are_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("REFOLD_KAFKA", json.dumps({key: "canary", "sasl.username": "u"}))
+    with pytest.raises(ConfigError, match=re.escape(key)) as raised:
+        load(KafkaSettings)
+    assert "canary" not in str(raised.value)
+
+
+def test_all_settings_that_are_not_the_users_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFOLD_KAFKA", '{"isolation.level": "read_uncommitted", "enable.auto.commit": true}')
+    with pytest.raises(ConfigError, match=r"isolation\.level.*enable\.auto\.commit"):
+        load(KafkaSettings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"no.such.key": 1, "another": 2}, "no.such.key.*another"),
+        ({"fetch.min.bytes": "canary"}, "fetch.min.bytes"),
+        ({"security.protocol": "canary"}, "security.protocol"),
+    ],
+)
+def test_settings_that_librdkafka_does_not_take_are_one_clear_error(settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        Cluster(load(KafkaSettings, kafka=settings))

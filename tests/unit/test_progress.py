@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from streams.cli.progress import percent
 from streams.control.progress import ProgressTracker
-from streams.data.agent import PartitionStatus
+from streams.data.partition import PartitionStatus
 from streams.types import Lag, RebuildProgress
 
 
@@ -22,6 +22,10 @@ def status(position: int, committed: int | None = None, events: int = 0, decline
     )
 
 
+def pinned(start: int, target: int) -> Lag:
+    return Lag(start=start, position=start, target=target)
+
+
 def at_once(tracker: ProgressTracker) -> ProgressTracker:
     """Take in every figure, however soon after the last."""
     tracker._observed_s = -1.0
@@ -29,7 +33,7 @@ def at_once(tracker: ProgressTracker) -> ProgressTracker:
 
 
 def test_target_is_reached_only_once_it_is_committed() -> None:
-    tracker = ProgressTracker({0: 0}, {0: 10})
+    tracker = ProgressTracker({0: pinned(0, 10)})
     tracker.observe({0: status(10, committed=4, events=10)})
     assert tracker.snapshot.completion_percentage() == 90.0
     tracker.observe({0: status(10, committed=10, events=10)})
@@ -38,7 +42,7 @@ def test_target_is_reached_only_once_it_is_committed() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=20))
 def test_percentage_never_goes_back_and_is_100_exactly_at_the_end(steps: list[tuple[int, int]]) -> None:
-    tracker = ProgressTracker({0: 5, 1: 0}, {0: 20, 1: 10})
+    tracker = ProgressTracker({0: pinned(5, 20), 1: pinned(0, 10)})
     before = 0.0
     reached: dict[int, int] = {0: 5, 1: 0}
     for position, committed in steps:
@@ -53,7 +57,7 @@ def test_percentage_never_goes_back_and_is_100_exactly_at_the_end(steps: list[tu
 
 
 def test_after_a_failure_the_figures_are_those_of_the_store() -> None:
-    tracker = ProgressTracker({0: 0}, {0: 10})
+    tracker = ProgressTracker({0: pinned(0, 10)})
     tracker.observe({0: status(9, committed=4, events=9)})
     progress = tracker.ended({0: status(4, events=4, declined=1)}, ValueError("why"))
     assert (progress.events_processed, progress.models_updated, progress.completion_percentage()) == (4, 3, 40.0)

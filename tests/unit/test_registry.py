@@ -11,8 +11,9 @@ from textwrap import dedent
 import pytest
 
 from projections.contract import CqrsProjection
+from projections.fingerprint import StaleSource, fingerprint
 from projections.orders import OrderSummary
-from projections.registry import SHIPPED, ResolveError, fingerprint, resolve
+from projections.registry import SHIPPED, ResolveError, resolve
 
 GOOD = """
     from projections.contract import CqrsProjection, Event
@@ -211,3 +212,67 @@ def without_source(amount: str) -> CqrsProjection[dict[str, int]]:
 def test_without_source_the_bytecode_tells_code_apart() -> None:
     assert fingerprint(without_source('"amount"')) == fingerprint(without_source('"amount"'))
     assert fingerprint(without_source('"amount"')) != fingerprint(without_source('"price"'))
+
+
+def loaded(directory: Path, name: str, code: str) -> None:
+    write(directory / f"{name}.py", code)
+    importlib.invalidate_caches()
+    for module in [module for module in sys.modules if module.partition(".")[0] in ("shop_totals", name, "shop")]:
+        del sys.modules[module]
+
+
+@pytest.mark.parametrize("name", ["queue", "shop_totals"])
+def test_a_module_is_hashed_whatever_its_name(here: Path, name: str) -> None:
+    # A user's module may be called as one of the standard library, where it is found first.
+    seen = set()
+    before = sys.modules.pop(name, None)
+    try:
+        for code in (GOOD, GOOD.replace('"amount"', '"price"')):
+            write(here / f"{name}.py", code)
+            sys.modules.pop(name, None)
+            importlib.invalidate_caches()
+            seen.add(fingerprint(resolve(f"{name}:Totals")))
+    finally:
+        sys.modules.pop(name, None)
+        if before is not None:
+            sys.modules[name] = before
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("how", ["import shop_rates", "from shop_rates import RATE", "def f(): import shop_rates"])
+def test_a_change_in_a_module_beside_it_that_it_imports_alters_the_fingerprint(here: Path, how: str) -> None:
+    seen = []
+    for rate in (1, 1, 2):
+        loaded(here, "shop_rates", f"RATE = {rate}\n")
+        seen.append(fingerprint_of(here, f"{how}\n{dedent(GOOD)}"))
+    assert seen[0] == seen[1] != seen[2]
+
+
+@pytest.mark.parametrize(
+    "how", ["from .rates import RATE", "from shop import rates", "import shop.rates", "from . import rates"]
+)
+def test_a_change_in_a_module_of_its_package_alters_the_fingerprint(here: Path, how: str) -> None:
+    (here / "shop").mkdir()
+    seen = []
+    for rate in (1, 1, 2):
+        write(here / "shop" / "__init__.py", "")
+        write(here / "shop" / "deep.py", f"RATE = {rate}\n")
+        write(here / "shop" / "rates.py", "from shop.deep import RATE\n")
+        loaded(here / "shop", "totals", f"{how}\n{dedent(GOOD)}")
+        seen.append(fingerprint(resolve("shop.totals:Totals")))
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_a_file_changed_after_it_was_loaded_does_not_change_what_is_loaded(here: Path) -> None:
+    before = fingerprint_of(here, GOOD)
+    projection = resolve("shop_totals:Totals")
+    write(here / "shop_totals.py", GOOD.replace('"amount"', '"price"'))
+    assert fingerprint(projection) == before
+
+
+def test_a_file_changed_before_anybody_looked_is_refused(here: Path) -> None:
+    loaded(here, "shop_totals", GOOD)
+    projection = resolve("shop_totals:Totals")
+    write(here / "shop_totals.py", GOOD.replace('"amount"', '"price"'))
+    with pytest.raises(StaleSource, match=r"shop_totals\.py was changed since this process loaded it"):
+        fingerprint(projection)

@@ -7,7 +7,6 @@ that the bound and refold use too, and logging off. Timed from the first event f
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,21 +14,31 @@ from typing import Any
 import orjson
 
 from tests.benchmarks.contenders.job import Job, Outcome, peak_rss_mb
+from tests.benchmarks.peers import PeerUnavailable, peers_python
 from tests.benchmarks.workload import Model, digest, fold
 
-__all__ = ["run", "unavailable"]
+__all__ = ["python", "run", "unavailable"]
 
 _STATE_KEY = "model"
 
 
 def unavailable() -> str | None:
-    """Say so where it is not installed."""
-    return None if importlib.util.find_spec("quixstreams") else "quixstreams is not installed"
+    """Say so where it cannot be installed."""
+    try:
+        peers_python()
+    except PeerUnavailable as error:
+        return str(error)
+    return None
+
+
+def python() -> str:
+    """Give the interpreter that has it."""
+    return peers_python()
 
 
 def run(job: Job) -> Outcome:
     """Fold the topic once."""
-    import quixstreams
+    import quixstreams  # in the peers' environment
 
     app: Any = quixstreams.Application(
         broker_address=job.bootstrap_servers,

@@ -1,0 +1,75 @@
+"""SIGTERM and SIGINT: the first one drains, within a deadline; a second one ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from streams.log import get_logger
+
+__all__ = ["DRAIN_S", "drained_by_signals"]
+
+log = get_logger(__name__)
+
+DRAIN_S = 10.0
+"""How long what is at hand may take to end, whatever brokers and disks do."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def drained_by_signals(stop: Callable[[], None], *, exit_code: int) -> Iterator[None]:
+    """Call `stop` at the first SIGTERM or SIGINT, from a thread of its own.
+
+    The handlers do nothing: the interpreter writes the signal's number to a socket, and the thread reads it there. So
+    nothing is logged, locked or raised inside a handler, and a main thread that waits in C delays nothing.
+
+    Args:
+        stop: Asks for the end; it must not wait for it.
+        exit_code: What the process ends with where the block has not ended by `DRAIN_S` after the signal.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = {number: signal.signal(number, _nothing) for number in _SIGNALS}
+    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_wait, args=(ours, stop, exit_code), name="refold-signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        theirs.close()
+        thread.join()
+        ours.close()
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    pass
+
+
+def _wait(ours: socket.socket, stop: Callable[[], None], exit_code: int) -> None:
+    """Read signal numbers until the other end is closed."""
+    stopping = False
+    while True:
+        try:
+            numbers = ours.recv(16)
+        except TimeoutError:
+            print(f"refold: not drained within {DRAIN_S:g} s; what was committed is kept.", file=sys.stderr)  # noqa: T201
+            os._exit(exit_code)
+        if not numbers:
+            return
+        caught = [number for number in numbers if number in _SIGNALS]
+        if len(caught) > 1 or (stopping and caught):
+            os._exit(128 + caught[-1])
+        if caught:
+            stopping = True
+            ours.settimeout(DRAIN_S)
+            log.info("run.stopping", signal=signal.Signals(caught[0]).name)
+            stop()

@@ -1,0 +1,176 @@
+"""One run of a rebuild, from the first check to the last figure. Everything here blocks, on one thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from streams.control.claim import Claimed, Ground, claim_rebuild, preflight
+from streams.control.members import Members
+from streams.control.progress import ProgressTracker
+from streams.control.strategies import RebuildStrategy
+from streams.data.agent import AgentStatus
+from streams.data.partition import PartitionStatus, Phase
+from streams.data.runner import MakeRunner, Runner
+from streams.errors import ProjectionError, RebuildCancelled, at
+from streams.log import get_logger
+from streams.types import RebuildProgress
+
+__all__ = ["Run"]
+
+log = get_logger(__name__)
+
+_LOOK_S = 0.02
+_TELL_S = 5.0
+_WAITS_S = 4.0
+
+
+class Run:
+    """One rebuild. `cancel` and `progress` may be used from any thread, also before and after.
+
+    Args:
+        ground: What to rebuild.
+        strategy: Where to start, and with what state.
+        make_runner: Where the agent runs.
+    """
+
+    def __init__(self, ground: Ground, strategy: RebuildStrategy, make_runner: MakeRunner) -> None:
+        self._ground = ground
+        self._strategy = strategy
+        self._make_runner = make_runner
+        self._cancelled = threading.Event()
+        self._tracker: ProgressTracker | None = None
+        self._before = RebuildProgress(started_at=datetime.now(UTC), is_running=True)
+        self._told_s = 0.0
+        self._waits_since = time.monotonic()
+
+    @property
+    def progress(self) -> RebuildProgress:
+        """The figures so far."""
+        return self._before if self._tracker is None else self._tracker.snapshot
+
+    def cancel(self) -> None:
+        """Stop after the event at hand."""
+        self._cancelled.set()
+
+    def ended(self, error: BaseException) -> None:
+        """Close the books of a rebuild that never began."""
+        if self._tracker is None and self._before.is_running:
+            self._before = replace(self._before, is_running=False, error=str(error) or type(error).__name__)
+
+    def rebuild(self) -> RebuildProgress:
+        """Do all of it; see `RebuildCoordinator.rebuild`."""
+        name = self._ground.projection.name
+        try:
+            progress = self._rebuild()
+        except BaseException as error:
+            self.ended(error)
+            log.warning("rebuild.failed", projection=name, why=self.progress.error)
+            raise
+        log.info(
+            "rebuild.completed",
+            projection=name,
+            events=progress.events_processed,
+            models=progress.models,
+            seconds=round(progress.elapsed_seconds, 3),
+        )
+        return progress
+
+    def _rebuild(self) -> RebuildProgress:
+        ground = self._ground
+        self._check_cancelled()
+        preflight(ground)
+        with ground.store.rebuilding(f"rebuild of {ground.name}"):
+            claimed = claim_rebuild(ground, self._strategy, self._check_cancelled)
+            with claimed.lock:
+                self._tracker = ProgressTracker(claimed.pinned)
+                self._waits_since = time.monotonic()
+                return self._fold(claimed, self._tracker)
+
+    def _fold(self, claimed: Claimed, tracker: ProgressTracker) -> RebuildProgress:
+        """Run an agent until the group has committed every target; whatever happens, close the tracker's books."""
+        members = Members(claimed.job, claimed.pinned)
+        figures = members.figures(AgentStatus())
+        try:
+            runner = self._make_runner(claimed.job)
+            runner.start()
+            try:
+                self._watch(runner, members, tracker)
+            finally:
+                runner.stop()
+                while not runner.wait(_TELL_S):
+                    log.debug("rebuild.draining", projection=self._ground.projection.name)
+                figures = members.figures(runner.status)
+            runner.result()
+            self._check_done(claimed, figures)
+            with self._ground.store.reader(self._ground.projection) as reader:
+                reader.check_not_split()
+                models = reader.count()
+        except BaseException as error:
+            tracker.ended(figures, error)
+            raise
+        if not models and any(one.events > one.declined for one in figures.values()):
+            log.warning(
+                "rebuild.gave_no_models",
+                method=f"{type(self._ground.projection).__qualname__}.apply_to_model",
+                why="every model was deleted again; is a `return model` missing?",
+            )
+        return tracker.ended(figures, models=models)
+
+    def _watch(self, runner: Runner, members: Members, tracker: ProgressTracker) -> None:
+        """Look on until the agent has ended, or the whole group is done, or the rebuild is cancelled."""
+        while True:
+            has_ended = runner.wait(_LOOK_S)
+            status = runner.status
+            figures = members.figures(status)
+            tracker.observe(figures, self._waiting_for(members, status))
+            done = all(
+                one.is_halted or one.committed >= tracker.snapshot.partitions[partition].target
+                for partition, one in figures.items()
+            )
+            if has_ended or done or self._cancelled.is_set():
+                return
+
+    def _waiting_for(self, members: Members, status: AgentStatus) -> str:
+        """Say what the rebuild waits for and since when, once that takes longer than a rebalance does."""
+        now = time.monotonic()
+        what = members.waiting_for(status)
+        if not what:
+            self._waits_since = now
+        waited_s = now - self._waits_since
+        if waited_s < _WAITS_S:
+            return ""
+        if now - self._told_s >= _TELL_S:
+            self._told_s = now
+            log.warning("rebuild.waits", projection=self._ground.projection.name, seconds=round(waited_s), on=what)
+        return f"{what}; for {waited_s:.0f} s by now"
+
+    def _check_done(self, claimed: Claimed, figures: Mapping[int, PartitionStatus]) -> None:
+        for partition, one in sorted(figures.items()):
+            if one.phase is Phase.HALTED:  # in another process: one of ours has raised by now
+                raise ProjectionError(
+                    f"{at(claimed.job.topic.name, partition)} has halted in another member of the group: {one.why}",
+                    projection=self._ground.projection.name,
+                    topic=claimed.job.topic.name,
+                    partition=partition,
+                )
+        if any(one.committed < claimed.pinned[partition].target for partition, one in figures.items()):
+            raise self._cancellation(sum(one.events for one in figures.values()))
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise self._cancellation(None)
+
+    def _cancellation(self, events: int | None) -> RebuildCancelled:
+        name = self._ground.projection.name
+        return RebuildCancelled(
+            f"The rebuild of {name!r} was cancelled before anything was changed."
+            if events is None
+            else f"The rebuild of {name!r} was cancelled after {events} events. What was folded is committed; running "
+            "the projection goes on from there.",
+            projection=name,
+            topic=self._ground.events.topic,
+        )

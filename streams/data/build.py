@@ -1,0 +1,213 @@
+"""A build: one fold of a generation from its beginning. What it is of is written once and never changed.
+
+builds/3/manifest.json   what the stores below are of, written once; readers hold it (flock) while they read
+builds/3/folding/        one file (flock) for each process that folds in it
+builds/3/0/ 1/ …         one RocksDB a partition
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from projections.contract import CqrsProjection
+from projections.fingerprint import fingerprint
+from streams.data.codec import EventCodec, describe
+from streams.data.store import RocksPartition, StoreState
+from streams.errors import BuildChanged, ForeignStore, StorageError, StoreCorrupt
+from streams.types import TopicInfo
+
+__all__ = ["Build", "Current", "Manifest", "read_record", "write_record"]
+
+FORMAT = 2
+CURRENT = "current.json"
+MANIFEST = "manifest.json"
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a build is of."""
+
+    format: int = FORMAT
+    projection: str
+    version: int
+    fingerprint: str
+    """Of the projection's code."""
+    codec: str
+    """How records are read as events, with all options; see `codec.describe`."""
+    topic: str
+    topic_id: str
+    partitions: int
+    build: int = 0
+    """Numbered from 1; 0 in the description of one that is not made yet."""
+    directory: str = ""
+    """The random id of the state directory that it was made in."""
+    incomplete: bool = False
+    """The topic lacked events when this began, and that was allowed."""
+    made: str = ""
+    """UTC, to the second."""
+
+    @classmethod
+    def of(
+        cls, projection: CqrsProjection[Any], topic: TopicInfo, codec: EventCodec, *, incomplete: bool = False
+    ) -> Manifest:
+        """Describe this projection's code folding this topic, read with this codec."""
+        return cls(
+            projection=projection.name,
+            version=projection.version,
+            fingerprint=fingerprint(projection),
+            codec=describe(codec),
+            topic=topic.name,
+            topic_id=topic.id,
+            partitions=topic.partitions,
+            incomplete=incomplete,
+            made=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+class Current(msgspec.Struct, frozen=True, kw_only=True):
+    """Which build is current, and the code that its state counts as the fold of. Replaced as a whole, atomically."""
+
+    format: int = FORMAT
+    directory: str
+    build: int
+    revision: int
+    """How often this record has been replaced."""
+    version: int
+    fingerprint: str
+    """Of the code that may go on: the manifest's, or another that was adopted since."""
+    codec: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """A build as it was current when this process looked. Plain data: it can be given to another process."""
+
+    root: Path
+    """The state directory."""
+    current: Current
+    manifest: Manifest
+
+    @property
+    def path(self) -> Path:
+        """The build's own directory."""
+        return self.root / "builds" / str(self.manifest.build)
+
+    def open(self, partition: int, start: int) -> RocksPartition:
+        """Open one partition's store for writing.
+
+        Args:
+            partition: The partition.
+            start: The position of a store that is new.
+
+        Raises:
+            StoreLocked, StoreCorrupt, ForeignStore, StorageError: See `RocksPartition.open`.
+        """
+        return RocksPartition.open(self.path / str(partition), self.fresh(partition, start))
+
+    def fresh(self, partition: int, start: int) -> StoreState:
+        """Give the state of a store that has folded nothing."""
+        return StoreState(
+            directory=self.manifest.directory,
+            build=self.manifest.build,
+            partition=partition,
+            start=start,
+            position=start,
+        )
+
+    def partitions(self) -> Iterator[int]:
+        """Yield the partitions that have a store."""
+        for number in range(self.manifest.partitions):
+            if (self.path / str(number)).is_dir():
+                yield number
+
+    def check_current(self) -> None:
+        """Make sure that nobody has made another build, or other code, the current one.
+
+        Raises:
+            BuildChanged: Somebody has.
+            StorageError: The record cannot be read.
+        """
+        found = read_record(self.root / CURRENT, Current)
+        if found != self.current:
+            what = "nothing" if found is None else f"build {found.build}, revision {found.revision}"
+            raise BuildChanged(
+                f"{self.root} is now {what}, and this process folds build {self.current.build}, revision "
+                f"{self.current.revision}: somebody rebuilt it, adopted it for other code or removed it "
+                "meanwhile. What "
+                "this process had committed before is kept in its build; start it again to go on from what is current.",
+                projection=self.manifest.projection,
+                topic=self.manifest.topic,
+            )
+
+
+def read_record(path: Path, kind: type[R]) -> R | None:
+    """Read a durable record; None where there is none.
+
+    Raises:
+        ForeignStore: Its format is unknown.
+        StoreCorrupt: It cannot be understood.
+        StorageError: It cannot be read.
+    """
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        found = msgspec.json.decode(raw)
+        if isinstance(found, dict) and found.get("format") != FORMAT:
+            raise ForeignStore(
+                f"{path} has format {found.get('format')!r}; this version of refold knows {FORMAT}. "
+                "Use the version that wrote it, or name another state directory."
+            )
+        return msgspec.convert(found, kind)
+    except msgspec.MsgspecError as error:
+        raise StoreCorrupt(
+            f"{path} cannot be read: {error}. The log is the truth: remove {path.parent} and rebuild."
+        ) from error
+
+
+def write_record(path: Path, record: msgspec.Struct) -> None:
+    """Write a record durably: the old or the new one is there after a crash, never a part.
+
+    Raises:
+        StorageError: It cannot be written; the old one is as it was.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".refold-", delete=False) as handle:
+            temporary = Path(handle.name)
+            handle.write(msgspec.json.encode(record))
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise StorageError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make what was renamed or made in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def trash_name(path: Path) -> Path:
+    """Give a name that nothing is ever opened under."""
+    return path.with_name(f".removed-{path.name}-{time.time_ns()}")

@@ -1,0 +1,246 @@
+"""One partition's models between two checkpoints: a write-back cache over its store."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from types import NoneType
+from typing import Any
+
+from streams.data.serde import NotStorable, Serde
+from streams.data.store import PartitionStore
+from streams.errors import StoreCorrupt
+
+__all__ = ["MISSING", "ModelCache", "ModelCannotBeStored"]
+
+MISSING = object()
+_KEY_OVERHEAD_BYTES = 200  # a dict slot, the id and its cost, twice
+_GUESSED_EXPANSION = 6.0
+_SAMPLE_EVERY = 128
+_FIRST_SHARE = 256
+
+
+class ModelCannotBeStored(Exception):
+    """A model of the batch would not come back from the store as it went in.
+
+    Which event made it so is found by folding again, with a check after each event.
+    """
+
+
+class ModelCache:
+    """Models decoded in memory while they fit.
+
+    Those changed since the last commit are in `dirty`; the rest in a second dictionary. Insertion order there is
+    recency of change, because a model that is changed moves from one to the other. Eviction therefore takes the models
+    that went unchanged the longest, at no cost per event.
+
+    How much memory a model takes is reckoned from its size as stored, when it was last encoded or read. The factor
+    between the two is measured, for each order of magnitude of size, on models that come by.
+
+    Args:
+        serde: How models are stored.
+        store: Where.
+    """
+
+    def __init__(self, serde: Serde, store: PartitionStore) -> None:
+        self._serde = serde
+        self._store = store
+        self._expansion = [_GUESSED_EXPANSION] * 64  # memory over stored size, by the size's number of bits
+        self._growth: float | None = None  # memory that models grow by, for each byte of events; measured at commits
+        self._stored_share = 0.0  # bytes that a commit writes, for each byte of memory of its models; likewise
+        self._written_bytes = 0
+        self._sample_at = 0
+        self._samples = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every model in memory, changed or not: user code may have half changed them."""
+        self.dirty: dict[str, Any] = {}
+        """Models changed since the last commit; None for one that is deleted."""
+        self.added: set[str] = set()
+        """Ids in `dirty` that the store does not have."""
+        self._dirty_cost = 0  # of those that were there before, as of then
+        self._clean: dict[str, Any] = {}
+        self._clean_costs: dict[str, int] = {}  # a tuple with the model would cost the garbage collector
+        self._clean_cost = 0
+        self._holds_all = self._store.state.models == 0  # the store has no model that is not in memory
+
+    def load(self, model_id: str) -> Any:
+        """Find a model at its first change since the last commit; None where there is none.
+
+        Raises:
+            TypeError, UnicodeEncodeError: The id is no id.
+            StorageError: The store, or what it holds.
+        """
+        if type(model_id) is not str:
+            raise TypeError(f"extract_model_id gave {model_id!r}; a model's id is a str, or None to decline the event")
+        model = self._clean.pop(model_id, None)
+        if model is not None:
+            cost = self._clean_costs.pop(model_id)
+            self._clean_cost -= cost
+            self._dirty_cost += cost
+        else:
+            raw = None if self._holds_all else self._store.get(model_id)
+            if raw is None:
+                if not model_id.isascii():
+                    model_id.encode()  # fails here, at its event, where it cannot be stored
+                self.added.add(model_id)
+                return None
+            model = self._decode(model_id, raw)
+            self._dirty_cost += _KEY_OVERHEAD_BYTES + int(len(raw) * self._expansion[len(raw).bit_length()])
+        self.dirty[model_id] = model
+        return model
+
+    def _decode(self, model_id: str, raw: bytes) -> Any:
+        try:
+            return self._serde.decode(raw)
+        except Exception as error:
+            raise StoreCorrupt(
+                f"Model {model_id!r} cannot be read as {self._serde.model.__qualname__}: "
+                f"{' '.join(str(error).split())}. "
+                "Other code has stored it, or the store is damaged: rebuild from the beginning."
+            ) from error
+
+    def has(self, model_id: str) -> bool:
+        """Say whether there is a model of this id, changed or not, in memory or in the store."""
+        if model_id in self.dirty:
+            return self.dirty[model_id] is not None
+        return model_id in self._clean or (not self._holds_all and self._store.get(model_id) is not None)
+
+    def encoded(self, unseen_bytes: int) -> Iterator[tuple[str, bytes | None]]:
+        """Encode the changed models, and move them to the unchanged ones as it goes.
+
+        Args:
+            unseen_bytes: Of the events since the last commit.
+
+        Raises:
+            ModelCannotBeStored: A model would not come back as it went in.
+        """
+        try:
+            self._serde.check_type(set(map(type, self.dirty.values())) - {NoneType})
+        except NotStorable as error:
+            raise ModelCannotBeStored(str(error)) from error
+        encode, expansion = self._serde.encode, self._expansion
+        clean, clean_costs = self._clean, self._clean_costs
+        written, cost_of_all = self._written_bytes, 0
+        for model_id, model in self.dirty.items():
+            if model is None:
+                yield model_id, None
+                continue
+            try:
+                raw = encode(model)
+                size = len(raw)
+                if written >= self._sample_at:
+                    self._sample(model, raw, written)
+                if b"null" in raw:
+                    self._serde.check_null(model, raw)
+            except Exception as error:
+                raise ModelCannotBeStored(f"model {model_id!r}: {error}") from error
+            written += size
+            clean[model_id] = model
+            clean_costs[model_id] = cost = _KEY_OVERHEAD_BYTES + int(size * expansion[size.bit_length()])
+            cost_of_all += cost
+            yield model_id, raw
+        if cost_of_all and unseen_bytes:
+            growth = max(0.0, (cost_of_all - self._dirty_cost) / unseen_bytes)
+            self._growth = max(growth, 0.7 * (self._growth or 0.0))
+            share = (written - self._written_bytes) / cost_of_all
+            self._stored_share = max(share, 0.7 * self._stored_share)
+        self._written_bytes = written
+        self._clean_cost += cost_of_all
+
+    def _sample(self, model: Any, raw: bytes, written: int) -> None:
+        """Check a model's round trip, and measure it: the first few, and then one in 128 bytes written."""
+        self._samples += 1
+        self._sample_at = written + len(raw) * min(2**self._samples, _SAMPLE_EVERY)
+        self._serde.check_round_trip(model, raw)
+        bits = len(raw).bit_length()
+        measured = _deep_size(model) / max(1, len(raw))
+        self._expansion[bits] += (1.0 if self._expansion[bits] == _GUESSED_EXPANSION else 0.3) * (
+            measured - self._expansion[bits]
+        )
+
+    def committed(self) -> None:
+        """Note that the store has every changed model."""
+        self.dirty = {}
+        self.added = set()
+        self._dirty_cost = 0
+
+    def count(self) -> int:
+        """Count the models that the store will have after the commit."""
+        added, dirty = self.added, self.dirty
+        gone = sum(1 for model_id, model in dirty.items() if model is None and model_id not in added)
+        new = sum(1 for model_id in added if dirty.get(model_id) is not None)
+        return self._store.state.models + new - gone
+
+    def count_deleted(self) -> int:
+        """Count the models that were deleted since the last commit, also those that came into being since."""
+        # Where a fold gives None for a model that there is not, nothing is put into `dirty`.
+        return list(self.dirty.values()).count(None) + len(self.added - self.dirty.keys())
+
+    def check_storable(self, model_id: str) -> None:
+        """Make sure that one changed model can be stored.
+
+        Raises:
+            Exception: It cannot; the message says why.
+        """
+        model = self.dirty.get(model_id)
+        if model is not None:
+            self._serde.check_type([type(model)])
+            raw = self._serde.encode(model)
+            self._serde.check_round_trip(model, raw)
+
+    # Memory
+
+    @property
+    def memory_bytes(self) -> int:
+        """About how much memory the cached models take."""
+        return self._dirty_cost + _KEY_OVERHEAD_BYTES * len(self.dirty) + self._clean_cost
+
+    def is_full(self, limit_bytes: int, unseen_bytes: int) -> bool:
+        """Whether the changed models are about to need, with their commit, half of the limit.
+
+        A commit holds them twice more as bytes: in its batch, and in RocksDB's memory.
+
+        Args:
+            limit_bytes: Of the whole cache.
+            unseen_bytes: Of the events since the last commit, by which models may have grown since they were measured.
+        """
+        if self._growth is None:  # so that it is measured before much has come together
+            return unseen_bytes > limit_bytes // _FIRST_SHARE
+        models = self._dirty_cost + _KEY_OVERHEAD_BYTES * len(self.dirty) + self._growth * unseen_bytes
+        return models * (1 + 2 * self._stored_share) > limit_bytes // 2
+
+    def evict(self, limit_bytes: int) -> None:
+        """Drop unchanged models, those changed longest ago first, until the cache fits the limit."""
+        excess = self.memory_bytes - limit_bytes
+        if excess <= 0 or not self._clean:
+            return
+        while excess > 0 and self._clean:
+            # In portions: each pass over the front of a dict walks over what was deleted there before.
+            for model_id in list(islice(self._clean, 1 + len(self._clean) // 16)):
+                del self._clean[model_id]
+                cost = self._clean_costs.pop(model_id)
+                self._clean_cost -= cost
+                excess -= cost
+                if excess <= 0:
+                    break
+        self._holds_all = False
+
+
+def _deep_size(value: Any) -> int:
+    """Give about the memory of a model: its containers and leaves, shared ones counted each time."""
+    size = sys.getsizeof(value)
+    if isinstance(value, str | bytes | int | float | None):
+        return size
+    if isinstance(value, dict):
+        return size + sum(_deep_size(key) + _deep_size(item) for key, item in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return size + sum(map(_deep_size, value))
+    if hasattr(value, "__dict__"):
+        size += _deep_size(vars(value))
+    names = {name for klass in type(value).__mro__ for name in getattr(klass, "__slots__", ())}
+    return size + sum(
+        _deep_size(getattr(value, name)) for name in names - {"__dict__", "__weakref__"} if hasattr(value, name)
+    )

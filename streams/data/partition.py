@@ -1,0 +1,127 @@
+"""One partition that an agent holds: how far it is folded, and whether it can be."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from streams.data.fold import Fold
+from streams.data.store import RocksPartition
+from streams.errors import CqrsError, EventError, ProjectionError
+
+__all__ = ["HeldPartition", "PartitionStatus", "Phase"]
+
+_FIRST_RETRY_S = 0.05
+_LONGEST_RETRY_S = 1.0
+
+
+class Phase(StrEnum):
+    """What a held partition is at.
+
+    opening → ready → halted
+       ↕       ↕
+       stalled
+    """
+
+    OPENING = "opening"
+    """The group has given it to us; its store is not open yet."""
+    READY = "ready"
+    """It is read and folded."""
+    STALLED = "stalled"
+    """Something is in the way that may pass: a store that another process still has open, a silent broker."""
+    HALTED = "halted"
+    """It is folded no further until a person has seen to it; all before that is committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionStatus:
+    """How far one partition is folded."""
+
+    position: int
+    """The next offset to fold; -1 where its store is not open yet."""
+    committed: int
+    """The position in the store, with its models; likewise."""
+    events: int = 0
+    """Events folded or declined since this build began."""
+    declined: int = 0
+    deleted: int = 0
+    """Models that were deleted again."""
+    models: int = 0
+    """Models in the store, as committed."""
+    phase: Phase = Phase.READY
+    why: str = ""
+    """What a partition that is stalled or halted waits for."""
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether it is folded no further."""
+        return self.phase is Phase.HALTED
+
+
+@dataclass(slots=True)
+class HeldPartition:
+    """One partition that this agent holds, with its fold once its store is open."""
+
+    number: int
+    phase: Phase = Phase.OPENING
+    store: RocksPartition | None = None
+    fold: Fold | None = None
+    error: CqrsError | None = None
+    """Why it is stalled or halted."""
+    halt: EventError | ProjectionError | None = None
+    """Why the fold is to halt, and where, while everything before that record is folded again."""
+    events_before: int = 0
+    retry_at: float = 0.0
+    _stalled_since: float = 0.0
+    _retries: int = field(default=0)
+
+    def opened(self, store: RocksPartition, fold: Fold) -> None:
+        """Take on an open store."""
+        self.store, self.fold, self.events_before = store, fold, fold.events
+
+    def ready(self) -> None:
+        """Be read and folded from now on."""
+        self.phase, self.error, self._retries = Phase.READY, None, 0
+
+    def stall(self, error: CqrsError) -> float:
+        """Wait for a while before the next try; give for how long it has been stalled, in seconds."""
+        now = time.monotonic()
+        if self.phase is not Phase.STALLED:
+            self._stalled_since = now
+        self.phase, self.error = Phase.STALLED, error
+        self.retry_at = now + min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2**self._retries)
+        self._retries += 1
+        return now - self._stalled_since
+
+    def is_due(self) -> bool:
+        """Whether it is to be opened or read on now."""
+        return self.phase in (Phase.OPENING, Phase.STALLED) and time.monotonic() >= self.retry_at
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing more to fold: it is at its end, or it is halted."""
+        return self.phase is Phase.HALTED or (self.fold is not None and self.fold.is_at_end)
+
+    def status(self) -> PartitionStatus:
+        """Give the figures."""
+        why = "" if self.error is None else str(self.error)
+        if self.fold is None or self.store is None:
+            return PartitionStatus(position=-1, committed=-1, phase=self.phase, why=why)
+        state = self.store.state
+        return PartitionStatus(
+            position=self.fold.position,
+            committed=self.fold.committed,
+            events=self.fold.events,
+            declined=self.fold.declined,
+            deleted=state.deleted,
+            models=state.models,
+            phase=self.phase,
+            why=why,
+        )
+
+    def close(self) -> None:
+        """Let go of the store, without writing."""
+        if self.fold is not None:
+            self.fold.close()
+        self.store = self.fold = None

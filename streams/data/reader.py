@@ -1,0 +1,187 @@
+"""Reading the models of a build, beside whoever folds them."""
+
+from __future__ import annotations
+
+import fcntl
+import tempfile
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from projections.contract import CqrsProjection
+from streams.data.build import MANIFEST, Build
+from streams.data.serde import serde_for
+from streams.data.store import PartitionReader, StoreState, read_only
+from streams.errors import ForeignStore, ModelSplit, StorageError, at
+
+__all__ = ["ModelReader"]
+
+_CHUNK = 10_000
+
+
+class ModelReader:
+    """The read models of a build, as last committed by whoever folds them.
+
+    Each partition is seen as of the instant at which the reader was opened, and the build stays on disk until it is
+    closed, also where a rebuild has replaced it meanwhile.
+    """
+
+    def __init__(self, build: Build, projection: CqrsProjection[Any]) -> None:
+        self.build = build
+        """What is read."""
+        self._decode = serde_for(projection.model_type()).decode
+        self._partitions: dict[int, PartitionReader] = {}
+        with ExitStack() as stack:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="refold-reader-")))
+            for number in build.partitions():
+                opened = read_only(build.path / str(number), scratch / str(number))
+                stack.callback(opened.close)
+                self._partitions[number] = opened
+            self._open = stack.pop_all()
+
+    @classmethod
+    def of_current(
+        cls, current: Callable[[], Build | None], projection: CqrsProjection[Any], directory: Path
+    ) -> ModelReader:
+        """Open the build that is current, and keep it from being removed; see `RocksStore.reader`."""
+        while True:
+            build = current()
+            if build is None:
+                raise StorageError(f"{directory} holds no read models yet: fold the topic first (`refold run`).")
+            if build.manifest.projection != projection.name:
+                raise ForeignStore(
+                    f"{directory} holds the state of projection {build.manifest.projection!r}, not of "
+                    f"{projection.name!r}. Name another state directory."
+                )
+            held = _hold(build)
+            if held is None:
+                continue
+            try:
+                # It may have been replaced, and even removed, before it was held.
+                if current() != build:
+                    held.close()
+                    continue
+                reader = cls(build, projection)
+            except BaseException:
+                held.close()
+                raise
+            reader._open.callback(held.close)
+            return reader
+
+    def get(self, model_id: str) -> Any | None:
+        """Give one model, or None.
+
+        Raises:
+            ModelSplit: Several partitions have a part of it.
+        """
+        raw = self.get_raw(model_id)
+        return None if raw is None else self._decode(raw)
+
+    def get_raw(self, model_id: str) -> bytes | None:
+        """Give one model as stored. Every partition is asked: which one a key is in is the producer's choice.
+
+        Raises:
+            ModelSplit: Several partitions have a part of it.
+        """
+        found = [(number, raw) for number, one in self._partitions.items() if (raw := one.get(model_id)) is not None]
+        if len(found) > 1:
+            raise self._split(model_id, found[0][0], found[1][0])
+        return found[0][1] if found else None
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Yield every (id, model), by partition and then by id."""
+        decode = self._decode
+        for model_id, raw in self.raw_items():
+            yield model_id, decode(raw)
+
+    def raw_items(self) -> Iterator[tuple[str, bytes]]:
+        """Yield every (id, model as stored), by partition and then by id."""
+        for number in sorted(self._partitions):
+            yield from self._partitions[number].items()
+
+    def states(self) -> dict[int, StoreState]:
+        """Give what each partition's store says of itself, by partition."""
+        return {number: partition.state() for number, partition in self._partitions.items()}
+
+    def count(self) -> int:
+        """Give the number of models."""
+        return sum(state.models for state in self.states().values())
+
+    def check_not_split(self) -> None:
+        """Make sure that no model is on several partitions: compare all ids, in bounded memory.
+
+        Raises:
+            ModelSplit: One is; it is named with two of its partitions.
+        """
+        sources = {number: one.ids() for number, one in self._partitions.items()}
+        chunks = {number: list(islice(ids, _CHUNK)) for number, ids in sources.items()}
+        while len(chunks := {number: chunk for number, chunk in chunks.items() if chunk}) > 1:
+            # Up to the smallest of the chunks' last ids, every partition's ids are here.
+            pivot = min(chunk[-1] for chunk in chunks.values())
+            seen: set[bytes] = set()
+            total = 0
+            for chunk in chunks.values():
+                here = chunk[: bisect_right(chunk, pivot)]
+                seen.update(here)
+                total += len(here)
+            if len(seen) < total:
+                raise self._first_split(chunks)
+            for number, chunk in chunks.items():
+                rest = chunk[bisect_right(chunk, pivot) :]
+                chunks[number] = rest or list(islice(sources[number], _CHUNK))
+
+    def _first_split(self, chunks: dict[int, list[bytes]]) -> ModelSplit:
+        seen: dict[bytes, int] = {}
+        for number, chunk in sorted(chunks.items()):
+            for model_id in chunk:
+                if seen.setdefault(model_id, number) != number:
+                    return self._split(model_id.decode(), seen[model_id], number)
+        raise AssertionError("two chunks share an id")
+
+    def _split(self, model_id: str, one: int, other: int) -> ModelSplit:
+        return split_error(self.build, model_id, one, other)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._partitions.clear()
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def split_error(build: Build, model_id: str, one: int, other: int) -> ModelSplit:
+    """Say that events of one model are on two partitions, why that may be, and what can be done."""
+    topic = build.manifest.topic
+    return ModelSplit(
+        f"Model {model_id!r} is on {at(topic, one)} and on {at(topic, other)}: its events are spread over "
+        "both, so each "
+        "holds a part of it, in no defined order. Partitions were added to the topic, two producers choose partitions "
+        "differently (murmur2 and CRC32), or the stream is not what the records are keyed by. Write the events to a "
+        'topic keyed by the model\'s id, and fold that (`partition_by = "model"`, which does that by itself, '
+        "is planned).",
+        projection=build.manifest.projection,
+        topic=topic,
+        partition=one,
+    )
+
+
+def _hold(build: Build) -> IO[bytes] | None:
+    """Keep a build from being removed, until the file is closed; None where it is gone already."""
+    try:
+        handle = (build.path / MANIFEST).open("rb")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{build.path / MANIFEST} cannot be read: {error.strerror}.") from error
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
