@@ -22,6 +22,7 @@ from streams.data.fold import Fold, feed
 from streams.data.history import check_readable
 from streams.data.ownership import check_members, check_offset
 from streams.data.partition import HeldPartition, PartitionStatus, Phase
+from streams.data.reader import first_split, split_error
 from streams.data.serde import serde_for
 from streams.data.source import KafkaEventStore, Slice, Subscription
 from streams.errors import (
@@ -44,6 +45,7 @@ log = get_logger(__name__)
 
 _IDLE_S = 0.1
 _MIRROR_S = 0.2
+_MANY_NEW = 1000
 _ANSWER_S = 3.0
 """How long one question to Kafka may take: meanwhile nobody is asked whether to stop."""
 
@@ -99,6 +101,7 @@ class Agent:
         self._mirrored_s = 0.0
         self._is_proven = False
         self._is_verified = True
+        self._is_compared = True
         self._status = AgentStatus()
 
     @property
@@ -123,6 +126,7 @@ class Agent:
         Raises:
             EventError, ProjectionError, CqrsError: Where a partition has halted: the first one's error, once the
                 others are done or `stop` was called; at once where all have halted.
+            ModelSplit: Events of one model are on several partitions.
             BuildChanged, TopicChanged, TopicNotFound: What is folded is no longer what it was. Nothing of the new was
                 committed.
             StorageError: The disk.
@@ -380,6 +384,8 @@ class Agent:
                 fold.cache.is_full(share, fold.unseen_bytes) for fold in moved
             ):
                 self._checkpoint()
+        elif idle and not self._is_compared and self._job.until is None:  # else whoever set the end compares, at it
+            self._compare()
         self._mirror()
 
     def _checkpoint(self) -> None:
@@ -389,8 +395,34 @@ class Agent:
         if self._verify_topic():
             for held in list(self._held.values()):
                 if held.fold is not None and held.fold.has_moved and held.phase is not Phase.HALTED:
+                    self._check_not_split(held.number, held.fold)
                     self._commit(held)
         self._pace.taken(began, models)
+
+    def _check_not_split(self, partition: int, fold: Fold) -> None:
+        """Make sure that models that are new here are not on another partition of this process too.
+
+        Many at once, as in a replay, are left to one comparison of all at its end.
+
+        Raises:
+            ModelSplit: One is.
+        """
+        new = fold.cache.new_ids()
+        if len(new) > _MANY_NEW:
+            self._is_compared = False
+            return
+        for number, other in self._held.items():
+            if number != partition and other.fold is not None:
+                for model_id in new:
+                    if other.fold.cache.has(model_id):
+                        raise split_error(self._job.build, model_id, *sorted((partition, number)))
+
+    def _compare(self) -> None:
+        """Compare all models of the partitions held, once they have caught up after many new ones."""
+        self._is_compared = True
+        found = first_split({held.number: held.store.ids() for held in self._held.values() if held.store is not None})
+        if found is not None:
+            raise split_error(self._job.build, *found)
 
     def _verify_topic(self) -> bool:
         """Make sure that the records read so far are of the topic that the build is of. False: nobody answers.

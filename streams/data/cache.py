@@ -174,6 +174,10 @@ class ModelCache:
         new = sum(1 for model_id in added if dirty.get(model_id) is not None)
         return self._store.state.models + new - gone
 
+    def new_ids(self) -> list[str]:
+        """Give the ids of the models that the next commit brings into the store."""
+        return [model_id for model_id in self.added if self.dirty.get(model_id) is not None]
+
     def count_deleted(self) -> int:
         """Count the models that were deleted since the last commit, also those that came into being since."""
         # Where a fold gives None for a model that there is not, nothing is put into `dirty`.

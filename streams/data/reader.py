@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import tempfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from streams.data.serde import serde_for
 from streams.data.store import PartitionReader, StoreState, read_only
 from streams.errors import ForeignStore, ModelSplit, StorageError, at
 
-__all__ = ["ModelReader"]
+__all__ = ["ModelReader", "first_split", "split_error"]
 
 _CHUNK = 10_000
 
@@ -117,30 +117,9 @@ class ModelReader:
         Raises:
             ModelSplit: One is; it is named with two of its partitions.
         """
-        sources = {number: one.ids() for number, one in self._partitions.items()}
-        chunks = {number: list(islice(ids, _CHUNK)) for number, ids in sources.items()}
-        while len(chunks := {number: chunk for number, chunk in chunks.items() if chunk}) > 1:
-            # Up to the smallest of the chunks' last ids, every partition's ids are here.
-            pivot = min(chunk[-1] for chunk in chunks.values())
-            seen: set[bytes] = set()
-            total = 0
-            for chunk in chunks.values():
-                here = chunk[: bisect_right(chunk, pivot)]
-                seen.update(here)
-                total += len(here)
-            if len(seen) < total:
-                raise self._first_split(chunks)
-            for number, chunk in chunks.items():
-                rest = chunk[bisect_right(chunk, pivot) :]
-                chunks[number] = rest or list(islice(sources[number], _CHUNK))
-
-    def _first_split(self, chunks: dict[int, list[bytes]]) -> ModelSplit:
-        seen: dict[bytes, int] = {}
-        for number, chunk in sorted(chunks.items()):
-            for model_id in chunk:
-                if seen.setdefault(model_id, number) != number:
-                    return self._split(model_id.decode(), seen[model_id], number)
-        raise AssertionError("two chunks share an id")
+        found = first_split({number: one.ids() for number, one in self._partitions.items()})
+        if found is not None:
+            raise self._split(*found)
 
     def _split(self, model_id: str, one: int, other: int) -> ModelSplit:
         return split_error(self.build, model_id, one, other)
@@ -157,6 +136,28 @@ class ModelReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def first_split(sources: Mapping[int, Iterator[bytes]]) -> tuple[str, int, int] | None:
+    """Find an id that several partitions have, in bounded memory: the id and two of the partitions; None where none is.
+
+    Args:
+        sources: By partition, its ids in the order of their bytes.
+    """
+    chunks = {number: list(islice(ids, _CHUNK)) for number, ids in sources.items()}
+    while len(chunks := {number: chunk for number, chunk in chunks.items() if chunk}) > 1:
+        # Up to the smallest of the chunks' last ids, every partition's ids are here.
+        pivot = min(chunk[-1] for chunk in chunks.values())
+        here = {number: chunk[: bisect_right(chunk, pivot)] for number, chunk in chunks.items()}
+        if len(set().union(*here.values())) < sum(map(len, here.values())):
+            owner: dict[bytes, int] = {}
+            for number, ids in sorted(here.items()):
+                for model_id in ids:
+                    if owner.setdefault(model_id, number) != number:
+                        return model_id.decode(), owner[model_id], number
+        for number, ids in here.items():
+            chunks[number] = chunks[number][len(ids) :] or list(islice(sources[number], _CHUNK))
+    return None
 
 
 def split_error(build: Build, model_id: str, one: int, other: int) -> ModelSplit:

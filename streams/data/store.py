@@ -159,6 +159,10 @@ class RocksPartition:
         """Give the model as last committed."""
         return _get(self._db, self.path, _MODEL + model_id.encode())
 
+    def ids(self) -> Iterator[bytes]:
+        """Yield every model's id as committed, as UTF-8, in the order of the bytes."""
+        return _ids(self._db, self.path)
+
     def commit(self, changes: Iterable[tuple[str, bytes | None]], state: StoreState) -> None:
         """Write models and state in one WriteBatch, synced to disk (see PartitionStore)."""
         batch = WriteBatch(raw_mode=True)
@@ -216,19 +220,23 @@ class PartitionReader:
 
     def ids(self) -> Iterator[bytes]:
         """Yield every model's id, as UTF-8, in the order of the bytes."""
-        try:
-            for key in cast(Iterable[bytes], self._db.keys(from_key=_MODEL)):
-                if not key.startswith(_MODEL):
-                    return
-                yield key[1:]
-        except GeneratorExit:
-            raise
-        except Exception as error:
-            raise _failure(self.path, "read", error) from error
+        return _ids(self._db, self.path)
 
     def close(self) -> None:
         """Let go of the files."""
         self._db.close()
+
+
+def _ids(db: Rdict, path: Path) -> Iterator[bytes]:
+    try:
+        for key in cast(Iterable[bytes], db.keys(from_key=_MODEL)):
+            if not key.startswith(_MODEL):
+                return
+            yield key[1:]
+    except GeneratorExit:
+        raise
+    except Exception as error:
+        raise _failure(path, "read", error) from error
 
 
 def read_only(path: Path, scratch: Path) -> PartitionReader:
