@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -90,11 +92,10 @@ def _refusal(config: dict[str, Any]) -> str | None:
 
 
 class Cluster:
-    """A cluster's admin interface. Every call blocks for at most its time-out.
+    """A cluster's admin interface. Every call blocks for at most `request_timeout_s`.
 
     Args:
         settings: Where the cluster is.
-        timeout_s: How long a call may take; by default `request_timeout_s`.
 
     Raises:
         ConfigError: From the constructor: a client setting is unknown or wrong.
@@ -102,11 +103,19 @@ class Cluster:
         BrokerError: From every method: the broker refused.
     """
 
-    def __init__(self, settings: KafkaSettings, *, timeout_s: float | None = None) -> None:
+    def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
-        self._timeout = timeout_s or settings.request_timeout_s
+        self._timeout = settings.request_timeout_s
         check_client_settings(settings)
         self._admin = AdminClient(settings.client(log_level=QUIET))
+        self._outsiders: dict[str, Consumer] = {}
+        self._guard = threading.Lock()
+
+    def within(self, timeout_s: float) -> Cluster:
+        """Give the same cluster, by the same connections, whose calls take at most so many seconds."""
+        hurried = copy.copy(self)
+        hurried._timeout = min(timeout_s, self._timeout)
+        return hurried
 
     def topic(self, name: str) -> TopicInfo:
         """Describe a topic.
@@ -278,12 +287,14 @@ class Cluster:
     def _outside(
         self, group: str, doing: str, call: Callable[[Consumer], Any], instead: Mapping[int, Any] | None = None
     ) -> Any:
-        """Call a consumer that knows the group and is no member of it."""
-        consumer = Consumer(self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False}))
-        try:
-            return self._again(doing, lambda: call(consumer), instead)
-        finally:
-            consumer.close()
+        """Call a consumer that knows the group and is no member of it; it is kept, for it knows the group's broker."""
+        with self._guard:
+            consumer = self._outsiders.get(group)
+            if consumer is None:
+                consumer = self._outsiders[group] = Consumer(
+                    self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False})
+                )
+        return self._again(doing, lambda: call(consumer), instead)
 
     def _ask(self, doing: str, ask: Callable[[], Future[Any]], instead: Mapping[int, Any] | None = None) -> Any:
         """Ask the admin interface; see `_again`."""

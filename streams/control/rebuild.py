@@ -108,10 +108,11 @@ class RebuildCoordinator:
         """
         run = Run(self._ground, strategy, self._make_runner)
         self._runs.add(run)
+        self._newest = run
         return self._await(run)
 
     async def _await(self, run: Run) -> RebuildProgress:
-        self._newest = run
+        run.begin()
         work = _on_own_thread(run.rebuild)
         try:
             return await asyncio.shield(work)

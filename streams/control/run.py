@@ -43,7 +43,7 @@ class Run:
         self._make_runner = make_runner
         self._cancelled = threading.Event()
         self._tracker: ProgressTracker | None = None
-        self._before = RebuildProgress(started_at=datetime.now(UTC), is_running=True)
+        self._before = RebuildProgress()
         self._told_s = 0.0
         self._waits_since = time.monotonic()
 
@@ -55,6 +55,10 @@ class Run:
     def cancel(self) -> None:
         """Stop after the event at hand."""
         self._cancelled.set()
+
+    def begin(self) -> None:
+        """Count as running from now on; `rebuild` follows."""
+        self._before = RebuildProgress(started_at=datetime.now(UTC), is_running=True)
 
     def ended(self, error: BaseException) -> None:
         """Close the books of a rebuild that never began."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from projections.contract import CqrsProjection
-from streams.cluster import Cluster
 from streams.config import FoldSettings
 from streams.data.build import Build
 from streams.data.cache import ModelCannotBeStored
@@ -44,6 +43,7 @@ __all__ = ["Agent", "AgentStatus", "Job"]
 log = get_logger(__name__)
 
 _IDLE_S = 0.1
+_SOON_S = 0.01
 _MIRROR_S = 0.2
 _MANY_NEW = 1000
 _ANSWER_S = 3.0
@@ -92,7 +92,7 @@ class Agent:
         self._job = job
         self._serde = serde_for(job.projection.model_type())
         self._generation = generation_id(job.projection.name, job.projection.version)
-        self._cluster = Cluster(job.events.kafka, timeout_s=min(_ANSWER_S, job.events.kafka.request_timeout_s))
+        self._cluster = job.events.cluster.within(_ANSWER_S)
         self._held: dict[int, HeldPartition] = {}
         self._pace = Pace(job.settings)
         self._interrupts: list[str] = []
@@ -154,7 +154,8 @@ class Agent:
         try:
             # Step 2
             while not self._interrupts and not self._is_done():
-                slices = self._subscription.poll(_IDLE_S, self._pace.room(self._pending()))
+                waits = any(held.phase is Phase.OPENING for held in self._held.values()) or not self._held
+                slices = self._subscription.poll(_SOON_S if waits else _IDLE_S, self._pace.room(self._pending()))
                 self._advance()
                 self._fold(slices)
                 self._checkpoint_if_due(idle=not any(piece.records for piece in slices))

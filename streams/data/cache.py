@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -19,6 +20,7 @@ _KEY_OVERHEAD_BYTES = 200  # a dict slot, the id and its cost, twice
 _GUESSED_EXPANSION = 6.0
 _SAMPLE_EVERY = 128
 _FIRST_SHARE = 256
+_FIRST_MODELS = 64
 
 
 class ModelCannotBeStored(Exception):
@@ -47,8 +49,11 @@ class ModelCache:
         self._serde = serde
         self._store = store
         self._expansion = [_GUESSED_EXPANSION] * 64  # memory over stored size, by the size's number of bits
-        self._growth: float | None = None  # memory that models grow by, for each byte of events; measured at commits
-        self._stored_share = 0.0  # bytes that a commit writes, for each byte of memory of its models; likewise
+        # Measured at commits: the memory that a model takes, that one grows by for each byte of events, and the bytes
+        # that a commit writes for each byte of memory of its models.
+        self._average: float | None = None
+        self._growth = 0.0
+        self._stored_share = 0.0
         self._written_bytes = 0
         self._sample_at = 0
         self._samples = 0
@@ -142,13 +147,26 @@ class ModelCache:
             clean_costs[model_id] = cost = _KEY_OVERHEAD_BYTES + int(size * expansion[size.bit_length()])
             cost_of_all += cost
             yield model_id, raw
-        if cost_of_all and unseen_bytes:
-            growth = max(0.0, (cost_of_all - self._dirty_cost) / unseen_bytes)
-            self._growth = max(growth, 0.7 * (self._growth or 0.0))
-            share = (written - self._written_bytes) / cost_of_all
-            self._stored_share = max(share, 0.7 * self._stored_share)
+        if cost_of_all:
+            self._measure_growth(cost_of_all, written - self._written_bytes, unseen_bytes)
         self._written_bytes = written
         self._clean_cost += cost_of_all
+
+    def _measure_growth(self, cost: int, written: int, unseen_bytes: int) -> None:
+        """Learn from a commit what models take that nobody has measured since they were changed."""
+        average = cost / len(self.dirty)
+        grown = max(0.0, cost - self._dirty_cost - len(self.added) * average) / max(1, unseen_bytes)
+        self._average = max(average, 0.7 * (self._average or 0.0))
+        self._growth = max(grown, 0.7 * self._growth)
+        self._stored_share = max(written / cost, 0.7 * self._stored_share)
+
+    def _estimate_average(self) -> None:
+        """Measure some models before the first commit does, so that not too much comes together until then."""
+        costs = [0]
+        for model in islice(filter(None, self.dirty.values()), _FIRST_MODELS):
+            with contextlib.suppress(Exception):  # one that cannot be stored is told at the commit
+                costs.append(_KEY_OVERHEAD_BYTES + _deep_size(model) + len(self._serde.encode(model)))
+        self._average = sum(costs) / max(1, len(costs) - 1)
 
     def _sample(self, model: Any, raw: bytes, written: int) -> None:
         """Check a model's round trip, and measure it: the first few, and then one in 128 bytes written."""
@@ -211,10 +229,12 @@ class ModelCache:
             limit_bytes: Of the whole cache.
             unseen_bytes: Of the events since the last commit, by which models may have grown since they were measured.
         """
-        if self._growth is None:  # so that it is measured before much has come together
-            return unseen_bytes > limit_bytes // _FIRST_SHARE
-        models = self._dirty_cost + _KEY_OVERHEAD_BYTES * len(self.dirty) + self._growth * unseen_bytes
-        return models * (1 + 2 * self._stored_share) > limit_bytes // 2
+        if self._average is None:
+            if unseen_bytes < limit_bytes // _FIRST_SHARE:
+                return False
+            self._estimate_average()
+        models = self._dirty_cost + len(self.added) * (self._average or 0.0) + self._growth * unseen_bytes
+        return models * (1 + 2 * self._stored_share) > limit_bytes // 2 or unseen_bytes > limit_bytes
 
     def evict(self, limit_bytes: int) -> None:
         """Drop unchanged models, those changed longest ago first, until the cache fits the limit."""

@@ -14,8 +14,11 @@ import rocksdict
 from rocksdict import AccessType, BlockBasedOptions, Checkpoint, Options, Rdict, WriteBatch, WriteOptions
 
 from streams.errors import ForeignStore, StorageError, StoreCorrupt, StoreLocked
+from streams.log import get_logger
 
 __all__ = ["PartitionReader", "PartitionStore", "RocksPartition", "StoreState", "read_only"]
+
+log = get_logger(__name__)
 
 FORMAT = 2
 _STATE = b"!state"  # sorts before every model
@@ -181,7 +184,10 @@ class RocksPartition:
 
     def close(self) -> None:
         """Let go of the files. Nothing is written that was not committed."""
-        self._db.close()
+        try:
+            self._db.close()
+        except Exception as error:  # noqa: BLE001  (after a failed write RocksDB says so again; the files are let go)
+            log.debug("store.close_failed", path=str(self.path), why=str(error))
 
 
 class PartitionReader:
