@@ -44,6 +44,8 @@ _LOOK_EVERY = 1000
 _FRAMING_BYTES = 100
 """More than Kafka adds to a batch of one record (61 bytes, and about 20 for the record)."""
 _SHOWN_BYTES = 120
+_LAST_WORD_S = 4.0
+"""How long acknowledgements are waited for once the load is interrupted."""
 _UNSURE = (KafkaError._PURGE_INFLIGHT, KafkaError._MSG_TIMED_OUT)
 """Errors that leave open whether the broker has written the record."""
 _PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
@@ -62,7 +64,7 @@ class Loaded:
 
 
 class LoadInterrupted(KeyboardInterrupt):
-    """SIGINT ended the load. What was handed over by then is delivered; the message says how far it got."""
+    """SIGINT or SIGTERM ended the load. What was handed over by then is delivered; the message says how far it got."""
 
 
 class Loader:
@@ -113,12 +115,12 @@ class Loader:
 
         1. Ask for the topic and its size limit.
         2. Encode each record and hand it to the producer, until the records end or something ends them: bad
-           input, a broker's refusal, SIGINT, or a full queue that nobody takes from for `request_timeout_s`.
+           input, a broker's refusal, a signal, or a full queue that nobody takes from for `request_timeout_s`.
         3. Wait for what was handed over. After a refusal, drop what is queued behind it first.
         4. Add up what was delivered, and from which line on to repeat if not all was.
 
-        In the main thread it takes SIGINT over for its own time, so that a record is handed over and counted,
-        or neither.
+        In the main thread it takes SIGINT and SIGTERM over for its own time, so that a record is handed over and
+        counted, or neither.
 
         Args:
             records: (stream, envelope) of each; a `projections.datasets.DemoEvent` is one. An EventError that
@@ -133,7 +135,7 @@ class Loader:
             EventError: Bad input, or a record over the size limit; all before it is delivered, nothing after.
             BrokerUnavailable: Nobody answered or acknowledged anything for `request_timeout_s`.
             BrokerError: A broker refused a record.
-            LoadInterrupted: SIGINT.
+            LoadInterrupted: SIGINT or SIGTERM.
         """
         # Step 1
         self._cluster.topic(self.topic)
@@ -213,7 +215,7 @@ class _Run:
 
     @contextmanager
     def interrupts_between_records(self) -> Iterator[None]:
-        """Let SIGINT raise while a record is being read, and wait while one is being handed over."""
+        """Let SIGINT and SIGTERM raise while a record is being read, and wait while one is being handed over."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -223,11 +225,12 @@ class _Run:
             if not self._sending:
                 raise KeyboardInterrupt
 
-        before = signal.signal(signal.SIGINT, interrupt)
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def hand_over(self, records: Iterable[tuple[str, dict[str, Any]]], progress: Callable[[int], None] | None) -> None:
         """Give the records to the producer; returns early after a refusal."""
@@ -311,13 +314,15 @@ class _Run:
             raise KeyboardInterrupt  # the record at hand was not taken, and is not counted
 
     def _wait_below(self, waiting: int, wait: Callable[[float], object]) -> None:
-        deadline = time.monotonic() + self.settings.request_timeout_s
+        limit_s = self.settings.request_timeout_s
+        if self._interrupted:
+            limit_s = min(limit_s, _LAST_WORD_S)
+        deadline = time.monotonic() + limit_s
         while len(self.producer) >= waiting:
             wait(0.1)
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(
-                    f"Kafka at {self.settings.bootstrap_servers} has acknowledged nothing for "
-                    f"{self.settings.request_timeout_s:g} s."
+                    f"Kafka at {self.settings.bootstrap_servers} has acknowledged nothing for {limit_s:g} s."
                 )
 
     def _failed(self, error: KafkaError | None, message: Message) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import orjson
 from cyclopts import Parameter
 
 from streams.broker import KAFKA_VERSION, EmbeddedBroker
+from streams.cli.signals import interrupted_by_signals
 
 __all__ = ["broker"]
 
@@ -34,9 +34,11 @@ def broker(
         data_dir: Where topics are kept until the next start. Not given: they are gone when it stops.
         json: Print one JSON object: bootstrap_servers, pid, data_dir (null if temporary), kafka_version.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt), EmbeddedBroker(data_dir, port) as running:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        interrupted_by_signals(exit_code=0),
+        EmbeddedBroker(data_dir, port) as running,
+    ):
         facts = {
             "bootstrap_servers": running.bootstrap_servers,
             "pid": running.pid,

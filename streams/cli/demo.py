@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 from uuid import uuid4
 
@@ -24,6 +23,7 @@ from projections.datasets import flight_events
 from projections.flights import AircraftLog
 from streams.broker import EmbeddedBroker
 from streams.cli.progress import watch
+from streams.cli.signals import interrupted_by_signals
 from streams.cluster import Cluster
 from streams.config import FoldSettings, KafkaSettings, load
 from streams.control.live import live_agent
@@ -74,7 +74,7 @@ def demo(
         json: Print the figures as one JSON object.
     """
     console = Console(stderr=True)
-    with _sigterm_as_interrupt(), ExitStack() as stack:
+    with interrupted_by_signals(exit_code=130), ExitStack() as stack:
         client: dict[str, str | int | float | bool] | None = None
         if bootstrap_servers is None:
             client = {}  # what REFOLD_KAFKA says is of the user's own brokers
@@ -234,22 +234,8 @@ def _said(console: Console, what: str) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM clean up as Ctrl-C does."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let interrupts wait for the block's end, so that what it makes or removes is so for certain."""
+    """Let an interrupt wait for the block's end, so that what it makes or removes is so for certain."""
     came: list[int] = []
     before = {
         number: signal.signal(number, lambda number, _frame: came.append(number))

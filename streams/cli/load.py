@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from streams import config
+from streams.cli.signals import interrupted_by_signals
 from streams.errors import ConfigError
 from streams.lines import EventLines, Fields
 from streams.loader import Loader, LoadInterrupted
@@ -83,7 +84,8 @@ def load(
             loader.create_topic(partitions)
         lines = EventLines(raw, fields, source=source, style=style, from_line=from_line)
         try:
-            loaded = loader.load(lines, source=source, line=lambda: lines.line, progress=_progress())
+            with interrupted_by_signals(exit_code=130):
+                loaded = loader.load(lines, source=source, line=lambda: lines.line, progress=_progress())
         except LoadInterrupted as interrupted:
             # Said here, for cyclopts ends an interrupted command without a word.
             print(f"refold: {interrupted}", file=sys.stderr)  # noqa: T201

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from streams.log import get_logger
 
-__all__ = ["DRAIN_S", "drained_by_signals"]
+__all__ = ["DRAIN_S", "drained_by_signals", "interrupted_by_signals"]
 
 log = get_logger(__name__)
 
@@ -33,9 +34,31 @@ def drained_by_signals(stop: Callable[[], None], *, exit_code: int) -> Iterator[
         stop: Asks for the end; it must not wait for it.
         exit_code: What the process ends with where the block has not ended by `DRAIN_S` after the signal.
     """
+    with _watched(_nothing, stop, exit_code):
+        yield
+
+
+@contextmanager
+def interrupted_by_signals(*, exit_code: int) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the main thread at the first SIGTERM or SIGINT; the block cleans up and ends.
+
+    Inside the block other handlers may be set, to let a signal wait or be noted: the deadline and the second signal
+    hold all the same.
+
+    Args:
+        exit_code: What the process ends with where the block has not ended by `DRAIN_S` after the signal.
+    """
+    with _watched(signal.default_int_handler, None, exit_code):
+        yield
+
+
+@contextmanager
+def _watched(
+    handler: Callable[[int, FrameType | None], Any], stop: Callable[[], None] | None, exit_code: int
+) -> Iterator[None]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    before = {number: signal.signal(number, _nothing) for number in _SIGNALS}
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_wait, args=(ours, stop, exit_code), name="refold-signals", daemon=True)
     thread.start()
@@ -43,8 +66,8 @@ def drained_by_signals(stop: Callable[[], None], *, exit_code: int) -> Iterator[
         yield
     finally:
         signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
         theirs.close()
         thread.join()
         ours.close()
@@ -54,7 +77,7 @@ def _nothing(_number: int, _frame: FrameType | None) -> None:
     pass
 
 
-def _wait(ours: socket.socket, stop: Callable[[], None], exit_code: int) -> None:
+def _wait(ours: socket.socket, stop: Callable[[], None] | None, exit_code: int) -> None:
     """Read signal numbers until the other end is closed."""
     stopping = False
     while True:
@@ -71,5 +94,6 @@ def _wait(ours: socket.socket, stop: Callable[[], None], exit_code: int) -> None
         if caught:
             stopping = True
             ours.settimeout(DRAIN_S)
-            log.info("run.stopping", signal=signal.Signals(caught[0]).name)
-            stop()
+            if stop is not None:
+                log.info("run.stopping", signal=signal.Signals(caught[0]).name)
+                stop()

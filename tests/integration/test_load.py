@@ -296,8 +296,9 @@ def test_the_exit_code_tells_the_cause(bootstrap_servers: str, arguments: list[s
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_delivers_what_was_read_and_says_how_far_it_got(
-    bootstrap_servers: str, topic: TopicFactory
+    bootstrap_servers: str, topic: TopicFactory, number: signal.Signals
 ) -> None:
     name = topic()
     command = ["load", "-", "--topic", name, "--bootstrap-servers", bootstrap_servers]
@@ -314,7 +315,7 @@ def test_an_interrupt_delivers_what_was_read_and_says_how_far_it_got(
         deadline = time.monotonic() + DEADLINE_S
         while len(read_all(bootstrap_servers, name)) < 30:
             assert time.monotonic() < deadline
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         out, err = running.communicate(timeout=DEADLINE_S)
     assert running.returncode == 130, err
     assert out == b""

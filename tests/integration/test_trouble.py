@@ -198,7 +198,7 @@ async def test_cancel_at_any_moment(new_kit: NewKit, delay_s: float | None) -> N
             assert kit.raw() == before
             assert kit.lag() == 0
     else:
-        assert outcome.completion_percentage() == 100.0
+        assert progress.completion_percentage() == 100.0, outcome
     kit.fold_all()
     assert kit.raw() == before
 
