@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -23,6 +24,8 @@ _LIBRARIES = {"msgspec", "pydantic"}
 """Where read models' own base classes come from."""
 _STDLIB = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
 _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+_parsing = threading.Lock()
+"""Python 3.11 fails now and then where two threads parse at once (CPython gh-106905)."""
 _seen: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()
 """The source of each module as it was when it was first asked for, which is what is loaded."""
 
@@ -52,9 +55,10 @@ def fingerprint(projection: CqrsProjection[Any]) -> str:
     cls = type(projection)
     model = projection.model_type()
     sources: dict[str, str] = {}
-    for name, classes in _modules_of([*cls.__mro__, *model.__mro__]).items():
-        if not _follow(name, sources):
-            sources[name] = "\n".join(map(_bytecode, classes))
+    with _parsing:
+        for name, classes in _modules_of([*cls.__mro__, *model.__mro__]).items():
+            if not _follow(name, sources):
+                sources[name] = "\n".join(map(_bytecode, classes))
     for name in sorted(sources):
         digest.update(sources[name].encode())
         digest.update(b"\0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import threading
@@ -38,7 +39,11 @@ _MOVING = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
 }
+_STALE = {KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.NOT_LEADER_FOR_PARTITION}
+"""What a broker says to a client that knows an older leader; librdkafka does not always ask for the new one then."""
 _AWAY = {
     *_MOVING,
     KafkaError._TRANSPORT,
@@ -323,4 +328,10 @@ class Cluster:
                     return instead[error.code()]
                 if error.code() not in _MOVING or time.monotonic() > deadline:
                     raise broker_error(error, doing, self.settings) from failure
+                if error.code() in _STALE:
+                    self._refresh()
                 time.sleep(_ASK_AGAIN_S)
+
+    def _refresh(self) -> None:
+        with contextlib.suppress(KafkaException):  # the next try says more
+            self._admin.list_topics(timeout=min(1.0, self._timeout))

@@ -25,6 +25,7 @@ from streams.data.reader import first_split, split_error
 from streams.data.serde import serde_for
 from streams.data.source import KafkaEventStore, Slice, Subscription
 from streams.errors import (
+    BrokerError,
     BrokerUnavailable,
     CqrsError,
     EventError,
@@ -33,6 +34,7 @@ from streams.errors import (
     StoreCorrupt,
     StoreLocked,
     TopicChanged,
+    TopicNotFound,
     at,
 )
 from streams.log import get_logger
@@ -258,7 +260,9 @@ class Agent:
                 check_members(self._cluster.members(job.group), job.group, job.build, committed)
                 self._is_proven = True
             watermarks = self._cluster.watermarks(job.topic)
-        except BrokerUnavailable as error:
+        except (TopicNotFound, TopicChanged):
+            raise
+        except BrokerError as error:
             self._stall(due, error)
             return
         positions = {}
@@ -381,9 +385,7 @@ class Agent:
         if moved:
             pending = sum(fold.pending for fold in moved)
             changed = sum(fold.changed for fold in moved)
-            if self._pace.is_due(pending, changed, idle=idle) or any(
-                fold.cache.is_full(share, fold.unseen_bytes) for fold in moved
-            ):
+            if self._pace.is_due(pending, changed, idle=idle) or any(fold.cache.is_full(share) for fold in moved):
                 self._checkpoint()
         elif idle and not self._is_compared and self._job.until is None:  # else whoever set the end compares, at it
             self._compare()
@@ -436,7 +438,9 @@ class Agent:
             return True
         try:
             found = self._cluster.topic(self._job.topic.name)
-        except BrokerUnavailable as error:
+        except TopicNotFound:
+            raise
+        except BrokerError as error:
             log.warning("topic.unverified", topic=self._job.topic.name, why=str(error))
             return False
         if found.id != self._job.topic.id:

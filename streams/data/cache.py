@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import islice
 from types import NoneType
 from typing import Any
@@ -21,6 +23,11 @@ _GUESSED_EXPANSION = 6.0
 _SAMPLE_EVERY = 128
 _FIRST_SHARE = 256
 _FIRST_MODELS = 64
+_LARGE_EVENT_BYTES = 64 << 10
+_TRIM_SHARE = 8
+_FOR_MODELS = 0.8
+"""The share of the limit that is for models; the rest is for what the allocator and RocksDB need beside them."""
+_M_MMAP_THRESHOLD = -3
 
 
 class ModelCannotBeStored(Exception):
@@ -46,6 +53,7 @@ class ModelCache:
     """
 
     def __init__(self, serde: Serde, store: PartitionStore) -> None:
+        _keep_large_blocks_apart()
         self._serde = serde
         self._store = store
         self._expansion = [_GUESSED_EXPANSION] * 64  # memory over stored size, by the size's number of bits
@@ -55,6 +63,7 @@ class ModelCache:
         self._growth = 0.0
         self._stored_share = 0.0
         self._written_bytes = 0
+        self._evicted_bytes = 0
         self._sample_at = 0
         self._samples = 0
         self.reset()
@@ -65,11 +74,25 @@ class ModelCache:
         """Models changed since the last commit; None for one that is deleted."""
         self.added: set[str] = set()
         """Ids in `dirty` that the store does not have."""
+        self.unseen_bytes = 0
+        """Of the events since the last commit, by which models may have grown since they were measured."""
+        self._large_memory = 0.0  # what a model takes that keeps the large events seen since then
         self._dirty_cost = 0  # of those that were there before, as of then
         self._clean: dict[str, Any] = {}
         self._clean_costs: dict[str, int] = {}  # a tuple with the model would cost the garbage collector
         self._clean_cost = 0
         self._holds_all = self._store.state.models == 0  # the store has no model that is not in memory
+
+    def saw(self, sizes: Sequence[int]) -> None:
+        """Take note of the sizes in bytes of the events that are about to be folded.
+
+        Averages tell how much memory many small ones will take; a few large ones are reckoned one by one.
+        """
+        self.unseen_bytes += sum(sizes)
+        if max(sizes) > _LARGE_EVENT_BYTES:
+            for size in sizes:
+                if size > _LARGE_EVENT_BYTES:
+                    self._large_memory += size * self._expansion[size.bit_length()]
 
     def load(self, model_id: str) -> Any:
         """Find a model at its first change since the last commit; None where there is none.
@@ -113,11 +136,8 @@ class ModelCache:
             return self.dirty[model_id] is not None
         return model_id in self._clean or (not self._holds_all and self._store.get(model_id) is not None)
 
-    def encoded(self, unseen_bytes: int) -> Iterator[tuple[str, bytes | None]]:
+    def encoded(self) -> Iterator[tuple[str, bytes | None]]:
         """Encode the changed models, and move them to the unchanged ones as it goes.
-
-        Args:
-            unseen_bytes: Of the events since the last commit.
 
         Raises:
             ModelCannotBeStored: A model would not come back as it went in.
@@ -148,14 +168,14 @@ class ModelCache:
             cost_of_all += cost
             yield model_id, raw
         if cost_of_all:
-            self._measure_growth(cost_of_all, written - self._written_bytes, unseen_bytes)
+            self._measure_growth(cost_of_all, written - self._written_bytes)
         self._written_bytes = written
         self._clean_cost += cost_of_all
 
-    def _measure_growth(self, cost: int, written: int, unseen_bytes: int) -> None:
+    def _measure_growth(self, cost: int, written: int) -> None:
         """Learn from a commit what models take that nobody has measured since they were changed."""
         average = cost / len(self.dirty)
-        grown = max(0.0, cost - self._dirty_cost - len(self.added) * average) / max(1, unseen_bytes)
+        grown = max(0.0, cost - self._dirty_cost - len(self.added) * average) / max(1, self.unseen_bytes)
         self._average = max(average, 0.7 * (self._average or 0.0))
         self._growth = max(grown, 0.7 * self._growth)
         self._stored_share = max(written / cost, 0.7 * self._stored_share)
@@ -183,6 +203,8 @@ class ModelCache:
         """Note that the store has every changed model."""
         self.dirty = {}
         self.added = set()
+        self.unseen_bytes = 0
+        self._large_memory = 0.0
         self._dirty_cost = 0
 
     def count(self) -> int:
@@ -217,30 +239,35 @@ class ModelCache:
 
     @property
     def memory_bytes(self) -> int:
-        """About how much memory the cached models take."""
-        return self._dirty_cost + _KEY_OVERHEAD_BYTES * len(self.dirty) + self._clean_cost
+        """About how much memory the cached models take, and will at the next commit.
 
-    def is_full(self, limit_bytes: int, unseen_bytes: int) -> bool:
+        A commit holds the changed ones twice more as bytes: in its batch, and in RocksDB's memory.
+        """
+        return self._clean_cost + int(self._dirty_memory())
+
+    def _dirty_memory(self) -> float:
+        known = self._dirty_cost + len(self.added) * (self._average or 0.0) + self._growth * self.unseen_bytes
+        known += self._large_memory
+        return known * (1 + 2 * self._stored_share)
+
+    def is_full(self, limit_bytes: int) -> bool:
         """Whether the changed models are about to need, with their commit, half of the limit.
-
-        A commit holds them twice more as bytes: in its batch, and in RocksDB's memory.
 
         Args:
             limit_bytes: Of the whole cache.
-            unseen_bytes: Of the events since the last commit, by which models may have grown since they were measured.
         """
         if self._average is None:
-            if unseen_bytes < limit_bytes // _FIRST_SHARE:
+            if self.unseen_bytes < limit_bytes // _FIRST_SHARE:
                 return False
             self._estimate_average()
-        models = self._dirty_cost + len(self.added) * (self._average or 0.0) + self._growth * unseen_bytes
-        return models * (1 + 2 * self._stored_share) > limit_bytes // 2 or unseen_bytes > limit_bytes
+        return self._dirty_memory() > _FOR_MODELS * limit_bytes / 2 or self.unseen_bytes > limit_bytes
 
     def evict(self, limit_bytes: int) -> None:
         """Drop unchanged models, those changed longest ago first, until the cache fits the limit."""
-        excess = self.memory_bytes - limit_bytes
+        excess = self.memory_bytes - _FOR_MODELS * limit_bytes
         if excess <= 0 or not self._clean:
             return
+        before = self._clean_cost
         while excess > 0 and self._clean:
             # In portions: each pass over the front of a dict walks over what was deleted there before.
             for model_id in list(islice(self._clean, 1 + len(self._clean) // 16)):
@@ -248,9 +275,29 @@ class ModelCache:
                 cost = self._clean_costs.pop(model_id)
                 self._clean_cost -= cost
                 excess -= cost
-                if excess <= 0:
-                    break
         self._holds_all = False
+        self._evicted_bytes += before - self._clean_cost
+        if self._evicted_bytes > limit_bytes // _TRIM_SHARE:
+            self._evicted_bytes = 0
+            _give_back()
+
+
+@cache
+def _keep_large_blocks_apart() -> None:
+    """Let blocks over 128 KiB come from the system and go back to it one by one; by itself glibc stops doing so.
+
+    The setting is the process's. Without it, models of very different sizes leave holes between them.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 128 << 10)
+
+
+def _give_back() -> None:
+    """Give freed memory back to the system."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 def _deep_size(value: Any) -> int:

@@ -69,8 +69,6 @@ class Fold:
         self.events = state.events
         self.declined = state.declined
         self._last_event_id = state.last_event_id
-        self.unseen_bytes = 0
-        """Of the events since the last commit."""
 
     @property
     def pending(self) -> int:
@@ -233,7 +231,7 @@ class Fold:
             models=self.cache.count(),
             last_event_id=self._last_event_id,
         )
-        self._store.commit(self.cache.encoded(self.unseen_bytes), state)
+        self._store.commit(self.cache.encoded(), state)
         if before.events == 0 and state.models == 0 and deleted:
             log.warning(
                 "fold.gives_no_models",
@@ -242,7 +240,6 @@ class Fold:
                 why="it gave None for every event so far, which deletes the model; is a `return model` missing?",
             )
         self.cache.committed()
-        self.unseen_bytes = 0
 
     def discard(self) -> None:
         """Forget everything since the last commit, also every cached model: user code may have half changed it."""
@@ -306,8 +303,9 @@ def feed(
         EventError, ProjectionError, StorageError: See `Fold.fold`.
     """
     folds = list(folds)
+    sizes = list(map(len, records))
     for fold in folds:
-        fold.unseen_bytes += sum(map(len, records))
+        fold.cache.saw(sizes)
     for outcomes in decoded(codec, records):
         for fold in folds:
             fold.fold(outcomes)

@@ -61,7 +61,7 @@ class Chaos(RuleBasedStateMachine):
         )
         self.kit.cluster.create_topic(self.kit.topic, PARTITIONS)
         until("the topic is there", lambda: self.kit.topic in self.kit.cluster.topics())
-        self.written = 0
+        self.written = self.silences = self.waits = 0
         self.running: dict[int, Process] = {}
         self.kinds: dict[int, str] = {}
         self.targets: dict[int, dict[int, int]] = {}
@@ -124,15 +124,20 @@ class Chaos(RuleBasedStateMachine):
         for slot in list(self.stopped):
             self.resume(slot)
 
+    @precondition(lambda self: self.waits < 5 and any(one.runs() for one in self.running.values()))
     @rule(seconds=st.sampled_from([0.2, 1.0, 4.0]))
     def wait(self, seconds: float) -> None:
+        self.waits += 1
         time.sleep(seconds)  # let things happen
 
+    @precondition(lambda self: self.silences < 3 and any(one.runs() for one in self.running.values()))
     @rule(seconds=st.sampled_from([0.5, 4.0]))
     def silence(self, seconds: float) -> None:
-        os.kill(self.broker.pid or 0, signal.SIGSTOP)
+        self.silences += 1
+        assert self.broker.pid is not None
+        os.kill(self.broker.pid, signal.SIGSTOP)
         time.sleep(seconds)  # as long as the broker is to be silent
-        os.kill(self.broker.pid or 0, signal.SIGCONT)
+        os.kill(self.broker.pid, signal.SIGCONT)
 
     @precondition(lambda self: not self.running)
     @rule(partitions=st.sets(st.integers(0, PARTITIONS - 1), min_size=1))

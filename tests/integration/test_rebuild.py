@@ -132,7 +132,7 @@ async def test_progress_is_monotone_and_says_100_only_at_the_end(new_kit: NewKit
     running = [progress for progress in seen if progress.is_running and progress.partitions]
     percentages = [progress.completion_percentage() or 0.0 for progress in running]
     assert percentages == sorted(percentages)
-    assert len(set(percentages)) > 10
+    assert len(set(percentages)) > 3
     assert [p.events_processed for p in running] == sorted(p.events_processed for p in running)
     for progress in running:
         all_there = all(lag.position >= lag.target for lag in progress.partitions.values())

@@ -140,7 +140,7 @@ def test_broker_that_stops_during_an_assignment_is_waited_for(private_broker: Em
             with paused(private_broker.pid):
                 time.sleep(3)  # as long as the broker is to be silent
             time.sleep(0.3)
-        until("lag 0", lambda: kit.lag() == 0)
+        until(f"lag 0, by {process.log}", lambda: kit.lag() == 0)
         assert process.terminate() == 0
     assert kit.check() == 2000
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -242,7 +244,7 @@ def test_cache_stays_within_its_limit_and_evicted_models_come_back(tmp_path: Pat
     log = records([(f"s{i % 3000}", "add") for i in range(9000)])
     for start in range(0, len(log), 100):
         take(fold, log[start : start + 100])
-        if fold.cache.is_full(limit, fold.unseen_bytes):
+        if fold.cache.is_full(limit):
             fold.commit()
         fold.cache.evict(limit)
         assert fold.cache.memory_bytes <= limit
@@ -473,3 +475,15 @@ def test_typed_projection_that_returns_a_dict_is_refused(tmp_path: Path) -> None
     with pytest.raises(ModelCannotBeStored, match="it is a dict, and the projection declares Point"):
         fold.commit()
     fold.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("shape", ["text", "numbers", "objects", "mixed"])
+def test_process_grows_by_at_most_one_and_a_half_times_the_cache_whatever_the_models_are(
+    tmp_path: Path, shape: str
+) -> None:
+    limit = 64 << 20
+    command = [sys.executable, "-m", "tests.unit.memory_probe", str(tmp_path), shape, str(limit), str(5 * limit)]
+    grown = subprocess.run(command, capture_output=True, check=True, text=True, cwd=Path(__file__).parents[2])
+    assert int(grown.stdout) <= 1.5 * limit
