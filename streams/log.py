@@ -8,7 +8,7 @@ from typing import Literal
 
 import structlog
 
-__all__ = ["configure", "get_logger"]
+__all__ = ["configure", "get_logger", "is_debug"]
 
 get_logger = structlog.get_logger
 
@@ -19,6 +19,11 @@ if not structlog.is_configured():
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
     )
+
+
+def is_debug() -> bool:
+    """Say whether the whole story is to be told."""
+    return bool(structlog.get_config()["wrapper_class"] is structlog.make_filtering_bound_logger(logging.DEBUG))
 
 
 def configure(*, level: str = "info", style: Literal["console", "json"] | None = None) -> None:

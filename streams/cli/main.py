@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -64,11 +65,16 @@ def _launch(
 
 
 def main() -> None:
-    """Run the command line. An error of ours is one message and an exit code, never a stack trace."""
+    """Run the command line. An error of ours is one message and an exit code, with no stack trace but the user's own.
+
+    At log level debug, the whole one comes before the message.
+    """
     try:
         app.meta()
     except OURS as error:
-        if trace := getattr(error, "user_traceback", ""):
+        if log.is_debug():
+            traceback.print_exception(error)
+        elif trace := getattr(error, "user_traceback", ""):
             print(trace, file=sys.stderr, end="")  # noqa: T201
         print(f"refold: {str(error) or 'interrupted'}", file=sys.stderr)  # noqa: T201
         sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))

@@ -72,6 +72,7 @@ async def _draw(coordinator: RebuildCoordinator, work: asyncio.Future[RebuildPro
             progress = coordinator.get_progress()
             bar.update(
                 task,
+                description=f"rebuild waits for {progress.waiting_for}\n" if progress.waiting_for else "rebuild",
                 total=progress.total_offsets or None,
                 completed=progress.total_offsets - progress.remaining_offsets,
                 percent=percent(progress),
@@ -86,4 +87,5 @@ async def _lines(coordinator: RebuildCoordinator, work: asyncio.Future[RebuildPr
         console.print(
             f"rebuild {percent(progress)}  {progress.events_processed:,} events  "
             f"{progress.events_per_second:,.0f} events/s  ETA {_left(progress)}"
+            + (f"  waits for {progress.waiting_for}" if progress.waiting_for else "")
         )

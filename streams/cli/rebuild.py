@@ -53,8 +53,9 @@ def rebuild(
         settings=wired.settings,
         allow_incomplete=wired.allow_incomplete,
     )
+    work = coordinator.rebuild_from_beginning()  # there before a signal may come, to be cancelled by it
     with drained_by_signals(coordinator.cancel, exit_code=130):
-        progress = asyncio.run(watch(coordinator, coordinator.rebuild_from_beginning(), console))
+        progress = asyncio.run(watch(coordinator, work, console))
     if json:
         figures = dataclasses.asdict(progress) | {"completion_percentage": progress.completion_percentage()}
         print(orjson.dumps(figures, option=orjson.OPT_NON_STR_KEYS).decode())  # noqa: T201

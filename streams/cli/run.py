@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from streams.cli.signals import drained_by_signals
+from streams.cli.signals import Stop, drained_by_signals
 from streams.cli.wiring import FoldOptions
 from streams.cluster import Cluster
 from streams.control.live import live_agent
@@ -46,28 +46,28 @@ def run(
         adopt: Take on the state of changed code, stating that the change does not alter the fold.
         report_seconds: How often to log events, rate and lag.
     """
-    wired = options.wire(projection)
-    with live_agent(
-        wired.projection,
-        wired.events,
-        wired.store,
-        wired.checkpoints,
-        wired.settings,
-        adopt=adopt,
-        allow_incomplete=wired.allow_incomplete,
-    ) as agent:
-        log.info(
-            "run.started",
-            projection=wired.projection.name,
-            topic=options.topic,
-            group=wired.checkpoints.group,
-            state=str(wired.store.directory),
-        )
-        with (
-            drained_by_signals(agent.stop, exit_code=0),
-            _reporting(agent, wired.events.cluster, options.topic, report_seconds),
-        ):
-            agent.run()
+    stop = Stop()
+    with drained_by_signals(stop.ask, exit_code=0):
+        wired = options.wire(projection)
+        with live_agent(
+            wired.projection,
+            wired.events,
+            wired.store,
+            wired.checkpoints,
+            wired.settings,
+            adopt=adopt,
+            allow_incomplete=wired.allow_incomplete,
+        ) as agent:
+            log.info(
+                "run.started",
+                projection=wired.projection.name,
+                topic=options.topic,
+                group=wired.checkpoints.group,
+                state=str(wired.store.directory),
+            )
+            stop.to(agent.stop)
+            with _reporting(agent, wired.events.cluster, options.topic, report_seconds):
+                agent.run()
     status = agent.status
     log.info(
         "run.stopped",

@@ -14,7 +14,7 @@ from typing import Any
 
 from streams.log import get_logger
 
-__all__ = ["DRAIN_S", "drained_by_signals", "interrupted_by_signals"]
+__all__ = ["DRAIN_S", "Stop", "drained_by_signals", "interrupted_by_signals"]
 
 log = get_logger(__name__)
 
@@ -71,6 +71,29 @@ def _watched(
         theirs.close()
         thread.join()
         ours.close()
+
+
+class Stop:
+    """A stop that may be asked for before there is anything to stop."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._asked = False
+        self._target: Callable[[], None] | None = None
+
+    def ask(self) -> None:
+        """Stop what there is, now or as soon as it is there."""
+        with self._guard:
+            self._asked = True
+            if self._target is not None:
+                self._target()
+
+    def to(self, target: Callable[[], None]) -> None:
+        """Say how to stop what is there from now on."""
+        with self._guard:
+            self._target = target
+            if self._asked:
+                target()
 
 
 def _nothing(_number: int, _frame: FrameType | None) -> None:

@@ -24,11 +24,12 @@ class Members:
 
     Args:
         job: What is rebuilt.
-        pinned: Where each partition begins.
+        pinned: Where each partition begins and ends.
     """
 
     def __init__(self, job: Job, pinned: Mapping[int, Lag]) -> None:
         self._job = job
+        self._pinned = pinned
         self._looked = -_LOOK_S
         self._known = {
             partition: PartitionStatus(position=lag.start, committed=lag.start, phase=Phase.OPENING)
@@ -61,11 +62,22 @@ class Members:
         ]
         if stalled:
             return "; ".join(stalled)
-        open_elsewhere = sorted(self._known.keys() - status.partitions.keys())
-        if not open_elsewhere or any(one.phase is not Phase.HALTED for one in status.partitions.values()):
+        here = [
+            partition
+            for partition, one in status.partitions.items()
+            if not one.is_halted and partition in self._pinned and one.committed < self._pinned[partition].target
+        ]
+        elsewhere = sorted(
+            partition
+            for partition, one in self._known.items()
+            if partition not in status.partitions
+            and not one.is_halted
+            and one.committed < self._pinned[partition].target
+        )
+        if here or not elsewhere:
             return ""
         return (
-            f"partitions {', '.join(map(str, open_elsewhere))}, which the group has not given to this process: another "
+            f"partitions {', '.join(map(str, elsewhere))}, which the group has not given to this process: another "
             "member holds them, or one that was killed is dropped after its session timeout "
             f"({self._job.settings.session_timeout_s:g} s)"
         )

@@ -238,6 +238,7 @@ class Kit:
         command: str = "run",
         projection: str = TALLY,
         env: dict[str, str] | None = None,
+        level: str = "info",
     ) -> Iterator[Process]:
         """Run `refold COMMAND` in a process of its own; it is killed at the end if it still runs."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
@@ -249,7 +250,7 @@ class Kit:
                     "-m",
                     "streams",
                     "--log-level",
-                    "info",
+                    level,
                     "--log-format",
                     "json",
                     command,

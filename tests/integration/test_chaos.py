@@ -107,8 +107,11 @@ class Chaos(RuleBasedStateMachine):
     def end(self, slot: int, number: signal.Signals) -> None:
         if slot in self.running and self.running[slot].runs():
             self.resume(slot)
-            self.running[slot].process.send_signal(number)
-            self.running[slot].wait(20)
+            process = self.running[slot]
+            # Before that, Python has not read the program yet, and the signal ends it as it ends any other.
+            until("it has begun", lambda: process.output() or not process.runs())
+            process.process.send_signal(number)
+            process.wait(20)
             self.reap(slot, ended=True)
 
     @precondition(lambda self: self.running)
@@ -207,9 +210,7 @@ class Chaos(RuleBasedStateMachine):
             return
         try:
             for slot in list(self.running):
-                self.resume(slot)
-                if self.running[slot].runs():
-                    self.running[slot].terminate()
+                self.end(slot, signal.SIGTERM)
                 self.reap(slot, ended=True)
             until("the group is empty", lambda: not self.kit.cluster.members(self.kit.group))
             with self.kit.process("--yes", command="rebuild", env=FAST) as process:

@@ -260,6 +260,27 @@ def test_error_of_user_code_comes_with_its_own_traceback_once(new_kit: NewKit) -
     assert said.splitlines()[-1].startswith("refold: ")
 
 
+def test_whole_traceback_is_told_at_debug_level(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, [("a", envelope(1, "fail"))])
+    with kit.process(level="debug") as process:
+        assert process.wait() == 1
+    assert "streams/data/fold.py" in process.output()
+    assert 'raise ValueError(f"cannot fold {event.id}")' in process.output()
+
+
+def test_setting_that_is_not_the_users_is_one_message_and_exit_code_2(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    for settings, why in [
+        ('{"isolation.level": "read_uncommitted"}', "isolation.level (aborted transactions are no events)"),
+        ('{"no.such.key": 1}', "no.such.key"),
+    ]:
+        with kit.process(env={"REFOLD_KAFKA": settings}) as process:
+            assert process.wait() == 2
+        assert why in process.output()
+        assert len(process.output().splitlines()) == 1
+
+
 def test_corrupt_block_halts_with_the_way_out(new_kit: NewKit) -> None:
     kit = new_kit(partitions=1)
     produce(kit.bootstrap, kit.topic, tally_events(4000, streams=2000))
