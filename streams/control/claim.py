@@ -6,7 +6,6 @@ directory's lock; between machines it is the group, whose offsets the broker let
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from streams.data.checkpoint import KafkaCheckpointStore, Stamp, belongs, genera
 from streams.data.generation import Claim, RocksStore
 from streams.data.history import check_complete
 from streams.data.locks import FileLock
-from streams.data.ownership import foreign_offset
+from streams.data.ownership import claimed_elsewhere, foreign_offset
 from streams.data.reader import ModelReader
 from streams.data.serde import serde_for
 from streams.data.source import KafkaEventStore
@@ -61,6 +60,7 @@ class Ground:
             build=build,
             group=self.checkpoints.group,
             settings=self.settings,
+            allow_incomplete=self.allow_incomplete,
             until=until,
         )
 
@@ -154,17 +154,10 @@ def check_group(
             "set otherwise), or name another group (--group).",
             projection=name,
         )
-    now_ms, patience_ms = time.time() * 1000, ground.settings.session_timeout_s * 1000
     for stamp in stamps:
-        is_fresh = stamp.claimed and now_ms - stamp.time_ms < patience_ms
-        if is_fresh and stamp.directory != directory and not claim.has_made(stamp.directory):
-            raise GroupActive(
-                f"Group {group!r} was claimed {(now_ms - stamp.time_ms) / 1000:.0f} s ago for build {stamp.build} in "
-                f"another state directory (id {stamp.directory}) than {ground.store.directory}. Nothing was "
-                "changed. Name "
-                "another group, or try again when that has ended.",
-                projection=name,
-            )
+        is_ours = stamp.directory == directory or claim.has_made(stamp.directory)
+        if stamp.is_fresh_claim(ground.settings.session_timeout_s) and not is_ours:
+            raise claimed_elsewhere(group, stamp, ground.store.directory, name)
 
 
 def _found(

@@ -63,6 +63,8 @@ class Job:
     build: Build
     group: str
     settings: FoldSettings
+    allow_incomplete: bool = False
+    """Begin a partition that has no store yet where the topic begins, also where its first events are gone."""
     until: Mapping[int, int] | None = None
     """The position at which each partition's fold ends, exactly; None: none ends."""
 
@@ -257,7 +259,8 @@ class Agent:
             # Step 1
             committed = self._cluster.committed(job.group, job.topic)
             if not self._is_proven:
-                check_members(self._cluster.members(job.group), job.group, job.build, committed)
+                members = self._cluster.members(job.group)
+                check_members(members, job.group, job.build, committed, patience_s=job.settings.session_timeout_s)
                 self._is_proven = True
             watermarks = self._cluster.watermarks(job.topic)
         except (TopicNotFound, TopicChanged):
@@ -271,6 +274,8 @@ class Agent:
                 marks = watermarks[held.number] if held.number in watermarks else self._is_new(held.number)
                 # Step 2
                 if held.fold is None:
+                    if not job.build.has(held.number) and not (job.allow_incomplete or job.build.manifest.incomplete):
+                        check_readable(job.topic, held.number, 0, marks, job.projection.name)
                     store = job.build.open(held.number, marks.low)
                     held.opened(store, self._new_fold(held.number, store))
                     check_offset(job.build, job.group, held.number, committed.get(held.number), store.state.position)

@@ -124,11 +124,13 @@ class Build:
             position=start,
         )
 
+    def has(self, partition: int) -> bool:
+        """Say whether a partition has a store."""
+        return (self.path / str(partition)).is_dir()
+
     def partitions(self) -> Iterator[int]:
         """Yield the partitions that have a store."""
-        for number in range(self.manifest.partitions):
-            if (self.path / str(number)).is_dir():
-                yield number
+        return filter(self.has, range(self.manifest.partitions))
 
     def check_current(self) -> None:
         """Make sure that nobody has made another build, or other code, the current one.

@@ -53,6 +53,14 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=2
         halted = None if self.halted is None else self.halted[:_MAX_ID_CHARS]
         return msgspec.json.encode(msgspec.structs.replace(self, last_event_id=short, halted=halted)).decode()
 
+    def age_s(self) -> float:
+        """Give how long ago it was written, in seconds, as far as the clocks agree."""
+        return max(0.0, time.time() - self.time_ms / 1000)
+
+    def is_fresh_claim(self, patience_s: float) -> bool:
+        """Say whether somebody is about to begin by it; one who was killed on the way is waited for so long."""
+        return self.claimed and self.age_s() < patience_s
+
     @classmethod
     def parse(cls, metadata: str) -> Stamp | None:
         """Read a stamp; None where the metadata is none of ours."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from streams.data.build import Build
 from streams.data.checkpoint import Stamp, belongs, generation_id
@@ -10,12 +11,14 @@ from streams.errors import ForeignOffset, GroupActive, at
 from streams.log import get_logger
 from streams.types import Committed, Member
 
-__all__ = ["check_members", "check_offset"]
+__all__ = ["check_members", "check_offset", "claimed_elsewhere", "foreign_offset"]
 
 log = get_logger(__name__)
 
 
-def check_members(members: Iterable[Member], group: str, build: Build, committed: Mapping[int, Committed]) -> None:
+def check_members(
+    members: Iterable[Member], group: str, build: Build, committed: Mapping[int, Committed], *, patience_s: float
+) -> None:
     """Make sure that nobody else folds this group into another state directory.
 
     Of two directories the one stays that the committed offsets are of. Where they are of neither, it is the one whose
@@ -26,16 +29,20 @@ def check_members(members: Iterable[Member], group: str, build: Build, committed
         group: The group.
         build: What this process folds into.
         committed: The group's offsets.
+        patience_s: For so long a claim counts as much as a member.
 
     Raises:
-        GroupActive: Somebody does, and stays; it is named.
+        GroupActive: Somebody does, or has just claimed to, and stays; it is named.
     """
     ours = build.manifest.directory
+    stamps = [stamp for one in committed.values() if (stamp := Stamp.parse(one.metadata)) is not None]
+    for stamp in stamps:
+        if stamp.directory != ours and stamp.is_fresh_claim(patience_s):
+            raise claimed_elsewhere(group, stamp, build.root, build.manifest.projection)
     others = [member for member in members if member.directory != ours]
     if not others:
         return
-    stamps = [Stamp.parse(one.metadata) for one in committed.values()]
-    owners = {stamp.directory for stamp in stamps if stamp is not None}
+    owners = {stamp.directory for stamp in stamps}
     first = [other for other in others if other.directory in owners or other.directory is None]
     if not first and ours not in owners:
         first = [other for other in others if (other.directory or "") < ours]
@@ -87,6 +94,15 @@ def check_offset(build: Build, group: str, partition: int, committed: Committed 
             build=manifest.build,
             groups_build=stamp.build,
         )
+
+
+def claimed_elsewhere(group: str, stamp: Stamp, root: Path, projection: str) -> GroupActive:
+    """Say that a group was claimed for another state directory a moment ago."""
+    return GroupActive(
+        f"Group {group!r} was claimed {stamp.age_s():.0f} s ago for build {stamp.build} in another state directory (id "
+        f"{stamp.directory}) than {root}. Nothing was changed. Name another group, or try again when that has ended.",
+        projection=projection,
+    )
 
 
 def foreign_offset(build: Build, group: str, partition: int, offset: int, position: int) -> ForeignOffset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,22 @@ def test_run_on_a_compacted_topic_is_refused_and_leaves_nothing(new_kit: NewKit)
     kit.fold_all(allow_incomplete=True)
     kit.fold_all()  # once begun, it is not asked again
     assert kit.check() == 10
+
+
+def test_store_that_was_removed_is_not_begun_anew_where_its_first_events_are_gone(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(300))
+    kit.fold_all()
+    shutil.rmtree((kit.store.current() or pytest.fail("no build")).path / "1")
+    assert kit.fold_all().status.events == kit.positions()[1]  # the log is the truth
+    shutil.rmtree((kit.store.current() or pytest.fail("no build")).path / "1")
+    kit.delete_before(1, 20)
+    with pytest.raises(HistoryIncomplete, match=r"\[1\] begins at offset 20, and the models are of position 0"):
+        kit.fold_all()
+    assert list(kit.positions()) == [0]
+    kit.fold_all(allow_incomplete=True)
+    kit.fold_all()  # once begun, it is not asked again
+    kit.check()
 
 
 def test_topic_that_becomes_compacted_later_is_refused_with_the_state_kept(new_kit: NewKit) -> None:
