@@ -7,38 +7,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
-from projections.contract import CqrsProjection
-from streams.config import FoldSettings
-from streams.data.build import Build
-from streams.data.cache import ModelCannotBeStored
-from streams.data.checkpoint import Pace, Stamp, generation_id
 from streams.data.collector import rare_collections
-from streams.data.fold import Fold, feed
-from streams.data.history import check_readable
-from streams.data.ownership import check_members, check_offset
-from streams.data.partition import HeldPartition, PartitionStatus, Phase
-from streams.data.reader import first_split, split_error
-from streams.data.serde import serde_for
-from streams.data.source import KafkaEventStore, Slice, Subscription
-from streams.errors import (
-    BrokerError,
-    BrokerUnavailable,
-    CqrsError,
-    EventError,
-    ProjectionError,
-    StorageError,
-    StoreCorrupt,
-    StoreLocked,
-    TopicChanged,
-    TopicNotFound,
-    at,
-)
+from streams.data.lane import AgentStatus, Job, Lane
+from streams.data.source import Subscription
 from streams.log import get_logger
-from streams.types import Committed, Member, TopicInfo
+from streams.types import Member
 
 __all__ = ["Agent", "AgentStatus", "Job"]
 
@@ -47,40 +22,6 @@ log = get_logger(__name__)
 _IDLE_S = 0.1
 _SOON_S = 0.01
 _MIRROR_S = 0.2
-_MANY_NEW = 1000
-_ANSWER_S = 3.0
-"""How long one question to Kafka may take: meanwhile nobody is asked whether to stop."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What is folded into what. It can be given to another process."""
-
-    projection: CqrsProjection[Any]
-    events: KafkaEventStore
-    topic: TopicInfo
-    """As described when the build was claimed."""
-    build: Build
-    group: str
-    settings: FoldSettings
-    allow_incomplete: bool = False
-    """Begin a partition that has no store yet where the topic begins, also where its first events are gone."""
-    until: Mapping[int, int] | None = None
-    """The position at which each partition's fold ends, exactly; None: none ends."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentStatus:
-    """What an agent has done so far; a snapshot that any thread may read."""
-
-    partitions: dict[int, PartitionStatus] = field(default_factory=dict)
-    """Those held now; after `run`, those that were held at its end."""
-    events: int = 0
-    """Events folded or declined by this agent since it started. One that had to be read again counts once."""
-    models: int = 0
-    """Models in the stores of the partitions held, as committed."""
-    away_s: float = 0.0
-    """For how long no broker has answered."""
 
 
 class Agent:
@@ -94,18 +35,9 @@ class Agent:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._serde = serde_for(job.projection.model_type())
-        self._generation = generation_id(job.projection.name, job.projection.version)
-        self._cluster = job.events.cluster.within(_ANSWER_S)
-        self._held: dict[int, HeldPartition] = {}
-        self._pace = Pace(job.settings)
         self._interrupts: list[str] = []
-        self._released_events = 0
-        self._unmirrored: set[int] = set()
+        self._lane = Lane(job, self._interrupts)
         self._mirrored_s = 0.0
-        self._is_proven = False
-        self._is_verified = True
-        self._is_compared = True
         self._status = AgentStatus()
 
     @property
@@ -138,13 +70,11 @@ class Agent:
         """
         with rare_collections():
             self._run()
-        halted = [held.error for held in self._ended if held.phase is Phase.HALTED and held.error is not None]
-        if halted:
-            raise halted[0]
+        if self._lane.errors:
+            raise self._lane.errors[0]
 
     def _run(self) -> None:
-        job = self._job
-        self._ended: list[HeldPartition] = []
+        job, lane = self._job, self._lane
         # Step 1
         self._subscription = Subscription(
             job.events,
@@ -153,371 +83,57 @@ class Agent:
             client_id=Member.client_id_of(job.build.manifest.directory, os.getpid()),
             session_timeout_s=job.settings.session_timeout_s,
         )
+        lane.begin(self._subscription)
         log.debug("agent.started", projection=job.projection.name, group=job.group, topic=job.topic.name)
         clean = False
         try:
             # Step 2
-            while not self._interrupts and not self._is_done():
-                waits = any(held.phase is Phase.OPENING for held in self._held.values()) or not self._held
-                slices = self._subscription.poll(_SOON_S if waits else _IDLE_S, self._pace.room(self._pending()))
-                self._advance()
-                self._fold(slices)
-                self._checkpoint_if_due(idle=not any(piece.records for piece in slices))
+            while not self._interrupts and not lane.is_done():
+                slices = self._subscription.poll(_SOON_S if lane.is_waiting else _IDLE_S, lane.room)
+                lane.advance()
+                lane.take(slices)
+                lane.checkpoint_if_due(idle=not any(piece.records for piece in slices))
+                self._mirror()
                 self._publish()
             clean = True
         finally:
             # Step 3
             self._close(clean)
 
-    def _pending(self) -> int:
-        return sum(fold.pending for fold in self._folds())
-
-    def _folds(self) -> list[Fold]:
-        return [held.fold for held in self._held.values() if held.fold is not None]
-
-    def _is_done(self) -> bool:
-        """Say whether this was all; only what is in the stores counts, so commit before saying yes."""
-        held = self._held.values()
-        if held and all(one.phase is Phase.HALTED for one in held):
-            return True
-        if self._job.until is None or not all(one.is_settled for one in held):
-            return False
-        if any(fold.has_moved for fold in self._folds()):
-            self._checkpoint()
-            if any(one.fold is not None and one.fold.has_moved for one in held) or not all(
-                one.is_settled for one in held
-            ):
-                return False  # not committed after all: it is read again
-        self._mirror()
-        self._publish()
-        # What others hold is theirs to end, and whoever started all of us knows when that is.
-        return self._job.until.keys() <= self._held.keys()
-
     def _close(self, clean: bool) -> None:
         try:
-            if clean and self._held:
-                self._checkpoint()
+            if clean:
+                self._lane.checkpoint()
                 self._mirror(wait=True)
             self._publish()
         finally:
-            self._ended = list(self._held.values())
-            for held in self._ended:
-                held.close()
-            self._held.clear()
+            self._lane.close()
             self._subscription.close()
             log.debug("agent.stopped", projection=self._job.projection.name, group=self._job.group)
 
-    # Partitions: told by the subscription from within `poll`
+    def _mirror(self, *, wait: bool = False, now: bool = False) -> None:
+        """Tell the group the stores' positions: at once, or now and then."""
+        if wait or now or time.monotonic() - self._mirrored_s >= _MIRROR_S:
+            committed = self._lane.take_unmirrored(self._subscription.take_refused())
+            if committed:
+                self._mirrored_s = time.monotonic()
+                self._subscription.commit(committed, wait=wait)
+
+    def _publish(self) -> None:
+        self._status = self._lane.status(self._subscription.away_s)
+
+    # Partitions: told by the subscription from within `poll`, while a rebalance waits
 
     def assigned(self, partitions: Sequence[int]) -> None:
-        """Note partitions that the group gave us; they are opened outside this callback, which a rebalance "
-        "waits for."""
-        for partition in partitions:
-            self._held[partition] = HeldPartition(partition)
-        self._is_proven = self._is_proven and not partitions
+        """Note partitions that the group gave us; they are opened outside this callback."""
+        self._lane.hold(partitions)
 
     def revoked(self, partitions: Sequence[int]) -> None:
         """Commit these partitions to their stores and to the group, and close them: the next owner waits."""
-        if self._verify_topic():
-            for partition in partitions:
-                held = self._held.get(partition)
-                if held is not None and held.fold is not None and held.fold.has_moved:
-                    self._commit(held)
+        self._lane.finish(partitions)
         self._mirror(now=True)
-        self._release(partitions)
+        self._lane.release(partitions)
 
     def lost(self, partitions: Sequence[int]) -> None:
         """Close these partitions without writing: another member may be folding them already."""
-        self._release(partitions)
-
-    def _release(self, partitions: Iterable[int]) -> None:
-        going = [partition for partition in partitions if partition in self._held]
-        for partition in going:
-            held = self._held.pop(partition)
-            if held.store is not None:
-                self._released_events += held.store.state.events - held.events_before
-            self._unmirrored.discard(partition)
-            held.close()
-        if going:
-            log.info("partitions.released", projection=self._job.projection.name, partitions=going)
-
-    def _advance(self) -> None:
-        """Open partitions that are new, and try again where something was in the way.
-
-        1. See that this process is the one to fold them, and look at what the group has committed and what the topic
-           still has.
-        2. Open each store. A new one begins at the topic's first offset.
-        3. Read it, unless it is at its end already.
-
-        A crash in between has written nothing but empty stores.
-        """
-        due = [held for held in self._held.values() if held.is_due()]
-        if not due:
-            return
-        job = self._job
-        try:
-            # Step 1
-            committed = self._cluster.committed(job.group, job.topic)
-            if not self._is_proven:
-                members = self._cluster.members(job.group)
-                check_members(members, job.group, job.build, committed, patience_s=job.settings.session_timeout_s)
-                self._is_proven = True
-            watermarks = self._cluster.watermarks(job.topic)
-        except (TopicNotFound, TopicChanged):
-            raise
-        except BrokerError as error:
-            self._stall(due, error)
-            return
-        positions = {}
-        for held in due:
-            try:
-                marks = watermarks[held.number] if held.number in watermarks else self._is_new(held.number)
-                # Step 2
-                if held.fold is None:
-                    if not job.build.has(held.number) and not (job.allow_incomplete or job.build.manifest.incomplete):
-                        check_readable(job.topic, held.number, 0, marks, job.projection.name)
-                    store = job.build.open(held.number, marks.low)
-                    held.opened(store, self._new_fold(held.number, store))
-                    check_offset(job.build, job.group, held.number, committed.get(held.number), store.state.position)
-                    self._unmirrored.add(held.number)
-                assert held.fold is not None
-                check_readable(job.topic, held.number, held.fold.position, marks, job.projection.name)
-            except StoreLocked as error:
-                self._stall([held], error)
-            except (StoreCorrupt, CqrsError) as error:
-                if isinstance(error, StorageError) and not isinstance(error, StoreCorrupt):
-                    raise
-                self._halt(held, error)
-            else:
-                # Step 3
-                held.ready()
-                positions[held.number] = held.fold.position
-                if not held.fold.is_at_end:
-                    self._subscription.read(held.number, held.fold.position)
-        if positions:
-            log.info("partitions.assigned", projection=job.projection.name, positions=positions)
-
-    def _is_new(self, partition: int) -> Any:
-        raise TopicChanged(
-            f"{at(self._job.topic.name, partition)} is new: the topic had {self._job.topic.partitions} partitions when "
-            "this state was begun, and keys have moved between them. Rebuild from the beginning.",
-            topic=self._job.topic.name,
-            partition=partition,
-        )
-
-    def _new_fold(self, partition: int, store: Any) -> Fold:
-        until = None if self._job.until is None else self._job.until.get(partition)
-        return Fold(self._job.projection, self._serde, store, self._interrupts, until=until)
-
-    def _stall(self, partitions: Iterable[HeldPartition], error: CqrsError) -> None:
-        limit_s = self._job.events.kafka.outage_limit_s
-        for held in partitions:
-            is_new = held.phase is not Phase.STALLED
-            if held.stall(error) > limit_s:
-                self._halt(held, error)
-            elif is_new:
-                log.warning(
-                    "partition.stalled",
-                    where=at(self._job.topic.name, held.number),
-                    limit_s=limit_s,
-                    why=str(error),
-                )
-
-    def _halt(self, held: HeldPartition, error: CqrsError) -> None:
-        """Fold a partition no further; whoever looks at the group's offsets is told why."""
-        held.phase, held.error, held.halt = Phase.HALTED, error, None
-        self._subscription.stop_reading(held.number)
-        if held.fold is not None:
-            self._unmirrored.add(held.number)
-        log.error("partition.halted", where=at(self._job.topic.name, held.number), why=str(error))
-
-    # Folding
-
-    def _fold(self, slices: Sequence[Slice]) -> None:
-        again: set[int] = set()
-        for piece in slices:
-            held = self._held.get(piece.partition)
-            if held is None or held.fold is None or held.phase is not Phase.READY or piece.partition in again:
-                continue  # revoked, halted, or read again from further back, since this was fetched
-            if piece.refused is not None:
-                # A broker says so too of a position that is fine, while the partition's leader is only just finding
-                # out its end. So look, and try again.
-                log.warning("source.read_again", partition=held.number, position=held.fold.position, why=piece.refused)
-                held.stall(BrokerUnavailable(f"{at(self._job.topic.name, held.number)}: {piece.refused}"))
-                continue
-            try:
-                self._take(piece, held, held.fold)
-            except (EventError, ProjectionError) as error:
-                # Models of this batch may be half changed: begin again at the store's position, and halt in front of
-                # the record that failed.
-                held.fold.discard()
-                held.halt = error
-                self._subscription.read(held.number, held.fold.position)
-                again.add(held.number)
-            except StoreCorrupt as error:
-                held.fold.discard()
-                self._halt(held, error)
-            if self._interrupts:
-                return  # the rest of the batch was not folded, and the positions say so
-
-    def _take(self, piece: Slice, held: HeldPartition, fold: Fold) -> None:
-        """Fold one slice; in front of a record that could not be folded, commit and halt."""
-        records = piece.records
-        if held.halt is not None:
-            stop = held.halt.offset or 0
-            records = [record for record in records if record.offset() < stop]
-        if records:
-            self._is_verified = False
-            feed(self._job.events.codec, records, (fold,), self._interrupts)
-        elif piece.end is not None:
-            fold.skip_to(piece.end)
-        if held.halt is not None and len(records) < len(piece.records) and not self._interrupts:
-            if self._verify_topic() and (not fold.has_moved or self._commit(held)):
-                self._halt(held, held.halt)
-            elif held.halt is not None:
-                self._subscription.read(held.number, fold.position)
-        elif fold.is_at_end:
-            self._subscription.stop_reading(held.number)
-
-    # Checkpoints
-
-    def _checkpoint_if_due(self, *, idle: bool) -> None:
-        folds = self._folds()
-        share = self._job.settings.cache_bytes // max(1, len(folds))
-        moved = [fold for fold in folds if fold.has_moved]
-        for fold in folds:
-            fold.cache.evict(share)
-        if moved:
-            pending = sum(fold.pending for fold in moved)
-            changed = sum(fold.changed for fold in moved)
-            if self._pace.is_due(pending, changed, idle=idle) or any(fold.cache.is_full(share) for fold in moved):
-                self._checkpoint()
-        elif idle and not self._is_compared and self._job.until is None:  # else whoever set the end compares, at it
-            self._compare()
-        self._mirror()
-
-    def _checkpoint(self) -> None:
-        """Commit every fold that moved, unless nobody answers whether what was read is of the same topic still."""
-        began = time.monotonic()
-        models = sum(fold.changed for fold in self._folds())
-        if self._verify_topic():
-            for held in list(self._held.values()):
-                if held.fold is not None and held.fold.has_moved and held.phase is not Phase.HALTED:
-                    self._check_not_split(held.number, held.fold)
-                    self._commit(held)
-        self._pace.taken(began, models)
-
-    def _check_not_split(self, partition: int, fold: Fold) -> None:
-        """Make sure that models that are new here are not on another partition of this process too.
-
-        Many at once, as in a replay, are left to one comparison of all at its end.
-
-        Raises:
-            ModelSplit: One is.
-        """
-        new = fold.cache.new_ids()
-        if len(new) > _MANY_NEW:
-            self._is_compared = False
-            return
-        for number, other in self._held.items():
-            if number != partition and other.fold is not None:
-                for model_id in new:
-                    if other.fold.cache.has(model_id):
-                        raise split_error(self._job.build, model_id, *sorted((partition, number)))
-
-    def _compare(self) -> None:
-        """Compare all models of the partitions held, once they have caught up after many new ones."""
-        self._is_compared = True
-        found = first_split({held.number: held.store.ids() for held in self._held.values() if held.store is not None})
-        if found is not None:
-            raise split_error(self._job.build, *found)
-
-    def _verify_topic(self) -> bool:
-        """Make sure that the records read so far are of the topic that the build is of. False: nobody answers.
-
-        Raises:
-            TopicChanged: It was made again under the same name, and records of the new one may have been read.
-            TopicNotFound: It is gone.
-        """
-        if self._is_verified:
-            return True
-        try:
-            found = self._cluster.topic(self._job.topic.name)
-        except TopicNotFound:
-            raise
-        except BrokerError as error:
-            log.warning("topic.unverified", topic=self._job.topic.name, why=str(error))
-            return False
-        if found.id != self._job.topic.id:
-            raise TopicChanged(
-                f"{found.name} was deleted and made again while it was folded (topic id {self._job.topic.id}, now "
-                f"{found.id}). Nothing of the new topic was committed, and the models are as of the old one. "
-                "To fold the "
-                "new one, rebuild from the beginning.",
-                projection=self._job.projection.name,
-                topic=found.name,
-            )
-        self._is_verified = True
-        return True
-
-    def _commit(self, held: HeldPartition) -> bool:
-        """Commit one fold to its store. False: a model cannot be stored, and the fold is back at its last commit.
-
-        Raises:
-            BuildChanged: Another build, or other code, is current by now.
-            StorageError: The store.
-        """
-        fold = held.fold
-        assert fold is not None
-        self._job.build.check_current()
-        try:
-            fold.commit()
-        except ModelCannotBeStored as error:
-            log.warning("fold.read_again", partition=held.number, position=fold.committed, why=str(error))
-            fold.discard()
-            fold.carefully = True
-            if held.phase is Phase.READY:
-                self._subscription.read(held.number, fold.position)
-            return False
-        fold.carefully = False
-        self._unmirrored.add(held.number)
-        return True
-
-    def _mirror(self, *, wait: bool = False, now: bool = False) -> None:
-        self._unmirrored |= self._subscription.take_refused() & self._held.keys()
-        due = wait or now or time.monotonic() - self._mirrored_s >= _MIRROR_S
-        if self._unmirrored and due:
-            committed = {
-                number: self._stamped(held)
-                for number in self._unmirrored
-                if (held := self._held.get(number)) is not None and held.store is not None
-            }
-            self._unmirrored.clear()
-            self._mirrored_s = time.monotonic()
-            self._subscription.commit(committed, wait=wait)
-
-    def _stamped(self, held: HeldPartition) -> Committed:
-        assert held.store is not None
-        state = held.store.state
-        stamp = Stamp(
-            generation=self._generation,
-            build=state.build,
-            directory=state.directory,
-            fingerprint=self._job.build.current.fingerprint,
-            events=state.events,
-            declined=state.declined,
-            last_event_id=state.last_event_id,
-            time_ms=time.time_ns() // 1_000_000,
-            halted=str(held.error) if held.phase is Phase.HALTED else None,
-        )
-        return Committed(position=state.position, metadata=stamp.encode())
-
-    def _publish(self) -> None:
-        partitions = {number: held.status() for number, held in self._held.items()}
-        self._status = AgentStatus(
-            partitions=partitions,
-            events=self._released_events
-            + sum(held.fold.events - held.events_before for held in self._held.values() if held.fold is not None),
-            models=sum(one.models for one in partitions.values()),
-            away_s=self._subscription.away_s,
-        )
+        self._lane.release(partitions)

@@ -1,0 +1,477 @@
+"""A lane: the partitions of one build that this process holds. Records in, checkpoints out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from projections.contract import CqrsProjection
+from streams.config import FoldSettings
+from streams.data.build import Build
+from streams.data.cache import ModelCannotBeStored
+from streams.data.checkpoint import Pace, Stamp, generation_id
+from streams.data.fold import Fold, feed
+from streams.data.history import check_readable
+from streams.data.ownership import check_members, check_offset
+from streams.data.partition import HeldPartition, PartitionStatus, Phase
+from streams.data.reader import first_split, split_error
+from streams.data.serde import serde_for
+from streams.data.source import KafkaEventStore, Slice
+from streams.data.store import RocksPartition
+from streams.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    CqrsError,
+    EventError,
+    ProjectionError,
+    StorageError,
+    StoreCorrupt,
+    StoreLocked,
+    TopicChanged,
+    TopicNotFound,
+    at,
+)
+from streams.log import get_logger
+from streams.types import Committed, TopicInfo, Watermarks
+
+__all__ = ["AgentStatus", "Job", "Lane"]
+
+log = get_logger(__name__)
+
+_MANY_NEW = 1000
+_ANSWER_S = 3.0
+"""How long one question to Kafka may take: meanwhile nobody is asked whether to stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is folded into what. It can be given to another process."""
+
+    projection: CqrsProjection[Any]
+    events: KafkaEventStore
+    topic: TopicInfo
+    """As described when the build was claimed."""
+    build: Build
+    group: str
+    settings: FoldSettings
+    allow_incomplete: bool = False
+    """Begin a partition that has no store yet where the topic begins, also where its first events are gone."""
+    until: Mapping[int, int] | None = None
+    """The position at which each partition's fold ends, exactly; None: none ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStatus:
+    """What an agent has done so far; a snapshot that any thread may read."""
+
+    partitions: dict[int, PartitionStatus] = field(default_factory=dict)
+    """Those held now; after `run`, those that were held at its end."""
+    events: int = 0
+    """Events folded or declined by this agent since it started. One that had to be read again counts once."""
+    models: int = 0
+    """Models in the stores of the partitions held, as committed."""
+    away_s: float = 0.0
+    """For how long no broker has answered."""
+
+
+class Reading(Protocol):
+    """Starts and ends the reading of partitions; `Subscription` is one."""
+
+    def read(self, partition: int, position: int) -> None:
+        """Read a partition from a position on; where it was read already, anew."""
+        ...
+
+    def stop_reading(self, partition: int) -> None:
+        """Read a partition no further."""
+        ...
+
+
+class Lane:
+    """The folds of one build over the partitions that its process holds.
+
+    Not thread-safe: one thread drives it.
+
+    Args:
+        job: What is folded into what.
+        interrupts: When something is put in here, by any thread, folding stops after the event it is at.
+    """
+
+    def __init__(self, job: Job, interrupts: Sequence[object]) -> None:
+        self._job = job
+        self._interrupts = interrupts
+        self._serde = serde_for(job.projection.model_type())
+        self._generation = generation_id(job.projection.name, job.projection.version)
+        self._cluster = job.events.cluster.within(_ANSWER_S)
+        self._held: dict[int, HeldPartition] = {}
+        self._closed: list[HeldPartition] = []
+        self._pace = Pace(job.settings)
+        self._released_events = 0
+        self._unmirrored: set[int] = set()
+        self._is_proven = False  # that this group is folded into this directory alone
+        self._is_verified = True  # that what was read is of the topic that the build is of
+        self._is_compared = True  # that no model is on two of the partitions held
+        self._reading: Reading
+
+    def begin(self, reading: Reading) -> None:
+        """Say who reads. Nothing else may be called before."""
+        self._reading = reading
+
+    # What is held
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is nothing to read yet."""
+        return not self._held or any(held.phase is Phase.OPENING for held in self._held.values())
+
+    @property
+    def room(self) -> int | None:
+        """How many events may be folded before a checkpoint must be taken; None for any number."""
+        return self._pace.room(sum(fold.pending for fold in self._folds()))
+
+    @property
+    def errors(self) -> list[CqrsError]:
+        """Why partitions have halted, of those held now; after `close`, of those that were held then."""
+        held = self._held.values() if self._held else self._closed
+        return [one.error for one in held if one.phase is Phase.HALTED and one.error is not None]
+
+    def status(self, away_s: float) -> AgentStatus:
+        """Give the figures."""
+        partitions = {number: held.status() for number, held in self._held.items()}
+        return AgentStatus(
+            partitions=partitions,
+            events=self._released_events
+            + sum(held.fold.events - held.events_before for held in self._held.values() if held.fold is not None),
+            models=sum(one.models for one in partitions.values()),
+            away_s=away_s,
+        )
+
+    def is_done(self) -> bool:
+        """Say whether there is nothing more to fold; only what is in the stores counts, so it commits first."""
+        held = self._held.values()
+        if held and all(one.phase is Phase.HALTED for one in held):
+            return True
+        if self._job.until is None or not all(one.is_settled for one in held):
+            return False
+        if any(fold.has_moved for fold in self._folds()):
+            self.checkpoint()
+            if any(fold.has_moved for fold in self._folds()) or not all(one.is_settled for one in held):
+                return False  # not committed after all: it is read again
+        # What others hold is theirs to end, and whoever started all of us knows when that is.
+        return self._job.until.keys() <= self._held.keys()
+
+    def _folds(self) -> list[Fold]:
+        return [held.fold for held in self._held.values() if held.fold is not None]
+
+    def hold(self, partitions: Iterable[int]) -> None:
+        """Note partitions that are ours from now on; `advance` opens them."""
+        for partition in partitions:
+            self._held[partition] = HeldPartition(partition)
+            self._is_proven = False
+
+    def finish(self, partitions: Iterable[int]) -> None:
+        """Commit these partitions to their stores: they are to be released."""
+        going = [self._held[partition] for partition in partitions if partition in self._held]
+        moved = [held for held in going if held.fold is not None and held.fold.has_moved]
+        if moved and self._verify_topic():
+            for held in moved:
+                self._commit(held)
+
+    def release(self, partitions: Iterable[int]) -> None:
+        """Close these partitions' stores, without writing."""
+        going = [partition for partition in partitions if partition in self._held]
+        for partition in going:
+            held = self._held.pop(partition)
+            if held.store is not None:
+                self._released_events += held.store.state.events - held.events_before
+            self._unmirrored.discard(partition)
+            held.close()
+        if going:
+            log.info("partitions.released", projection=self._job.projection.name, partitions=going)
+
+    def advance(self) -> None:
+        """Open partitions that are new, and try again where something was in the way.
+
+        1. See that this process is the one to fold them, and look at what the group has committed and what the topic
+           still has.
+        2. Open each store. A new one begins at the topic's first offset.
+        3. Read it, unless it is at its end already.
+
+        A crash in between has written nothing but empty stores.
+        """
+        due = [held for held in self._held.values() if held.is_due()]
+        if not due:
+            return
+        job = self._job
+        try:
+            # Step 1
+            committed = self._cluster.committed(job.group, job.topic)
+            if not self._is_proven:
+                members = self._cluster.members(job.group)
+                check_members(members, job.group, job.build, committed, patience_s=job.settings.session_timeout_s)
+                self._is_proven = True
+            watermarks = self._cluster.watermarks(job.topic)
+        except (TopicNotFound, TopicChanged):
+            raise
+        except BrokerError as error:
+            self._stall(due, error)
+            return
+        positions = {}
+        for held in due:
+            try:
+                marks = watermarks[held.number] if held.number in watermarks else self._is_new(held.number)
+                # Step 2
+                if held.fold is None:
+                    if not job.build.has(held.number) and not (job.allow_incomplete or job.build.manifest.incomplete):
+                        check_readable(job.topic, held.number, 0, marks, job.projection.name)
+                    store = job.build.open(held.number, marks.low)
+                    held.opened(store, self._new_fold(held.number, store))
+                    check_offset(job.build, job.group, held.number, committed.get(held.number), store.state.position)
+                    self._unmirrored.add(held.number)
+                assert held.fold is not None
+                check_readable(job.topic, held.number, held.fold.position, marks, job.projection.name)
+            except StoreLocked as error:
+                self._stall([held], error)
+            except (StoreCorrupt, CqrsError) as error:
+                if isinstance(error, StorageError) and not isinstance(error, StoreCorrupt):
+                    raise
+                self._halt(held, error)
+            else:
+                # Step 3
+                held.ready()
+                positions[held.number] = held.fold.position
+                if not held.fold.is_at_end:
+                    self._reading.read(held.number, held.fold.position)
+        if positions:
+            log.info("partitions.assigned", projection=job.projection.name, positions=positions)
+
+    def _is_new(self, partition: int) -> Watermarks:
+        raise TopicChanged(
+            f"{at(self._job.topic.name, partition)} is new: the topic had {self._job.topic.partitions} partitions when "
+            "this state was begun, and keys have moved between them. Rebuild from the beginning.",
+            topic=self._job.topic.name,
+            partition=partition,
+        )
+
+    def _new_fold(self, partition: int, store: RocksPartition) -> Fold:
+        until = None if self._job.until is None else self._job.until.get(partition)
+        return Fold(self._job.projection, self._serde, store, self._interrupts, until=until)
+
+    def _stall(self, partitions: Iterable[HeldPartition], error: CqrsError) -> None:
+        limit_s = self._job.events.kafka.outage_limit_s
+        for held in partitions:
+            is_new = held.phase is not Phase.STALLED
+            if held.stall(error) > limit_s:
+                self._halt(held, error)
+            elif is_new:
+                log.warning(
+                    "partition.stalled",
+                    where=at(self._job.topic.name, held.number),
+                    limit_s=limit_s,
+                    why=str(error),
+                )
+
+    def _halt(self, held: HeldPartition, error: CqrsError) -> None:
+        """Fold a partition no further; whoever looks at the group's offsets is told why."""
+        held.phase, held.error, held.halt = Phase.HALTED, error, None
+        self._reading.stop_reading(held.number)
+        if held.fold is not None:
+            self._unmirrored.add(held.number)
+        log.error("partition.halted", where=at(self._job.topic.name, held.number), why=str(error))
+
+    # Folding
+
+    def take(self, slices: Sequence[Slice]) -> None:
+        """Fold what was read, as far as it is still ours and expected.
+
+        A record that cannot be folded halts its partition, once everything before it is committed.
+        """
+        again: set[int] = set()
+        for piece in slices:
+            held = self._held.get(piece.partition)
+            if held is None or held.fold is None or held.phase is not Phase.READY or piece.partition in again:
+                continue  # revoked, halted, or read again from further back, since this was fetched
+            if piece.refused is not None:
+                # A broker says so too of a position that is fine, while the partition's leader is only just finding
+                # out its end. So look, and try again.
+                log.warning("source.read_again", partition=held.number, position=held.fold.position, why=piece.refused)
+                held.stall(BrokerUnavailable(f"{at(self._job.topic.name, held.number)}: {piece.refused}"))
+                continue
+            try:
+                self._take(piece, held, held.fold)
+            except (EventError, ProjectionError) as error:
+                # Models of this batch may be half changed: begin again at the store's position, and halt in front of
+                # the record that failed.
+                held.fold.discard()
+                held.halt = error
+                self._reading.read(held.number, held.fold.position)
+                again.add(held.number)
+            except StoreCorrupt as error:
+                held.fold.discard()
+                self._halt(held, error)
+            if self._interrupts:
+                return  # the rest of the batch was not folded, and the positions say so
+
+    def _take(self, piece: Slice, held: HeldPartition, fold: Fold) -> None:
+        """Fold one slice; in front of a record that could not be folded, commit and halt."""
+        records = piece.records
+        if held.halt is not None:
+            stop = held.halt.offset or 0
+            records = [record for record in records if record.offset() < stop]
+        if records:
+            self._is_verified = False
+            feed(self._job.events.codec, records, (fold,), self._interrupts)
+        elif piece.end is not None:
+            fold.skip_to(piece.end)
+        if held.halt is not None and len(records) < len(piece.records) and not self._interrupts:
+            if self._verify_topic() and (not fold.has_moved or self._commit(held)):
+                self._halt(held, held.halt)
+            elif held.halt is not None:
+                self._reading.read(held.number, fold.position)
+        elif fold.is_at_end:
+            self._reading.stop_reading(held.number)
+
+    # Checkpoints
+
+    def checkpoint_if_due(self, *, idle: bool) -> None:
+        """Keep the caches to their limit, and take a checkpoint where its time has come.
+
+        Args:
+            idle: Nothing is waiting to be folded.
+        """
+        folds = self._folds()
+        share = self._job.settings.cache_bytes // max(1, len(folds))
+        moved = [fold for fold in folds if fold.has_moved]
+        for fold in folds:
+            fold.cache.evict(share)
+        if moved:
+            pending = sum(fold.pending for fold in moved)
+            changed = sum(fold.changed for fold in moved)
+            if self._pace.is_due(pending, changed, idle=idle) or any(fold.cache.is_full(share) for fold in moved):
+                self.checkpoint()
+        elif idle and not self._is_compared and self._job.until is None:  # else whoever set the end compares, at it
+            self._compare()
+
+    def checkpoint(self) -> None:
+        """Commit every fold that moved, unless nobody answers whether what was read is of the same topic still."""
+        began = time.monotonic()
+        models = sum(fold.changed for fold in self._folds())
+        if self._verify_topic():
+            for held in list(self._held.values()):
+                if held.fold is not None and held.fold.has_moved and held.phase is not Phase.HALTED:
+                    self._check_not_split(held.number, held.fold)
+                    self._commit(held)
+        self._pace.taken(began, models)
+
+    def _check_not_split(self, partition: int, fold: Fold) -> None:
+        """Make sure that models that are new here are not on another partition of this process too.
+
+        Many at once, as in a replay, are left to one comparison of all at its end.
+
+        Raises:
+            ModelSplit: One is.
+        """
+        new = fold.cache.new_ids()
+        if len(new) > _MANY_NEW:
+            self._is_compared = False
+            return
+        for number, other in self._held.items():
+            if number != partition and other.fold is not None:
+                for model_id in new:
+                    if other.fold.cache.has(model_id):
+                        raise split_error(self._job.build, model_id, *sorted((partition, number)))
+
+    def _compare(self) -> None:
+        """Compare all models of the partitions held, once they have caught up after many new ones."""
+        self._is_compared = True
+        found = first_split({held.number: held.store.ids() for held in self._held.values() if held.store is not None})
+        if found is not None:
+            raise split_error(self._job.build, *found)
+
+    def _verify_topic(self) -> bool:
+        """Make sure that the records read so far are of the topic that the build is of. False: nobody answers.
+
+        Raises:
+            TopicChanged: It was made again under the same name, and records of the new one may have been read.
+            TopicNotFound: It is gone.
+        """
+        if self._is_verified:
+            return True
+        try:
+            found = self._cluster.topic(self._job.topic.name)
+        except TopicNotFound:
+            raise
+        except BrokerError as error:
+            log.warning("topic.unverified", topic=self._job.topic.name, why=str(error))
+            return False
+        if found.id != self._job.topic.id:
+            raise TopicChanged(
+                f"{found.name} was deleted and made again while it was folded (topic id {self._job.topic.id}, now "
+                f"{found.id}). Nothing of the new topic was committed, and the models are as of the old one. "
+                "To fold the new one, rebuild from the beginning.",
+                projection=self._job.projection.name,
+                topic=found.name,
+            )
+        self._is_verified = True
+        return True
+
+    def _commit(self, held: HeldPartition) -> bool:
+        """Commit one fold to its store. False: a model cannot be stored, and the fold is back at its last commit.
+
+        Raises:
+            BuildChanged: Another build, or other code, is current by now.
+            StorageError: The store.
+        """
+        fold = held.fold
+        assert fold is not None
+        self._job.build.check_current()
+        try:
+            fold.commit()
+        except ModelCannotBeStored as error:
+            log.warning("fold.read_again", partition=held.number, position=fold.committed, why=str(error))
+            fold.discard()
+            fold.carefully = True
+            if held.phase is Phase.READY:
+                self._reading.read(held.number, fold.position)
+            return False
+        fold.carefully = False
+        self._unmirrored.add(held.number)
+        return True
+
+    def take_unmirrored(self, refused: Iterable[int]) -> dict[int, Committed]:
+        """Give what the group is to be told: positions that were committed since it was last asked for.
+
+        Args:
+            refused: Partitions whose last commit the group refused: once more.
+        """
+        wanted = self._unmirrored | set(refused)
+        self._unmirrored = set()
+        return {
+            number: self._stamped(held)
+            for number in wanted
+            if (held := self._held.get(number)) is not None and held.store is not None
+        }
+
+    def _stamped(self, held: HeldPartition) -> Committed:
+        assert held.store is not None
+        state = held.store.state
+        stamp = Stamp(
+            generation=self._generation,
+            build=state.build,
+            directory=state.directory,
+            fingerprint=self._job.build.current.fingerprint,
+            events=state.events,
+            declined=state.declined,
+            last_event_id=state.last_event_id,
+            time_ms=time.time_ns() // 1_000_000,
+            halted=str(held.error) if held.phase is Phase.HALTED else None,
+        )
+        return Committed(position=state.position, metadata=stamp.encode())
+
+    def close(self) -> None:
+        """Close every store, without writing."""
+        self._closed = list(self._held.values())
+        self._held = {}
+        for held in self._closed:
+            held.close()
