@@ -21,6 +21,7 @@
     │   └── ForeignOffset      a committed offset that is not ours and that the state cannot honour
     └── RebuildError
         ├── GroupActive        somebody is folding in this group
+        ├── RebuildRunning     another rebuild of this state runs
         ├── HistoryIncomplete  events that a rebuild needs are gone
         └── RebuildCancelled
 
@@ -49,6 +50,7 @@ __all__ = [
     "ProjectionError",
     "RebuildCancelled",
     "RebuildError",
+    "RebuildRunning",
     "StorageError",
     "StoreCorrupt",
     "StoreLocked",
@@ -181,6 +183,10 @@ class RebuildError(CqrsError):
 
 class GroupActive(RebuildError):
     """The consumer group has members, so its offsets cannot be reset under them."""
+
+
+class RebuildRunning(RebuildError):
+    """Another process is rebuilding this state; the message names it."""
 
 
 class HistoryIncomplete(RebuildError):

@@ -32,6 +32,7 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (errors.ConfigError, 2),
     (errors.GroupActive, 3),
     (errors.StoreLocked, 3),
+    (errors.RebuildRunning, 3),
     (errors.HistoryIncomplete, 4),
     (errors.TopicNotFound, 6),
     (errors.ModelNotFound, 6),

@@ -99,7 +99,7 @@ class RebuildCoordinator:
         Raises:
             GroupActive, StoreLocked: Somebody folds in the group or the directory. Nothing was changed.
             HistoryIncomplete: Events are gone that the rebuild needs. Nothing was changed.
-            RebuildError: A rebuild of this state runs already. Nothing was changed.
+            RebuildRunning: A rebuild of this state runs already. Nothing was changed.
             RebuildCancelled: `cancel` was called.
             EventError, ProjectionError: At an event that cannot be folded, once the other partitions are done.
             ModelSplit: Events of one model are on several partitions.

@@ -41,7 +41,7 @@ from streams.data.store import RocksPartition
 from streams.errors import (
     CodeChanged,
     ForeignStore,
-    RebuildError,
+    RebuildRunning,
     StorageError,
     StoreCorrupt,
     StoreLocked,
@@ -142,13 +142,13 @@ class RocksStore:
         """Hold the directory for one rebuild, beside whoever folds; the lock goes with the process.
 
         Raises:
-            RebuildError: Another rebuild holds it; it is named.
+            RebuildRunning: Another rebuild holds it; it is named.
         """
         made = self._mkdir()
         try:
             with self._locked("rebuild.lock", Holder.me(purpose), 0.0) as lock:
                 if isinstance(lock, Holder):
-                    raise RebuildError(
+                    raise RebuildRunning(
                         f"A rebuild is running on {self.directory} already: {lock}. Let it end or cancel it first."
                     )
                 try:

@@ -149,7 +149,7 @@ async def test_rebuild_that_loses_its_broker_ends_with_the_error_in_its_progress
     private_broker: EmbeddedBroker, private_kit: Kit
 ) -> None:
     kit = private_kit
-    produce(kit.bootstrap, kit.topic, tally_events(3000))
+    produce(kit.bootstrap, kit.topic, tally_events(300))
     slow = Kit(
         kit.bootstrap,
         kit.topic,
@@ -316,7 +316,7 @@ async def test_rebuild_in_a_process_of_its_own_gives_the_same(new_kit: NewKit) -
 
 
 async def test_errors_stop_and_death_cross_from_its_process(new_kit: NewKit) -> None:
-    kit = new_kit(partitions=1, projection=_slow())
+    kit = new_kit(partitions=1, projection=_slow(), settings=FoldSettings(session_timeout_s=6))
     produce(kit.bootstrap, kit.topic, tally_events(200, first=1))
     produce(kit.bootstrap, kit.topic, [("a", envelope(1, "fail"))])
     runners: list[ProcessRunner] = []
