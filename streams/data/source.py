@@ -29,6 +29,7 @@ _BATCH_S = 0.25
 """How long user code may take for one batch; the batch shrinks to keep to it, so that the group is polled."""
 _PROBE_S = 2.0
 _LAST_WORD_S = 3.0
+_SEEMS_AWAY = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE, KafkaError._TIMED_OUT)
 
 _CLIENT: dict[str, str | int | float | bool] = {
     "enable.auto.commit": False,
@@ -128,6 +129,7 @@ class Subscription:
         self._refused: set[int] = set()
         self._reading: set[int] = set()
         self._away_since: float | None = None
+        self._is_away = False
         self._probed = 0.0
         self._batch = 100
         self._polled: tuple[float, int] | None = None
@@ -174,8 +176,7 @@ class Subscription:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
-        if self._away_since is not None:
-            self._check_outage(messages)
+        self._check_outage()
         self._polled = (time.monotonic(), len(messages))
         return self._slices(messages)
 
@@ -223,21 +224,26 @@ class Subscription:
         log.warning("source.transient_error", topic=self._topic, group=self._group, error=error.str())
         return None
 
-    def _check_outage(self, messages: list[Message]) -> None:
-        """While brokers are away, wait and say so; a quiet topic needs a question to find that they are back."""
+    def _check_outage(self) -> None:
+        """Where a broker seems to be away, ask whether any answers; while none does, wait and say so."""
         now = time.monotonic()
-        away_since = self._away_since or now
-        reached = any(message.error() is None for message in messages)
-        if not reached and now - self._probed >= _PROBE_S:
-            self._probed = now
-            try:
-                self._consumer.list_topics(self._topic, timeout=1)
-                reached = True
-            except KafkaException:
-                reached = False
+        if self._away_since is None or now - self._probed < _PROBE_S:
+            return
+        try:
+            self._consumer.list_topics(self._topic, timeout=1)
+        except KafkaException:
+            reached = False
+        else:
+            reached = True
+        self._probed = time.monotonic()
+        away_since = self._away_since
         if reached:
-            log.info("broker.back", bootstrap=self._kafka.bootstrap_servers, away_s=round(now - away_since, 1))
-            self._away_since = None
+            if self._is_away:
+                log.info("broker.back", bootstrap=self._kafka.bootstrap_servers, away_s=round(now - away_since, 1))
+            self._away_since, self._is_away = None, False
+        elif not self._is_away:
+            self._is_away = True
+            log.warning("broker.away", bootstrap=self._kafka.bootstrap_servers, limit_s=self._kafka.outage_limit_s)
         elif now - away_since > self._kafka.outage_limit_s:
             raise BrokerUnavailable(
                 f"No Kafka broker at {self._kafka.bootstrap_servers} for {self._kafka.outage_limit_s:g} s "
@@ -248,7 +254,7 @@ class Subscription:
     @property
     def away_s(self) -> float:
         """For how many seconds no broker has answered; 0.0 where one has."""
-        return 0.0 if self._away_since is None else time.monotonic() - self._away_since
+        return time.monotonic() - self._away_since if self._is_away and self._away_since is not None else 0.0
 
     def commit(self, positions: dict[int, Committed], *, wait: bool = False) -> None:
         """Mirror positions to the group. Only after the store has them: the mirror is never ahead.
@@ -336,10 +342,10 @@ class Subscription:
         log.warning("commit.refused", group=self._group, partitions=partitions, error=error.name(), why=error.str())
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+        if error.code() in _SEEMS_AWAY:
+            # Only the beginning of a suspicion: "all brokers down" is not always said, and one may be down of several.
             if self._away_since is None:
-                self._away_since = time.monotonic()
-                log.warning("broker.away", bootstrap=self._kafka.bootstrap_servers, limit_s=self._kafka.outage_limit_s)
+                self._away_since, self._probed = time.monotonic(), 0.0
         elif error.fatal():
             self._failure = broker_error(error, f"read topic {self._topic!r}", self._kafka)
         else:
