@@ -28,6 +28,8 @@ class Serde(NamedTuple):
     """Raises TypeError or ValueError where a value in the model has no JSON form. Equal models give equal bytes, in
     every process: keys and sets are sorted."""
     decode: Callable[[bytes], Any]
+    may_hold_floats: bool = True
+    """Whether a null in the JSON may have been NaN or infinity."""
 
     def check_type(self, kinds: Iterable[type]) -> None:
         """Make sure that all of these are the declared type.
@@ -63,7 +65,7 @@ class Serde(NamedTuple):
         Raises:
             NotStorable: It was one; the field is named.
         """
-        if b"null" in raw and (where := _not_finite(model, "")) is not None:
+        if self.may_hold_floats and b"null" in raw and (where := _not_finite(model, "")) is not None:
             raise NotStorable(f"{where}, which JSON has no form for")
 
 
@@ -92,12 +94,21 @@ def serde_for(model: type) -> Serde:
         return _pydantic(model)
     if issubclass(model, msgspec.Struct) or dataclasses.is_dataclass(model):
         try:
-            return Serde(model, msgspec.json.Encoder(order="deterministic").encode, msgspec.json.Decoder(model).decode)
+            encoder, decoder = msgspec.json.Encoder(order="deterministic"), msgspec.json.Decoder(model)
+            return Serde(model, encoder.encode, decoder.decode, _may_hold_floats(model))
         except TypeError as error:
             raise ConfigError(f"Read model {model.__qualname__} cannot be stored as JSON: {error}.") from error
     raise ConfigError(
         f"A read model cannot be a {model.__qualname__}: use dict, a dataclass, a msgspec.Struct or a pydantic model."
     )
+
+
+def _may_hold_floats(model: type) -> bool:
+    try:
+        schema = str(msgspec.json.schema(model))
+    except TypeError:  # a field of a type that has none
+        return True
+    return "'number'" in schema or "{}" in schema  # a float, or anything at all
 
 
 def _pydantic(model: type[pydantic.BaseModel]) -> Serde:

@@ -105,6 +105,18 @@ def test_dict_with_what_has_no_json_form_is_refused(value: Any) -> None:
         check(serde_for(dict), {"x": value})
 
 
+def test_models_are_searched_for_nan_only_where_they_may_hold_floats() -> None:
+    @dataclasses.dataclass
+    class Counts:
+        n: int
+        at: str | None
+
+    assert not serde_for(Counts).may_hold_floats
+    assert serde_for(Line).may_hold_floats
+    assert serde_for(Struct).may_hold_floats  # its note may be anything
+    assert serde_for(dict).may_hold_floats
+
+
 def test_infinity_in_a_typed_model_is_named() -> None:
     with pytest.raises(NotStorable, match=r"lines\[1\]\.price is inf"):
         check(serde_for(Basket), Basket([Line("a"), Line("b", float("inf"))], set()))
