@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from projections.contract import CqrsProjection
@@ -300,6 +300,15 @@ class Process:
 
     def wait(self, deadline_s: float = DEADLINE_S) -> int:
         return self.process.wait(deadline_s)
+
+
+def reset(kit: Kit, offsets: dict[int, int]) -> None:
+    """Set the group's offsets as Kafka's own tool does."""
+    admin = AdminClient({"bootstrap.servers": kit.bootstrap})
+    wanted = [TopicPartition(kit.topic, partition, offset) for partition, offset in offsets.items()]
+    request = [ConsumerGroupTopicPartitions(kit.group, wanted)]
+    result = admin.alter_consumer_group_offsets(request)[kit.group].result()
+    assert all(where.error is None for where in result.topic_partitions)
 
 
 def wait_for_log(process: Process, texts: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams.data.build import write_record
@@ -23,20 +22,11 @@ from streams.errors import (
     StoreLocked,
     TopicChanged,
 )
-from tests.integration.kit import Kit, produce, tally_events, until, wait_for_log
+from tests.integration.kit import Kit, produce, reset, tally_events, until, wait_for_log
 from tests.support import envelope
 
 NewKit = Callable[..., Kit]
 COMPACTED = {"cleanup.policy": "compact"}
-
-
-def reset(kit: Kit, offsets: dict[int, int]) -> None:
-    """Set the group's offsets as Kafka's own tool does."""
-    admin = AdminClient({"bootstrap.servers": kit.bootstrap})
-    wanted = [TopicPartition(kit.topic, partition, offset) for partition, offset in offsets.items()]
-    request = [ConsumerGroupTopicPartitions(kit.group, wanted)]
-    result = admin.alter_consumer_group_offsets(request)[kit.group].result()
-    assert all(where.error is None for where in result.topic_partitions)
 
 
 def build_of(kit: Kit) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from projections.contract import CqrsProjection, Event
@@ -28,7 +28,7 @@ from streams.errors import (
     TopicChanged,
     TopicNotFound,
 )
-from tests.integration.kit import Kit, produce, read_log, tally_events, until, wait_for_log
+from tests.integration.kit import Kit, produce, read_log, reset, tally_events, until, wait_for_log
 from tests.support import Tally, envelope, folded
 
 NewKit = Callable[..., Kit]
@@ -339,15 +339,6 @@ def test_lost_disk_is_folded_again_from_the_log(new_kit: NewKit, tmp_path: Path)
     empty = Kit(kit.bootstrap, kit.topic, kit.group, tmp_path / "new-disk")
     assert empty.fold_all().status.events == 300
     assert empty.raw() == kit.raw()
-
-
-def reset(kit: Kit, offsets: dict[int, int]) -> None:
-    """Set the group's offsets as Kafka's own tool does."""
-    admin = AdminClient({"bootstrap.servers": kit.bootstrap})
-    wanted = [TopicPartition(kit.topic, partition, offset) for partition, offset in offsets.items()]
-    request = [ConsumerGroupTopicPartitions(kit.group, wanted)]
-    result = admin.alter_consumer_group_offsets(request)[kit.group].result()
-    assert all(where.error is None for where in result.topic_partitions)
 
 
 # Topics and stores that are not what they were
