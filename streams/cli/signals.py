@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from streams.errors import CqrsError
 from streams.log import get_logger
 
 __all__ = ["DRAIN_S", "Stop", "drained_by_signals", "interrupted_by_signals"]
@@ -45,11 +46,29 @@ def interrupted_by_signals(*, exit_code: int) -> Iterator[None]:
     Inside the block other handlers may be set, to let a signal wait or be noted: the deadline and the second signal
     hold all the same.
 
+    Code in C may put an error of its own in the place of the KeyboardInterrupt that came up in it (AdminClient does:
+    "expected configuration property name as type unicode string"). So any error that is not ours counts as the
+    interruption, once there was one.
+
     Args:
         exit_code: What the process ends with where the block has not ended by `DRAIN_S` after the signal.
     """
-    with _watched(signal.default_int_handler, None, exit_code):
-        yield
+    is_interrupted = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal is_interrupted
+        is_interrupted = True
+        raise KeyboardInterrupt
+
+    with _watched(interrupt, None, exit_code):
+        try:
+            yield
+        except CqrsError:
+            raise
+        except Exception as error:
+            if is_interrupted:
+                raise KeyboardInterrupt from error
+            raise
 
 
 @contextmanager

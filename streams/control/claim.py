@@ -18,7 +18,8 @@ from streams.control.strategies import RebuildStrategy, Target
 from streams.data.agent import Job
 from streams.data.build import Build, Manifest
 from streams.data.checkpoint import KafkaCheckpointStore, Stamp, belongs, generation_id
-from streams.data.generation import Claim, RocksStore
+from streams.data.claims import Claim
+from streams.data.generation import RocksStore
 from streams.data.history import check_complete
 from streams.data.locks import FileLock
 from streams.data.ownership import claimed_elsewhere, foreign_offset

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from streams.data.build import Build, Manifest
-from streams.data.generation import Claim
+from streams.data.claims import Claim
 from streams.types import Watermarks
 
 __all__ = ["FromBeginning", "Prepared", "RebuildStrategy", "Target"]

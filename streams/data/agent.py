@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 
 from streams.data.collector import rare_collections
-from streams.data.lane import AgentStatus, Job, Lane
+from streams.data.job import AgentStatus, Job
+from streams.data.lane import Lane
 from streams.data.source import Subscription
 from streams.log import get_logger
 from streams.types import Member

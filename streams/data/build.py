@@ -25,11 +25,14 @@ from streams.data.store import RocksPartition, StoreState
 from streams.errors import BuildChanged, ForeignStore, StorageError, StoreCorrupt
 from streams.types import TopicInfo
 
-__all__ = ["Build", "Current", "Manifest", "read_record", "write_record"]
+__all__ = ["Build", "Current", "Manifest", "current_build", "read_record", "write_record"]
 
 FORMAT = 2
 CURRENT = "current.json"
 MANIFEST = "manifest.json"
+CLAIM_LOCK = "claim.lock"
+REBUILD_LOCK = "rebuild.lock"
+UNFINISHED = ".refold-"
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -152,6 +155,43 @@ class Build:
             )
 
 
+def current_build(directory: Path) -> Build | None:
+    """Give the build that is current in a state directory; see `RocksStore.current`."""
+    current = read_record(directory / CURRENT, Current)
+    if current is None:
+        _check_ours(directory)
+        return None
+    manifest = read_record(directory / "builds" / str(current.build) / MANIFEST, Manifest)
+    if manifest is None:
+        # Replaced since the record was read? Then it names another one now.
+        if read_record(directory / CURRENT, Current) != current:
+            return current_build(directory)
+        raise StoreCorrupt(
+            f"{directory} names build {current.build} as current, and that is not there. The log is the truth: "
+            "rebuild from the beginning."
+        )
+    return Build(root=directory, current=current, manifest=manifest)
+
+
+def _check_ours(directory: Path) -> None:
+    try:
+        others = sorted(
+            entry.name
+            for entry in directory.iterdir()
+            if entry.name not in (CLAIM_LOCK, REBUILD_LOCK, "builds") and not entry.name.startswith(".re")
+        )
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{directory} cannot be read: {error.strerror}.") from error
+    if others:
+        hint = " It was written by refold 0.1." if "refold.json" in others else ""
+        raise ForeignStore(
+            f"{directory} has no {CURRENT} but holds {', '.join(others[:3])}: it is not a state directory of "
+            f"this refold.{hint} Name another one; nothing in it was touched."
+        )
+
+
 def read_record(path: Path, kind: type[R]) -> R | None:
     """Read a durable record; None where there is none.
 
@@ -188,7 +228,7 @@ def write_record(path: Path, record: msgspec.Struct) -> None:
     """
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".refold-", delete=False) as handle:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=UNFINISHED, delete=False) as handle:
             temporary = Path(handle.name)
             handle.write(msgspec.json.encode(record))
             handle.flush()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from streams.cluster import Cluster
-from streams.errors import HistoryIncomplete, TopicChanged, at
+from streams.errors import BrokerError, HistoryIncomplete, TopicChanged, TopicNotFound, at
 from streams.log import get_logger
 from streams.types import TopicInfo, Watermarks
 
-__all__ = ["check_complete", "check_readable"]
+__all__ = ["TopicWatch", "check_complete", "check_readable"]
 
 log = get_logger(__name__)
 
@@ -83,3 +83,50 @@ def check_readable(topic: TopicInfo, partition: int, position: int, watermarks: 
             partition=partition,
             offset=position,
         )
+
+
+class TopicWatch:
+    """Finds a topic that was deleted and made again while it was read.
+
+    Args:
+        cluster: Where it is.
+        topic: As it was described at first.
+        projection: The projection's name.
+    """
+
+    def __init__(self, cluster: Cluster, topic: TopicInfo, projection: str) -> None:
+        self._cluster = cluster
+        self._topic = topic
+        self._projection = projection
+        self._is_sure = True
+
+    def has_read(self) -> None:
+        """Note that there are records that may be another topic's."""
+        self._is_sure = False
+
+    def is_same(self) -> bool:
+        """Make sure that the records read so far are of the topic as described. False: nobody answers.
+
+        Raises:
+            TopicChanged: It was made again under the same name, and records of the new one may have been read.
+            TopicNotFound: It is gone.
+        """
+        if self._is_sure:
+            return True
+        try:
+            found = self._cluster.topic(self._topic.name)
+        except TopicNotFound:
+            raise
+        except BrokerError as error:
+            log.warning("topic.unverified", topic=self._topic.name, why=str(error))
+            return False
+        if found.id != self._topic.id:
+            raise TopicChanged(
+                f"{found.name} was deleted and made again while it was folded (topic id {self._topic.id}, now "
+                f"{found.id}). Nothing of the new topic was committed, and the models are as of the old one. "
+                "To fold the new one, rebuild from the beginning.",
+                projection=self._projection,
+                topic=found.name,
+            )
+        self._is_sure = True
+        return True

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from projections.contract import CqrsProjection
-from streams.config import FoldSettings
-from streams.data.build import Build
 from streams.data.cache import ModelCannotBeStored
 from streams.data.checkpoint import Pace, Stamp, generation_id
 from streams.data.fold import Fold, feed
-from streams.data.history import check_readable
+from streams.data.history import TopicWatch, check_readable
+from streams.data.job import AgentStatus, Job
 from streams.data.ownership import check_members, check_offset
-from streams.data.partition import HeldPartition, PartitionStatus, Phase
-from streams.data.reader import first_split, split_error
+from streams.data.partition import HeldPartition, Phase
 from streams.data.serde import serde_for
-from streams.data.source import KafkaEventStore, Slice
+from streams.data.source import Slice
+from streams.data.split import SplitWatch
 from streams.data.store import RocksPartition
 from streams.errors import (
     BrokerError,
@@ -34,46 +31,14 @@ from streams.errors import (
     at,
 )
 from streams.log import get_logger
-from streams.types import Committed, TopicInfo, Watermarks
+from streams.types import Committed, Watermarks
 
-__all__ = ["AgentStatus", "Job", "Lane"]
+__all__ = ["Lane"]
 
 log = get_logger(__name__)
 
-_MANY_NEW = 1000
 _ANSWER_S = 3.0
 """How long one question to Kafka may take: meanwhile nobody is asked whether to stop."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What is folded into what. It can be given to another process."""
-
-    projection: CqrsProjection[Any]
-    events: KafkaEventStore
-    topic: TopicInfo
-    """As described when the build was claimed."""
-    build: Build
-    group: str
-    settings: FoldSettings
-    allow_incomplete: bool = False
-    """Begin a partition that has no store yet where the topic begins, also where its first events are gone."""
-    until: Mapping[int, int] | None = None
-    """The position at which each partition's fold ends, exactly; None: none ends."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentStatus:
-    """What an agent has done so far; a snapshot that any thread may read."""
-
-    partitions: dict[int, PartitionStatus] = field(default_factory=dict)
-    """Those held now; after `run`, those that were held at its end."""
-    events: int = 0
-    """Events folded or declined by this agent since it started. One that had to be read again counts once."""
-    models: int = 0
-    """Models in the stores of the partitions held, as committed."""
-    away_s: float = 0.0
-    """For how long no broker has answered."""
 
 
 class Reading(Protocol):
@@ -110,8 +75,8 @@ class Lane:
         self._released_events = 0
         self._unmirrored: set[int] = set()
         self._is_proven = False  # that this group is folded into this directory alone
-        self._is_verified = True  # that what was read is of the topic that the build is of
-        self._is_compared = True  # that no model is on two of the partitions held
+        self._topic = TopicWatch(self._cluster, job.topic, job.projection.name)
+        self._splits = SplitWatch(job.build)
         self._reading: Reading
 
     def begin(self, reading: Reading) -> None:
@@ -174,7 +139,7 @@ class Lane:
         """Commit these partitions to their stores: they are to be released."""
         going = [self._held[partition] for partition in partitions if partition in self._held]
         moved = [held for held in going if held.fold is not None and held.fold.has_moved]
-        if moved and self._verify_topic():
+        if moved and self._topic.is_same():
             for held in moved:
                 self._commit(held)
 
@@ -320,12 +285,12 @@ class Lane:
             stop = held.halt.offset or 0
             records = [record for record in records if record.offset() < stop]
         if records:
-            self._is_verified = False
+            self._topic.has_read()
             feed(self._job.events.codec, records, (fold,), self._interrupts)
         elif piece.end is not None:
             fold.skip_to(piece.end)
         if held.halt is not None and len(records) < len(piece.records) and not self._interrupts:
-            if self._verify_topic() and (not fold.has_moved or self._commit(held)):
+            if self._topic.is_same() and (not fold.has_moved or self._commit(held)):
                 self._halt(held, held.halt)
             elif held.halt is not None:
                 self._reading.read(held.number, fold.position)
@@ -350,71 +315,20 @@ class Lane:
             changed = sum(fold.changed for fold in moved)
             if self._pace.is_due(pending, changed, idle=idle) or any(fold.cache.is_full(share) for fold in moved):
                 self.checkpoint()
-        elif idle and not self._is_compared and self._job.until is None:  # else whoever set the end compares, at it
-            self._compare()
+        elif idle and self._splits.is_behind and self._job.until is None:  # else whoever set the end compares, at it
+            self._splits.compare({one.number: one.store.ids() for one in self._held.values() if one.store is not None})
 
     def checkpoint(self) -> None:
         """Commit every fold that moved, unless nobody answers whether what was read is of the same topic still."""
         began = time.monotonic()
         models = sum(fold.changed for fold in self._folds())
-        if self._verify_topic():
+        if self._topic.is_same():
+            folds = {held.number: held.fold for held in self._held.values() if held.fold is not None}
             for held in list(self._held.values()):
                 if held.fold is not None and held.fold.has_moved and held.phase is not Phase.HALTED:
-                    self._check_not_split(held.number, held.fold)
+                    self._splits.look(held.number, folds)
                     self._commit(held)
         self._pace.taken(began, models)
-
-    def _check_not_split(self, partition: int, fold: Fold) -> None:
-        """Make sure that models that are new here are not on another partition of this process too.
-
-        Many at once, as in a replay, are left to one comparison of all at its end.
-
-        Raises:
-            ModelSplit: One is.
-        """
-        new = fold.cache.new_ids()
-        if len(new) > _MANY_NEW:
-            self._is_compared = False
-            return
-        for number, other in self._held.items():
-            if number != partition and other.fold is not None:
-                for model_id in new:
-                    if other.fold.cache.has(model_id):
-                        raise split_error(self._job.build, model_id, *sorted((partition, number)))
-
-    def _compare(self) -> None:
-        """Compare all models of the partitions held, once they have caught up after many new ones."""
-        self._is_compared = True
-        found = first_split({held.number: held.store.ids() for held in self._held.values() if held.store is not None})
-        if found is not None:
-            raise split_error(self._job.build, *found)
-
-    def _verify_topic(self) -> bool:
-        """Make sure that the records read so far are of the topic that the build is of. False: nobody answers.
-
-        Raises:
-            TopicChanged: It was made again under the same name, and records of the new one may have been read.
-            TopicNotFound: It is gone.
-        """
-        if self._is_verified:
-            return True
-        try:
-            found = self._cluster.topic(self._job.topic.name)
-        except TopicNotFound:
-            raise
-        except BrokerError as error:
-            log.warning("topic.unverified", topic=self._job.topic.name, why=str(error))
-            return False
-        if found.id != self._job.topic.id:
-            raise TopicChanged(
-                f"{found.name} was deleted and made again while it was folded (topic id {self._job.topic.id}, now "
-                f"{found.id}). Nothing of the new topic was committed, and the models are as of the old one. "
-                "To fold the new one, rebuild from the beginning.",
-                projection=self._job.projection.name,
-                topic=found.name,
-            )
-        self._is_verified = True
-        return True
 
     def _commit(self, held: HeldPartition) -> bool:
         """Commit one fold to its store. False: a model cannot be stored, and the fold is back at its last commit.

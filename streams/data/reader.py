@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import tempfile
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -15,12 +13,11 @@ from typing import IO, Any, Self
 from projections.contract import CqrsProjection
 from streams.data.build import MANIFEST, Build
 from streams.data.serde import serde_for
+from streams.data.split import first_split, split_error
 from streams.data.store import PartitionReader, StoreState, read_only
-from streams.errors import ForeignStore, ModelSplit, StorageError, at
+from streams.errors import ForeignStore, ModelSplit, StorageError
 
-__all__ = ["ModelReader", "first_split", "split_error"]
-
-_CHUNK = 10_000
+__all__ = ["ModelReader"]
 
 
 class ModelReader:
@@ -136,44 +133,6 @@ class ModelReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def first_split(sources: Mapping[int, Iterator[bytes]]) -> tuple[str, int, int] | None:
-    """Find an id that several partitions have, in bounded memory: the id and two of the partitions; None where none is.
-
-    Args:
-        sources: By partition, its ids in the order of their bytes.
-    """
-    chunks = {number: list(islice(ids, _CHUNK)) for number, ids in sources.items()}
-    while len(chunks := {number: chunk for number, chunk in chunks.items() if chunk}) > 1:
-        # Up to the smallest of the chunks' last ids, every partition's ids are here.
-        pivot = min(chunk[-1] for chunk in chunks.values())
-        here = {number: chunk[: bisect_right(chunk, pivot)] for number, chunk in chunks.items()}
-        if len(set().union(*here.values())) < sum(map(len, here.values())):
-            owner: dict[bytes, int] = {}
-            for number, ids in sorted(here.items()):
-                for model_id in ids:
-                    if owner.setdefault(model_id, number) != number:
-                        return model_id.decode(), owner[model_id], number
-        for number, ids in here.items():
-            chunks[number] = chunks[number][len(ids) :] or list(islice(sources[number], _CHUNK))
-    return None
-
-
-def split_error(build: Build, model_id: str, one: int, other: int) -> ModelSplit:
-    """Say that events of one model are on two partitions, why that may be, and what can be done."""
-    topic = build.manifest.topic
-    return ModelSplit(
-        f"Model {model_id!r} is on {at(topic, one)} and on {at(topic, other)}: its events are spread over "
-        "both, so each "
-        "holds a part of it, in no defined order. Partitions were added to the topic, two producers choose partitions "
-        "differently (murmur2 and CRC32), or the stream is not what the records are keyed by. Write the events to a "
-        'topic keyed by the model\'s id, and fold that (`partition_by = "model"`, which does that by itself, '
-        "is planned).",
-        projection=build.manifest.projection,
-        topic=topic,
-        partition=one,
-    )
 
 
 def _hold(build: Build) -> IO[bytes] | None:

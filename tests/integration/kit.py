@@ -183,6 +183,13 @@ class Kit:
             agent.run()
         return agent
 
+    @property
+    def build(self) -> int:
+        """The number of the build that is current."""
+        current = self.store.current()
+        assert current is not None, "no build"
+        return current.manifest.build
+
     def models(self) -> dict[str, Any]:
         with self.store.reader(self.projection) as reader:
             return dict(reader.items())

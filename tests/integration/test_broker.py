@@ -516,6 +516,23 @@ def test_command_prints_its_address_and_stops_cleanly_on_a_signal_to_its_group(
     assert (tmp_path / "data" / "log" / ".kafka_cleanshutdown").exists()
 
 
+def test_command_ends_at_once_at_a_second_signal_and_kafka_with_it(
+    scripts: Callable[..., subprocess.Popen[str]],
+) -> None:
+    command = scripts("-c", COMMAND, "broker", "--json")
+    assert command.stdout is not None
+    kafka = json.loads(command.stdout.readline())["pid"]
+    watcher = int(subprocess.check_output(["ps", "-o", "ppid=", "-p", str(kafka)]))
+    os.kill(watcher, signal.SIGSTOP)  # so that the first signal cannot be done with
+    try:
+        command.send_signal(signal.SIGTERM)
+        command.send_signal(signal.SIGINT)
+        assert command.wait(DEADLINE_S) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    finally:
+        os.kill(watcher, signal.SIGCONT)
+    wait_until(lambda: not alive(kafka), "Kafka is gone")
+
+
 def test_command_ends_with_an_error_when_the_broker_dies(
     scripts: Callable[..., subprocess.Popen[str]],
 ) -> None:

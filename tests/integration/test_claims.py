@@ -29,11 +29,6 @@ NewKit = Callable[..., Kit]
 COMPACTED = {"cleanup.policy": "compact"}
 
 
-def build_of(kit: Kit) -> int:
-    """The number of the build that is current."""
-    return (kit.store.current() or pytest.fail("no build")).manifest.build
-
-
 # Offsets that somebody else set
 
 
@@ -53,9 +48,9 @@ def test_reset_to_a_beginning_that_the_log_no_longer_has_is_refused_before_anyth
         reset(kit, dict.fromkeys(positions, 0))
     with pytest.raises(HistoryIncomplete, match="nothing was changed"):
         kit.claim()
-    assert (kit.raw(), kit.positions(), build_of(kit)) == (before, positions, 1)
+    assert (kit.raw(), kit.positions(), kit.build) == (before, positions, 1)
     kit.fold_all(allow_incomplete=True)
-    assert build_of(kit) == 2
+    assert kit.build == 2
     kit.check()
 
 
@@ -77,10 +72,10 @@ def test_mixed_reset_is_judged_as_a_whole(new_kit: NewKit) -> None:
     reset(kit, {0: 0, 1: positions[1] - 3})
     with pytest.raises(ForeignOffset, match=rf"\[1\]@{positions[1] - 3} .*position {positions[1]}"):
         kit.claim()
-    assert (kit.raw(), kit.positions(), build_of(kit)) == (before, positions, 1)
+    assert (kit.raw(), kit.positions(), kit.build) == (before, positions, 1)
     reset(kit, {1: positions[1]})  # the way out that the message names
     assert kit.fold_all().status.events == positions[0]
-    assert (kit.raw(), kit.positions(), build_of(kit)) == (before, positions, 2)
+    assert (kit.raw(), kit.positions(), kit.build) == (before, positions, 2)
     assert kit.fold_all().status.events == 0
 
 
@@ -218,7 +213,7 @@ def test_many_first_starts_in_one_directory_share_its_build(new_kit: NewKit) -> 
     for thread in threads:
         thread.join()
     assert failures == []
-    assert build_of(kit) == 1
+    assert kit.build == 1
     kit.fold_all()
     assert kit.check() == 1000
 
@@ -232,7 +227,7 @@ async def test_rebuild_is_refused_while_another_group_folds_in_the_directory(new
         before = kit.raw()
         with pytest.raises(StoreLocked, match=rf"run of tally\.v1 \(process {process.process.pid} on "):
             await other.coordinator().rebuild_from_beginning()
-        assert (kit.raw(), build_of(kit)) == (before, 1)
+        assert (kit.raw(), kit.build) == (before, 1)
         assert process.terminate() == 0
 
 

@@ -34,11 +34,6 @@ from tests.support import Tally, envelope
 NewKit = Callable[..., Kit]
 
 
-def build_of(kit: Kit) -> int:
-    """The number of the build that is current."""
-    return (kit.store.current() or pytest.fail("no build")).manifest.build
-
-
 async def test_rebuilt_models_equal_the_live_ones_byte_for_byte(new_kit: NewKit) -> None:
     kit = new_kit()
     produce(kit.bootstrap, kit.topic, tally_events(20_000, streams=900))
@@ -312,8 +307,8 @@ def test_rebuild_killed_at_random_moments_is_gone_on_with(new_kit: NewKit) -> No
             process.kill()
         kit.check(log)  # each partition's models are true to its position, whichever build it is in
         until("the killed member is dropped", lambda: not kit.cluster.members(kit.group))
-        assert build_of(kit) in (attempt + 2, build)
-        build = build_of(kit)
+        assert kit.build in (attempt + 2, build)
+        build = kit.build
     kit.fold_all()
     assert kit.check(log) == 100_000
     assert kit.raw() == live
@@ -372,7 +367,7 @@ def test_command_asks_before_it_clears(new_kit: NewKit) -> None:
     with kit.process(command="rebuild") as process:
         assert process.wait() == 2
         assert "--yes" in process.output()
-    assert build_of(kit) == 1
+    assert kit.build == 1
 
 
 def test_exit_codes_and_one_line_errors(new_kit: NewKit) -> None:

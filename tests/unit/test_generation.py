@@ -295,6 +295,15 @@ def test_build_that_was_never_switched_to_is_a_leftover(store: RocksStore) -> No
     assert sorted(entry.name for entry in (store.directory / "builds").iterdir()) == ["2"]
 
 
+def test_record_that_a_kill_left_half_written_is_swept(store: RocksStore) -> None:
+    build = found(store)
+    (store.directory / ".refold-abc").write_text('{"format"')
+    assert store.current() == build
+    with store.claiming("test"):
+        pass
+    assert not list(store.directory.glob(".refold-*"))
+
+
 def test_partition_is_carried_over_as_it_is(store: RocksStore) -> None:
     build = found(store)
     fill(build, 1)

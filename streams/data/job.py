@@ -1,0 +1,47 @@
+"""What an agent is given, and the figures that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from projections.contract import CqrsProjection
+from streams.config import FoldSettings
+from streams.data.build import Build
+from streams.data.partition import PartitionStatus
+from streams.data.source import KafkaEventStore
+from streams.types import TopicInfo
+
+__all__ = ["AgentStatus", "Job"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is folded into what. It can be given to another process."""
+
+    projection: CqrsProjection[Any]
+    events: KafkaEventStore
+    topic: TopicInfo
+    """As described when the build was claimed."""
+    build: Build
+    group: str
+    settings: FoldSettings
+    allow_incomplete: bool = False
+    """Begin a partition that has no store yet where the topic begins, also where its first events are gone."""
+    until: Mapping[int, int] | None = None
+    """The position at which each partition's fold ends, exactly; None: none ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStatus:
+    """What an agent has done so far; a snapshot that any thread may read."""
+
+    partitions: dict[int, PartitionStatus] = field(default_factory=dict)
+    """Those held now; after `run`, those that were held at its end."""
+    events: int = 0
+    """Events folded or declined by this agent since it started. One that had to be read again counts once."""
+    models: int = 0
+    """Models in the stores of the partitions held, as committed."""
+    away_s: float = 0.0
+    """For how long no broker has answered."""
