@@ -139,7 +139,7 @@ class RebuildProgress:
     models: int | None = None
     """Models that the rebuild gave; None until it has finished."""
     models_deleted: int = 0
-    """How often a model was deleted, as checkpoints found it."""
+    """Events at which `apply_to_model` gave None."""
     events_declined: int = 0
     """Events that the projection declined."""
     elapsed_seconds: float = 0.0

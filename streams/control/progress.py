@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from streams.data.partition import PartitionStatus
+from streams.data.store import StoreState
 from streams.types import Lag, RebuildProgress
 
 __all__ = ["ProgressTracker"]
@@ -88,14 +89,14 @@ class ProgressTracker:
         figures: Mapping[int, PartitionStatus],
         error: BaseException | None = None,
         *,
-        models: int | None = None,
+        states: Mapping[int, StoreState] | None = None,
     ) -> RebuildProgress:
         """Close the books, by what is in the stores; the rate is now over the whole rebuild.
 
         Args:
             figures: By partition.
             error: What ended the rebuild before its end.
-            models: How many models it gave.
+            states: What the stores say in the end, where it has come to its end.
         """
         elapsed = time.monotonic() - self._began
         events = sum(one.events for one in figures.values())
@@ -103,8 +104,8 @@ class ProgressTracker:
         self.snapshot = replace(
             self.snapshot,
             waiting_for="",
-            models=models,
-            models_deleted=sum(one.deleted for one in figures.values()),
+            models=None if states is None else sum(one.models for one in states.values()),
+            models_deleted=sum(one.deleted for one in (figures if states is None else states).values()),
             events_declined=declined,
             partitions={
                 partition: replace(lag, position=max(lag.start, figures[partition].committed))

@@ -112,17 +112,18 @@ class Run:
             self._check_done(claimed, figures)
             with self._ground.store.reader(self._ground.projection) as reader:
                 reader.check_not_split()
-                models = reader.count()
+                states = reader.states()
         except BaseException as error:
             tracker.ended(figures, error)
             raise
-        if not models and any(one.events > one.declined for one in figures.values()):
+        folded = [state for state in states.values() if state.events > state.declined]
+        if folded and all(state.gave_nothing for state in folded):
             log.warning(
                 "rebuild.gave_no_models",
                 method=f"{type(self._ground.projection).__qualname__}.apply_to_model",
-                why="every model was deleted again; is a `return model` missing?",
+                why="it gave None for every event, which deletes the model; is a `return model` missing?",
             )
-        return tracker.ended(figures, models=models)
+        return tracker.ended(figures, states=states)
 
     def _watch(self, runner: Runner, members: Members, tracker: ProgressTracker) -> None:
         """Look on until the agent has ended, or the whole group is done, or the rebuild is cancelled."""

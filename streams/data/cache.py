@@ -218,11 +218,6 @@ class ModelCache:
         """Give the ids of the models that the next commit brings into the store."""
         return [model_id for model_id in self.added if self.dirty.get(model_id) is not None]
 
-    def count_deleted(self) -> int:
-        """Count the models that were deleted since the last commit, also those that came into being since."""
-        # Where a fold gives None for a model that there is not, nothing is put into `dirty`.
-        return list(self.dirty.values()).count(None) + len(self.added - self.dirty.keys())
-
     def check_storable(self, model_id: str) -> None:
         """Make sure that one changed model can be stored.
 

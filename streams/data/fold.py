@@ -7,6 +7,7 @@ import inspect
 import traceback
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
+from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ __all__ = ["Fold", "feed"]
 
 log = get_logger(__name__)
 
+_HERE = Path(__file__).parent
 _EVENTS_ONLY = {Event}
 _NEVER = (KeyboardInterrupt, GeneratorExit)
 """What user code may raise that is no failure of it: it comes from outside."""
@@ -68,6 +70,7 @@ class Fold:
         self.position = state.position
         self.events = state.events
         self.declined = state.declined
+        self.deleted = state.deleted
         self._last_event_id = state.last_event_id
 
     @property
@@ -158,7 +161,7 @@ class Fold:
         dirty, load, interrupts = self.cache.dirty, self.cache.load, self._interrupts
         get = dirty.get
         event = events[0]
-        declined = 0
+        declined = deleted = 0
         try:
             for event in events:
                 model_id = extract(event)
@@ -173,11 +176,13 @@ class Fold:
                     changed = apply(model, event)
                     if changed is not model:
                         dirty[model_id] = changed
+                    if changed is None:
+                        deleted += 1
                 if interrupts:
                     break
         except BaseException as error:  # noqa: BLE001  (raised as what it is)
             self._raise(event, error)
-        self._passed(event, declined)
+        self._passed(event, declined, deleted)
 
     async def _fold_async(self, events: Sequence[Event]) -> None:
         """The same for an `async def apply_to_model`. A copy, because an await costs more than the rest."""
@@ -185,7 +190,7 @@ class Fold:
         any_stream = self._projection.partition_by is not None
         dirty, load, interrupts = self.cache.dirty, self.cache.load, self._interrupts
         event = events[0]
-        declined = 0
+        declined = deleted = 0
         try:
             for event in events:
                 model_id = extract(event)
@@ -200,15 +205,18 @@ class Fold:
                     changed = await apply(model, event)
                     if changed is not model:
                         dirty[model_id] = changed
+                    if changed is None:
+                        deleted += 1
                 if interrupts:
                     break
         except BaseException as error:  # noqa: BLE001  (raised as what it is)
             self._raise(event, error)
-        self._passed(event, declined)
+        self._passed(event, declined, deleted)
 
-    def _passed(self, event: Event, declined: int) -> None:
+    def _passed(self, event: Event, declined: int, deleted: int) -> None:
         self.position = event.offset + 1
         self.declined += declined
+        self.deleted += deleted
         self._last_event_id = str(event.id)  # a number, where the envelope has one
 
     def commit(self) -> None:
@@ -221,18 +229,17 @@ class Fold:
         After either nothing was written; `discard`.
         """
         before = self._store.state
-        deleted = self.cache.count_deleted()
         state = msgspec.structs.replace(
             before,
             position=self.position,
             events=self.events,
             declined=self.declined,
-            deleted=before.deleted + deleted,
+            deleted=self.deleted,
             models=self.cache.count(),
             last_event_id=self._last_event_id,
         )
         self._store.commit(self.cache.encoded(), state)
-        if before.events == 0 and state.models == 0 and deleted:
+        if before.events == 0 and state.gave_nothing:
             log.warning(
                 "fold.gives_no_models",
                 method=f"{type(self._projection).__qualname__}.apply_to_model",
@@ -318,8 +325,8 @@ def _is_event(outcome: Outcome) -> bool:
 
 
 def _users_frames(error: BaseException) -> str:
-    """Write an error's traceback from the first frame on that is not of this module; "" where none is."""
+    """Write an error's traceback from the first frame on that is not of this package; "" where none is."""
     trace: TracebackType | None = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and Path(trace.tb_frame.f_code.co_filename).parent == _HERE:
         trace = trace.tb_next
     return "" if trace is None else "".join(traceback.format_exception(type(error), error, trace))

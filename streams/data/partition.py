@@ -46,7 +46,7 @@ class PartitionStatus:
     """Events folded or declined since this build began."""
     declined: int = 0
     deleted: int = 0
-    """Models that were deleted again."""
+    """Events at which `apply_to_model` gave None."""
     models: int = 0
     """Models in the store, as committed."""
     phase: Phase = Phase.READY

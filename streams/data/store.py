@@ -42,8 +42,13 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
     """Events read since `start`."""
     declined: int = 0
     deleted: int = 0
-    """Models that a checkpoint deleted, or found deleted before they were ever stored; a count over all of them."""
+    """Events at which `apply_to_model` gave None."""
     last_event_id: str | None = None
+
+    @property
+    def gave_nothing(self) -> bool:
+        """Whether there were events to fold, and every one of them gave None."""
+        return 0 < self.deleted == self.events - self.declined
 
 
 class PartitionStore(Protocol):

@@ -112,6 +112,7 @@ def test_any_history_any_batches_any_crashes_models_are_the_fold_of_the_log(
             assert state.models == len(models)
             assert state.events == len(done)
             assert state.declined == sum(kind == "ignore" for _, kind in kinds[: len(done)])
+            assert state.deleted == sum(kind == "drop" for _, kind in kinds[: len(done)])
         fold.close()
         assert stored(path)[0] == folded(log)
 
@@ -455,8 +456,9 @@ def test_model_that_would_not_come_back_is_found_at_its_own_event(tmp_path: Path
         fold.commit()
     fold.discard()
     fold.carefully = True
-    with pytest.raises(ProjectionError, match=r"t\[0\]@1: its model 'a' cannot be stored"):
+    with pytest.raises(ProjectionError, match=r"t\[0\]@1: its model 'a' cannot be stored") as raised:
         take(fold, log)
+    assert not raised.value.user_traceback  # none of its frames is the user's
     fold.close()
 
 
