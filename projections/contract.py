@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -14,7 +14,15 @@ __all__ = ["CqrsProjection", "Event"]
 ReadModel = TypeVar("ReadModel")
 
 
-class Event(msgspec.Struct, frozen=True, gc=False):
+class HasHeaders(Protocol):
+    """A record of Kafka's."""
+
+    def headers(self) -> list[tuple[str, bytes | None]] | None:
+        """Give its headers; None where it has none."""
+        ...
+
+
+class Event(msgspec.Struct, frozen=True, gc=False, eq=False):
     """One event of the log, decoded. Events are values: a projection reads them and never changes them.
 
     A msgspec Struct and not a dataclass, because one is built for every event of every replay
@@ -37,6 +45,27 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     partition: int
     offset: int
     """The record's own offset. The position after it is `offset + 1`."""
+    record: HasHeaders | None = None
+    """What the headers are read from, when they are asked for."""
+
+    @property
+    def headers(self) -> tuple[tuple[str, bytes | None], ...]:
+        """The record's headers in their order, a name as often as it is there; read at each access."""
+        return () if self.record is None else tuple(self.record.headers() or ())
+
+    def header(self, name: str) -> bytes | None:
+        """Give the value of a header, of several the last one's; None where there is none."""
+        return dict(self.headers).get(name)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all that an event says, and not the record that it was read from."""
+        if not isinstance(other, Event):
+            return NotImplemented
+        return self.headers == other.headers and all(
+            getattr(self, field) == getattr(other, field) for field in self.__struct_fields__ if field != "record"
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # its data is a dict
 
     @property
     def time(self) -> datetime:

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -26,6 +26,9 @@ SHIPPED: Mapping[str, str] = MappingProxyType(
 )
 """The projections that come with refold: name → where the class is."""
 
+OURS = ("projections", "streams")
+"""The packages that refold itself is made of."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _NAME_RULE = "lower-case letters, digits, '.', '_' and '-', the first a letter or a digit, at most 100"
 
@@ -34,13 +37,15 @@ class ResolveError(LookupError):
     """There is no projection of this name, or what is there cannot be folded with. Nothing was started."""
 
 
-def resolve(name_or_path: str) -> CqrsProjection[Any]:
+def resolve(name_or_path: str, *, named: Sequence[str] = (), beside: Path | None = None) -> CqrsProjection[Any]:
     """Find a projection and check its declaration.
 
     Args:
         name_or_path: A shipped name (`aircraft-log`), `package.module:Class`, or `path/to/file.py:Class`.
             Modules are looked for in the current directory too, as `python -m` does. The class is a
             subclass of CqrsProjection, constructed without arguments, or an instance of one.
+        named: Further names that the user could have meant, for the message.
+        beside: A directory in which modules are looked for too.
 
     Raises:
         ResolveError: Nothing of that name can be imported (the cause is chained), it is no projection, or
@@ -49,13 +54,13 @@ def resolve(name_or_path: str) -> CqrsProjection[Any]:
     target = SHIPPED.get(name_or_path, name_or_path)
     place, colon, attribute = target.rpartition(":")
     if not colon:
-        raise ResolveError(_unknown(name_or_path))
+        raise ResolveError(_unknown(name_or_path, named))
     if not place or not attribute:
         raise ResolveError(
             f"Projection {name_or_path!r} is no full name: write `module:Class`, "
             "for example `shop.orders:OrderSummary`."
         )
-    module = _load_file(Path(place), target) if place.endswith(".py") else _load_module(place, target)
+    module = _load_file(Path(place), target) if place.endswith(".py") else _load_module(place, target, beside)
     found: Any = module
     for part in attribute.split("."):
         try:
@@ -69,19 +74,22 @@ def resolve(name_or_path: str) -> CqrsProjection[Any]:
     return projection
 
 
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, SHIPPED, n=3, cutoff=0.5)
+def _unknown(name: str, named: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, [*named, *SHIPPED], n=3, cutoff=0.5)
     did_you_mean = f" Did you mean {' or '.join(near)}?" if near else ""
+    configured = f"refold.toml names {', '.join(named)}. " if named else ""
     return (
-        f"No projection is called {name!r}.{did_you_mean} Shipped are {', '.join(SHIPPED)}; "
+        f"No projection is called {name!r}.{did_you_mean} {configured}Shipped are {', '.join(SHIPPED)}; "
         "name one of your own as `module:Class`, for example `shop.orders:OrderSummary`."
     )
 
 
-def _load_module(name: str, target: str) -> ModuleType:
+def _load_module(name: str, target: str, beside: Path | None) -> ModuleType:
     here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    for place in (here, *([] if beside is None else [str(beside)])):
+        if place not in sys.path:
+            sys.path.insert(0, place)
+    _check_no_clash(name, target, [Path(here), *([] if beside is None else [beside])])
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -94,6 +102,21 @@ def _load_module(name: str, target: str) -> ModuleType:
         raise _import_failed(target, name, error) from error
     except Exception as error:
         raise _import_failed(target, name, error) from error
+
+
+def _check_no_clash(name: str, target: str, places: Sequence[Path]) -> None:
+    """Refuse a module of the user's in a package that is called as one of ours, which is loaded already."""
+    package = name.partition(".")[0]
+    if package not in OURS:
+        return
+    ours = Path(__file__).parent.parent
+    for place in places:
+        theirs = place / package
+        if place != ours and (theirs.is_dir() or theirs.with_suffix(".py").is_file()):
+            raise ResolveError(
+                f"Projection {target!r}: {theirs} has the name of a package of refold, {package!r}, and only one of "
+                f"them can be loaded. Rename yours, or name the file: {place / name.replace('.', '/')}.py:Class."
+            )
 
 
 def _load_file(path: Path, target: str) -> ModuleType:

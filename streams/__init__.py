@@ -1,16 +1,25 @@
-"""Refold: fold a Kafka event topic into read models, and rebuild them from history."""
+"""Refold: fold a Kafka event topic into read models, and rebuild them from history.
 
-from streams.config import FoldSettings, KafkaSettings
-from streams.control.rebuild import RebuildCoordinator
-from streams.control.strategies import FromBeginning, RebuildStrategy
-from streams.data.agent import Agent, AgentStatus
-from streams.data.checkpoint import CheckpointStore, KafkaCheckpointStore
-from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec, Undecodable
-from streams.data.generation import RocksStore
-from streams.data.reader import ModelReader
-from streams.data.runner import ProcessRunner, ThreadRunner
-from streams.data.source import KafkaEventStore
-from streams.types import ProjectionCheckpoint, RebuildProgress
+What is here is loaded when it is first asked for, so that `refold --help` need not wait for what it does not use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streams.config import FoldSettings, KafkaSettings
+    from streams.control.rebuild import RebuildCoordinator
+    from streams.control.strategies import FromBeginning, RebuildStrategy
+    from streams.data.agent import Agent, AgentStatus
+    from streams.data.checkpoint import CheckpointStore, KafkaCheckpointStore
+    from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec, Undecodable
+    from streams.data.generation import RocksStore
+    from streams.data.reader import ModelReader
+    from streams.data.runner import ProcessRunner, ThreadRunner
+    from streams.data.source import KafkaEventStore
+    from streams.types import ProjectionCheckpoint, RebuildProgress
 
 __all__ = [
     "RebuildCoordinator",
@@ -34,3 +43,29 @@ __all__ = [
     "FoldSettings",
     "KafkaSettings",
 ]
+
+_PLACES = {
+    "streams.config": ("FoldSettings", "KafkaSettings"),
+    "streams.control.rebuild": ("RebuildCoordinator",),
+    "streams.control.strategies": ("FromBeginning", "RebuildStrategy"),
+    "streams.data.agent": ("Agent", "AgentStatus"),
+    "streams.data.checkpoint": ("CheckpointStore", "KafkaCheckpointStore"),
+    "streams.data.codec": ("CloudEventsCodec", "EventCodec", "JsonCodec", "Undecodable"),
+    "streams.data.generation": ("RocksStore",),
+    "streams.data.reader": ("ModelReader",),
+    "streams.data.runner": ("ProcessRunner", "ThreadRunner"),
+    "streams.data.source": ("KafkaEventStore",),
+    "streams.types": ("ProjectionCheckpoint", "RebuildProgress"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for place, names in _PLACES.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module(place), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

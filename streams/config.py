@@ -1,18 +1,32 @@
-"""Settings: one typed object, from arguments and the environment, checked whole before anything starts."""
+"""Settings: typed, from flags, the environment and a file, checked whole before anything starts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from streams.configfile import ConfigFile, near
 from streams.errors import ConfigError
 
-__all__ = ["FoldSettings", "KafkaSettings", "load"]
+__all__ = [
+    "Codec",
+    "FoldSettings",
+    "KafkaSettings",
+    "SourceSettings",
+    "StateSettings",
+    "Tombstones",
+    "load",
+    "resolve_settings",
+    "unknown_variables",
+    "variable",
+]
 
 
 S = TypeVar("S", bound=BaseSettings)
@@ -88,6 +102,48 @@ class FoldSettings(BaseSettings):
     Env: REFOLD_SESSION_TIMEOUT_S."""
 
 
+class StateSettings(BaseSettings):
+    """Where read models are kept."""
+
+    model_config = SettingsConfigDict(env_prefix="REFOLD_", frozen=True, extra="forbid")
+
+    state_dir: Path = Path(".refold")
+    """One directory in it for each projection and version. Env: REFOLD_STATE_DIR."""
+
+
+Codec = Literal["json", "cloudevents"]
+"""How records are read as events."""
+Tombstones = Literal["halt", "skip", "delete-model"]
+"""What a record with a null value does: it is no event, and halts its partition; it is declined; it deletes the model
+whose id is its key."""
+
+
+class SourceSettings(BaseSettings):
+    """What is folded, as which group, and how its records are read."""
+
+    model_config = SettingsConfigDict(env_prefix="REFOLD_", frozen=True, extra="forbid")
+
+    topic: str | None = Field(None, min_length=1)
+    """The event topic. Env: REFOLD_TOPIC."""
+    group: str | None = Field(None, min_length=1)
+    """The consumer group; by default refold.PROJECTION.vVERSION. Env: REFOLD_GROUP."""
+    codec: Codec = "json"
+    """Env: REFOLD_CODEC."""
+    id_field: str = "id"
+    """JSON envelope: the field with the event's id. Env: REFOLD_ID_FIELD."""
+    type_field: str = "type"
+    """JSON envelope: the field with the event's type. Env: REFOLD_TYPE_FIELD."""
+    time_field: str = "time"
+    """JSON envelope: the field with the event's time. Env: REFOLD_TIME_FIELD."""
+    data_field: str = "data"
+    """JSON envelope: the field with the payload; empty for the whole object. Env: REFOLD_DATA_FIELD."""
+    stream_field: str = ""
+    """JSON envelope: the field with the stream; by default the record's key is the stream.
+    Env: REFOLD_STREAM_FIELD."""
+    tombstones: Tombstones = "halt"
+    """Env: REFOLD_TOMBSTONES."""
+
+
 def load(settings: type[S], **arguments: Any) -> S:
     """Read one settings class from arguments, then the environment, then its defaults.
 
@@ -98,22 +154,107 @@ def load(settings: type[S], **arguments: Any) -> S:
     Raises:
         ConfigError: Everything that is wrong, in one message.
     """
-    try:
-        return settings(**{key: value for key, value in arguments.items() if value is not None})
-    except SettingsError as error:
-        raise ConfigError(f"Settings are wrong: {error}; REFOLD_KAFKA is a JSON object.") from None
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg'].lower()}"
-            # Client settings may be secrets: their values are never shown.
-            + ("" if "kafka" in item["loc"] else f" (got {item['input']!r})")
-            for item in error.errors(include_url=False)
-        )
+    (found,) = resolve_settings([settings], arguments=arguments)
+    assert isinstance(found, settings)
+    return found
+
+
+def resolve_settings(
+    kinds: Iterable[type[BaseSettings]],
+    *,
+    flags: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    file: ConfigFile | None = None,
+    projection: str | None = None,
+    required: Iterable[str] = (),
+) -> list[BaseSettings]:
+    """Read several settings classes from flags, then the environment, then a file, then their defaults.
+
+    Args:
+        kinds: The classes.
+        flags: Values from the command line, by setting; None means "not given".
+        arguments: The same for a program's own; only in messages are they named otherwise.
+        file: The configuration file.
+        projection: Whose section of the file holds.
+        required: Settings without which there is no going on.
+
+    Returns:
+        One object of each class, in order.
+
+    Raises:
+        ConfigError: Everything that is wrong, wherever it comes from, in one message.
+    """
+    kinds, file = list(kinds), file or ConfigFile()
+    given = {key: value for key, value in {**(arguments or {}), **(flags or {})}.items() if value is not None}
+    in_file = file.settings(projection)
+    wrong = file.unknown(projection, [key for kind in ALL for key in kind.model_fields])
+    found: list[BaseSettings] = []
+
+    def source(key: str) -> str:
+        if key in given:
+            return f"--{key.replace('_', '-')}" if flags is not None and key in flags else key
+        if variable(key) in os.environ:
+            return variable(key)
+        return file.place(projection, key) if key in in_file else key
+
+    for kind in kinds:
+        values = {key: given[key] for key in kind.model_fields if key in given}
+        values |= {
+            key: in_file[key]
+            for key in kind.model_fields
+            if key in in_file and key not in given and variable(key) not in os.environ
+        }
+        try:
+            found.append(kind(**values))
+        except SettingsError:
+            wrong.append("REFOLD_KAFKA: it is not a JSON object")
+        except ValidationError as error:
+            wrong += [_one_error(source(str(item["loc"][0])), item) for item in error.errors(include_url=False)]
+    known = {key for kind in kinds for key in kind.model_fields}
+    # None of the program's own arguments may vanish; a flag is checked by whoever parses it.
+    wrong += [f"{key}: there is no such setting{near(key, known)}" for key in arguments or {} if key not in known]
+    for key in required:
+        if not wrong and next((getattr(one, key) for one in found if key in type(one).model_fields), None) is None:
+            where = f", or {key} in {file.path}" if file.path else ", or in refold.toml"
+            wrong.append(f"{key}: it is needed. Give --{key.replace('_', '-')}, {variable(key)}{where}")
+    if wrong:
         raise ConfigError(
-            f"Settings are wrong: {wrong}. Each is read from REFOLD_<NAME>, and some from a flag too."
-        ) from None
+            "Settings are wrong: " + wrong[0] if len(wrong) == 1 else "\n  ".join(["Settings are wrong:", *wrong])
+        )
+    return found
 
 
-def default_state_dir() -> Path:
-    """Give the directory for state where the user named none: `./.refold`."""
-    return Path(".refold")
+def _one_error(source: str, item: Any) -> str:
+    path = ".".join(map(str, item["loc"][1:]))
+    # Client settings may be secrets: their values are never shown.
+    shown = "" if "kafka" in item["loc"] else f" (got {item['input']!r})"
+    said = item["msg"].removeprefix("Value error, ")
+    return f"{source}{'.' if path else ''}{path}: {said[:1].lower()}{said[1:]}{shown}"
+
+
+def variable(key: str) -> str:
+    """Give the environment variable of a setting."""
+    return f"REFOLD_{key.upper()}"
+
+
+ALL: tuple[type[BaseSettings], ...] = (KafkaSettings, FoldSettings, StateSettings, SourceSettings)
+_OTHER_VARIABLES = (
+    "REFOLD_BROKER_DATA_DIR",
+    "REFOLD_BROKER_PORT",
+    "REFOLD_CONFIG",
+    "REFOLD_LOG_FORMAT",
+    "REFOLD_LOG_LEVEL",
+    "REFOLD_MAVEN_REPOSITORY",
+)
+_SERVICE_LINK = re.compile(r"REFOLD_(\w+_)?(SERVICE_(HOST|PORT)|PORT)(_\w+)?")
+"""What Kubernetes sets for a service that is called refold."""
+
+
+def unknown_variables() -> list[str]:
+    """Name the variables of the environment that look like ours and that nothing reads, each with the nearest."""
+    known = [*_OTHER_VARIABLES, *(variable(key) for kind in ALL for key in kind.model_fields)]
+    return [
+        f"{name}{near(name, known)}"
+        for name in sorted(os.environ)
+        if name.startswith("REFOLD_") and name not in known and not _SERVICE_LINK.fullmatch(name)
+    ]

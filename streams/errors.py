@@ -14,6 +14,7 @@
     │   ├── StoreLocked        another process folds in it
     │   ├── StoreCorrupt
     │   ├── ForeignStore       written by another projection, topic or format
+    │   ├── StateNotFound      nothing was folded yet
     │   └── ModelNotFound
     ├── CheckpointError        positions
     │   ├── BuildChanged       another build, or other code, was made current meanwhile
@@ -51,6 +52,7 @@ __all__ = [
     "RebuildCancelled",
     "RebuildError",
     "RebuildRunning",
+    "StateNotFound",
     "StorageError",
     "StoreCorrupt",
     "StoreLocked",
@@ -152,6 +154,10 @@ class StoreCorrupt(StorageError):
 
 class ForeignStore(StorageError):
     """The directory holds something else: another projection's or topic's state, an unknown format, other files."""
+
+
+class StateNotFound(StorageError, LookupError):
+    """There are no read models yet: nothing was folded into the directory."""
 
 
 class ModelNotFound(StorageError, LookupError):

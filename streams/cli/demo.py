@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import orjson
 from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -58,8 +59,8 @@ class Figures:
 def demo(
     *,
     bootstrap_servers: Annotated[str | None, Parameter(env_var="REFOLD_BOOTSTRAP_SERVERS")] = None,
-    partitions: int = 4,
-    json: bool = False,
+    partitions: PositiveInt = 4,
+    json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Fold a year of real flights live, rebuild from the beginning, and compare the two byte for byte.
 

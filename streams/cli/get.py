@@ -1,43 +1,53 @@
-"""`refold get`: one read model, from the state on this machine."""
+"""`refold get`: read models by id, from the state on this machine."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from projections.registry import resolve
-from streams.data.checkpoint import generation_id
-from streams.data.generation import RocksStore
+from streams.cli.output import named, shown
+from streams.cli.wiring import ProjectionName, StateOptions
 from streams.errors import ModelNotFound
 
 __all__ = ["get"]
 
 
 def get(
-    projection: str,
+    projection: ProjectionName,
     model_id: str,
     /,
-    *,
-    state_dir: Annotated[Path, Parameter(env_var="REFOLD_STATE_DIR")] = Path(".refold"),
+    *more_ids: Annotated[str, Parameter(negative=())],
+    options: StateOptions = StateOptions(),  # noqa: B008 - frozen
+    pretty: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """Print one read model as JSON, as last committed, also while it is being folded.
+    """Print read models as JSON, as last committed, also while they are being folded.
+
+    One id gives the model. Several, or --json, give one line each: {"id": …, "model": …}.
 
     Example: refold get aircraft-log N14228
 
     Args:
-        projection: A shipped projection's name, or module:Class.
+        projection: Whose models.
         model_id: The model's id.
-        state_dir: Where read models are kept.
+        more_ids: Further ids.
+        options: Where the state is.
+        pretty: Over several lines, for people.
+        json: Name the id also where there is only one.
     """
-    found = resolve(projection)
-    store = RocksStore(state_dir / generation_id(found.name, found.version))
-    with store.reader(found) as reader:
-        raw = reader.get_raw(model_id)
-        if raw is None:
+    found = options.find(projection)
+    missing = []
+    with found.store.reader(found.projection) as reader:
+        for one in (model_id, *more_ids):
+            raw = reader.get_raw(one)
+            if raw is None:
+                missing.append(one)
+            else:
+                print(shown(named(one, raw) if more_ids or json else raw, pretty=pretty))  # noqa: T201
+        if missing:
             raise ModelNotFound(
-                f"{found.name} has no model {model_id!r} among its {reader.count():,} models in {store.directory}.",
+                f"{found.name} has no model {', '.join(map(repr, missing))} among its {reader.count():,} models in "
+                f"{found.store.directory}.",
                 projection=found.name,
             )
-    print(raw.decode())  # noqa: T201

@@ -13,11 +13,11 @@ import orjson
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from streams import config
 from streams.cli.signals import interrupted_by_signals
+from streams.cli.wiring import ClientOptions
 from streams.errors import ConfigError
 from streams.lines import EventLines, Fields
-from streams.loader import Loader, LoadInterrupted
+from streams.loader import Loader
 
 __all__ = ["load"]
 
@@ -29,6 +29,7 @@ def load(
     /,
     *,
     topic: Annotated[str, Parameter(env_var="REFOLD_TOPIC")],
+    client: ClientOptions = ClientOptions(),  # noqa: B008 - frozen
     format: Literal["ndjson", "csv"] | None = None,  # noqa: A002 - it names the flag
     key: str | None = None,
     id: str | None = None,  # noqa: A002 - it names the flag
@@ -39,7 +40,6 @@ def load(
     create: Annotated[bool, Parameter(negative=())] = False,
     partitions: PositiveInt | None = None,
     from_line: PositiveInt = 1,
-    bootstrap_servers: Annotated[str | None, Parameter(env_var="REFOLD_BOOTSTRAP_SERVERS")] = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Write the events of a file to a topic, each once, the events of a stream in order.
@@ -56,6 +56,7 @@ def load(
     Args:
         file: The file, or - for standard input.
         topic: The topic to write to.
+        client: Where Kafka is.
         format: By default csv for a file that is called so, and else ndjson.
         key: The field with the stream; by default "stream".
         id: The field with the event's id; by default "id", where there is one.
@@ -67,11 +68,10 @@ def load(
         create: Create the topic if it does not exist.
         partitions: Create the topic if it does not exist, with so many partitions.
         from_line: Pass over the records that begin before this line.
-        bootstrap_servers: Kafka, as host:port[,host:port…]; by default 127.0.0.1:9092.
         json: Print the sum as one JSON object: topic, records, bytes, seconds.
     """
     fields = Fields(key=key, id=id, type=type, type_value=type_value, time=time, data=data)
-    settings = config.load(config.KafkaSettings, bootstrap_servers=bootstrap_servers)
+    settings = client.kafka()
     style = format or ("csv" if file.lower().endswith(".csv") else "ndjson")
     source = "stdin" if file == "-" else file
     try:
@@ -83,13 +83,8 @@ def load(
         if create or partitions is not None:
             loader.create_topic(partitions)
         lines = EventLines(raw, fields, source=source, style=style, from_line=from_line)
-        try:
-            with interrupted_by_signals(exit_code=130):
-                loaded = loader.load(lines, source=source, line=lambda: lines.line, progress=_progress())
-        except LoadInterrupted as interrupted:
-            # Said here, for cyclopts ends an interrupted command without a word.
-            print(f"refold: {interrupted}", file=sys.stderr)  # noqa: T201
-            raise SystemExit(130) from None
+        with interrupted_by_signals(exit_code=130):
+            loaded = loader.load(lines, source=source, line=lambda: lines.line, progress=_progress())
     if json:
         print(orjson.dumps(loaded).decode())  # noqa: T201
     else:

@@ -1,48 +1,61 @@
-"""The `refold` command: parse, wire, print."""
+"""The `refold` command: parse, dispatch, and one message for each error.
+
+Commands are loaded when they are called: help must not wait for a Kafka client.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
-import traceback
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from projections.datasets import DatasetError
-from projections.fingerprint import StaleSource
-from projections.registry import ResolveError
-from streams import errors, log
-from streams.cli.broker import broker
-from streams.cli.demo import demo
-from streams.cli.get import get
-from streams.cli.load import load
-from streams.cli.rebuild import rebuild
-from streams.cli.run import run
+__all__ = ["app", "exit_codes", "main"]
 
-__all__ = ["app", "main"]
 
-app = App(name="refold", help="Fold a Kafka event topic into read models, and rebuild them from history.")
-for command in (demo, run, rebuild, get, load, broker):
-    app.command(command)
+def _version() -> str:
+    from importlib.metadata import version
 
-OURS = (errors.CqrsError, ResolveError, StaleSource, DatasetError, KeyboardInterrupt)
-"""Errors whose message is written for the user; any other is a fault of ours and keeps its stack trace."""
+    return version("refold")
 
-EXIT_CODES: list[tuple[type[BaseException], int]] = [
-    (errors.ConfigError, 2),
-    (errors.GroupActive, 3),
-    (errors.StoreLocked, 3),
-    (errors.RebuildRunning, 3),
-    (errors.HistoryIncomplete, 4),
-    (errors.TopicNotFound, 6),
-    (errors.ModelNotFound, 6),
-    (ResolveError, 6),
-    (errors.BrokerUnavailable, 7),
-    (errors.RebuildCancelled, 130),
-    (KeyboardInterrupt, 130),
-    (Exception, 1),
-]
-"""What a script can tell apart; the first that fits."""
+
+app = App(
+    name="refold",
+    help="Fold a Kafka event topic into read models, and rebuild them from history.",
+    version=_version,
+    version_flags=["--version", "-V"],
+)
+for one in (app, app.meta):
+    one.suppress_keyboard_interrupt = False  # `main` says what was interrupted
+
+COMMANDS = {
+    "demo": "Fold a year of real flights live, rebuild from the beginning, and compare the two byte for byte.",
+    "run": "Fold a topic into read models, from where the state is, until stopped.",
+    "rebuild": "Clear a projection's read models and fold the whole topic again, in this process.",
+    "get": "Print read models as JSON, as last committed, also while they are being folded.",
+    "dump": 'Print all read models, one JSON object a line: {"id": …, "model": …}, by partition and then by id.',
+    "count": "Print how many read models a projection has, as last committed.",
+    "load": "Write the events of a file to a topic, each once, the events of a stream in order.",
+    "broker": "Run a real single-node Kafka on this machine, for trying things out, until Ctrl-C.",
+}
+"""Each command with the first line of its help, which is that of its function."""
+
+for name, text in COMMANDS.items():
+    app.command(f"streams.cli.{name}:{name}", name=name, help=text)
+app.register_install_completion_command(
+    "install-completion", help="Install completion for your shell (bash, zsh, fish, PowerShell)."
+)
+
+
+@app.command(name="help")
+def help_(*command: str) -> None:
+    """Print the help of a command, or this one.
+
+    Args:
+        command: Which command's.
+    """
+    app.help_print(command)
 
 
 @app.meta.default
@@ -60,22 +73,71 @@ def _launch(
         log_level: What to log, on standard error; by default info, and warning where a bar is drawn there.
         log_format: Columns, or one JSON object a line; by default columns on a terminal.
     """
+    from streams import log
+
     draws = tokens[:1] in (("demo",), ("rebuild",))
     log.configure(level=log_level or ("warning" if draws else "info"), style=log_format)
     app(tokens)
 
 
+def exit_codes() -> list[tuple[type[BaseException], int]]:
+    """Give what a script can tell apart; the first that fits counts."""
+    from projections.registry import ResolveError
+    from streams import errors
+
+    return [
+        (errors.ConfigError, 2),
+        (errors.GroupActive, 3),
+        (errors.StoreLocked, 3),
+        (errors.RebuildRunning, 3),
+        (errors.HistoryIncomplete, 4),
+        (errors.TopicNotFound, 6),
+        (errors.ModelNotFound, 6),
+        (errors.StateNotFound, 6),
+        (ResolveError, 6),
+        (errors.BrokerUnavailable, 7),
+        (errors.RebuildCancelled, 130),
+        (KeyboardInterrupt, 130),
+        (Exception, 1),
+    ]
+
+
 def main() -> None:
     """Run the command line. An error of ours is one message and an exit code, with no stack trace but the user's own.
 
-    At log level debug, the whole one comes before the message.
+    At log level debug, the whole one comes before the message. An error that is none of ours is a fault of ours, and
+    keeps its stack trace.
     """
     try:
         app.meta()
-    except OURS as error:
-        if log.is_debug():
-            traceback.print_exception(error)
-        elif trace := getattr(error, "user_traceback", ""):
-            print(trace, file=sys.stderr, end="")  # noqa: T201
-        print(f"refold: {str(error) or 'interrupted'}", file=sys.stderr)  # noqa: T201
-        sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `head` does. Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        if not _is_told(error):
+            raise
+        _tell(error)
+        sys.exit(next(code for kind, code in exit_codes() if isinstance(error, kind)))
+
+
+def _is_told(error: BaseException) -> bool:
+    """Whether an error's message is written for the user."""
+    from projections.datasets import DatasetError
+    from projections.fingerprint import StaleSource
+    from projections.registry import ResolveError
+    from streams.errors import CqrsError
+
+    return isinstance(error, (CqrsError, ResolveError, StaleSource, DatasetError, KeyboardInterrupt))
+
+
+def _tell(error: BaseException) -> None:
+    import traceback
+
+    from streams import log
+
+    if log.is_debug():
+        traceback.print_exception(error)
+    elif trace := getattr(error, "user_traceback", ""):
+        print(trace, file=sys.stderr, end="")  # noqa: T201
+    print(f"refold: {str(error) or 'interrupted'}", file=sys.stderr)  # noqa: T201

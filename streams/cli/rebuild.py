@@ -12,7 +12,7 @@ from rich.console import Console
 
 from streams.cli.progress import watch
 from streams.cli.signals import drained_by_signals
-from streams.cli.wiring import FoldOptions
+from streams.cli.wiring import FoldOptions, ProjectionName
 from streams.control.rebuild import RebuildCoordinator
 from streams.data.generation import RocksStore
 from streams.errors import StoreCorrupt
@@ -21,12 +21,12 @@ __all__ = ["rebuild"]
 
 
 def rebuild(
-    projection: Annotated[str, Parameter(help="A shipped projection's name, or module:Class.")],
+    projection: ProjectionName,
     /,
-    options: FoldOptions,
+    options: FoldOptions = FoldOptions(),  # noqa: B008 - frozen
     *,
-    yes: bool = False,
-    json: bool = False,
+    yes: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Clear a projection's read models and fold the whole topic again, in this process.
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from streams.cli.signals import Stop, drained_by_signals
-from streams.cli.wiring import FoldOptions
+from streams.cli.wiring import FoldOptions, ProjectionName
 from streams.cluster import Cluster
 from streams.control.live import live_agent
 from streams.data.agent import Agent, AgentStatus
@@ -26,11 +26,11 @@ _JOIN_S = 1.0
 
 
 def run(
-    projection: Annotated[str, Parameter(help="A shipped projection's name, or module:Class.")],
+    projection: ProjectionName,
     /,
-    options: FoldOptions,
+    options: FoldOptions = FoldOptions(),  # noqa: B008 - frozen
     *,
-    adopt: bool = False,
+    adopt: Annotated[bool, Parameter(negative=())] = False,
     report_seconds: float = 5.0,
 ) -> None:
     """Fold a topic into read models, from where the state is, until stopped.
@@ -61,12 +61,12 @@ def run(
             log.info(
                 "run.started",
                 projection=wired.projection.name,
-                topic=options.topic,
+                topic=wired.events.topic,
                 group=wired.checkpoints.group,
                 state=str(wired.store.directory),
             )
             stop.to(agent.stop)
-            with _reporting(agent, wired.events.cluster, options.topic, report_seconds):
+            with _reporting(agent, wired.events.cluster, wired.events.topic, report_seconds):
                 agent.run()
     status = agent.status
     log.info(

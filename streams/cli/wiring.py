@@ -2,103 +2,220 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any
+import os
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, TypeVar, cast
 
 from cyclopts import Parameter
+from pydantic_settings import BaseSettings
 
 from projections.contract import CqrsProjection
 from projections.registry import resolve
-from streams.config import FoldSettings, KafkaSettings, load
+from streams.config import (
+    FoldSettings,
+    KafkaSettings,
+    SourceSettings,
+    StateSettings,
+    resolve_settings,
+    unknown_variables,
+    variable,
+)
+from streams.configfile import ConfigFile
 from streams.data.checkpoint import KafkaCheckpointStore, generation_id
 from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec
 from streams.data.generation import RocksStore
 from streams.data.source import KafkaEventStore
+from streams.log import get_logger
 
-__all__ = ["Codec", "FoldOptions", "Wired"]
+__all__ = ["ClientOptions", "FoldOptions", "Found", "Options", "StateOptions", "Wired"]
 
+log = get_logger(__name__)
 
-class Codec(StrEnum):
-    """How records are read as events."""
+S = TypeVar("S", bound=BaseSettings)
 
-    JSON = "json"
-    CLOUDEVENTS = "cloudevents"
+ProjectionName = Annotated[
+    str, Parameter(help="A projection that refold.toml names, a shipped one's name, or module:Class.")
+]
+
+# Flags are text here, whatever they mean: all that is wrong with them is said together with all that is wrong in the
+# environment and the file, by those who know (`streams.config`).
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class FoldOptions:
-    """What every command that folds or reads models takes."""
+class Options:
+    """What every command takes."""
 
-    topic: Annotated[str, Parameter(env_var="REFOLD_TOPIC")]
-    """The event topic."""
+    config: Annotated[str | None, Parameter(env_var="REFOLD_CONFIG")] = None
+    """The configuration file; by default the first refold.toml from the current directory upwards."""
+
+    def file(self) -> ConfigFile:
+        """Read the configuration file, and warn of variables that nobody reads."""
+        unknown = unknown_variables()
+        if unknown:
+            log.warning("settings.unknown_variables", variables=", ".join(unknown))
+        return ConfigFile.find(self.config)
+
+    def settings(
+        self,
+        file: ConfigFile,
+        *kinds: type[BaseSettings],
+        projection: str | None = None,
+        required: tuple[str, ...] = (),
+    ) -> list[Any]:
+        """Read settings from this command's flags, the environment and the file.
+
+        Raises:
+            ConfigError: All that is wrong.
+        """
+        known = {key for kind in kinds for key in kind.model_fields}
+        flags = {field.name: getattr(self, field.name) for field in fields(self) if field.name in known}
+        # The parser fills in variables of the environment, which then are no flags.
+        flags = {key: value for key, value in flags.items() if value != os.environ.get(variable(key))}
+        return resolve_settings(kinds, flags=flags, file=file, projection=projection, required=required)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ClientOptions(Options):
+    """What every command takes that talks to Kafka."""
+
     bootstrap_servers: Annotated[str | None, Parameter(env_var="REFOLD_BOOTSTRAP_SERVERS")] = None
     """Kafka, as host:port[,host:port…]; by default 127.0.0.1:9092."""
-    state_dir: Annotated[Path, Parameter(env_var="REFOLD_STATE_DIR")] = Path(".refold")
-    """Where read models are kept, in one directory for each projection and version."""
+
+    def kafka(self) -> KafkaSettings:
+        """Read where Kafka is.
+
+        Raises:
+            ConfigError: All that is wrong.
+        """
+        (kafka,) = self.settings(self.file(), KafkaSettings)
+        return cast(KafkaSettings, kafka)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A projection and its state on this machine."""
+
+    projection: CqrsProjection[Any]
+    store: RocksStore
+
+    @property
+    def name(self) -> str:
+        """The projection's name."""
+        return self.projection.name
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StateOptions(Options):
+    """What every command takes that reads models."""
+
+    state_dir: Annotated[str | None, Parameter(env_var="REFOLD_STATE_DIR")] = None
+    """Where read models are kept, in one directory for each projection and version; by default .refold."""
+
+    def find(self, projection: str) -> Found:
+        """Find a projection and its state.
+
+        Raises:
+            ConfigError: All that is wrong.
+            ResolveError: There is no such projection.
+        """
+        file = self.file()
+        (state,) = self.settings(file, StateSettings, projection=projection)
+        found = find_projection(projection, file)
+        return Found(projection=found, store=RocksStore(state.state_dir / generation_id(found.name, found.version)))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class FoldOptions(ClientOptions, StateOptions):
+    """What every command takes that folds."""
+
+    topic: Annotated[str | None, Parameter(env_var="REFOLD_TOPIC")] = None
+    """The event topic."""
     group: Annotated[str | None, Parameter(env_var="REFOLD_GROUP")] = None
     """The consumer group; by default refold.PROJECTION.vVERSION."""
-    codec: Annotated[Codec, Parameter(env_var="REFOLD_CODEC")] = Codec.JSON
-    """How records are read: a JSON envelope, or CloudEvents."""
-    id_field: str = "id"
-    """JSON envelope: the field with the event's id."""
-    type_field: str = "type"
-    """JSON envelope: the field with the event's type."""
-    time_field: str = "time"
-    """JSON envelope: the field with the event's time."""
-    data_field: str | None = "data"
-    """JSON envelope: the field with the payload; empty for the whole object."""
-    stream_field: str | None = None
+    codec: Annotated[str | None, Parameter(env_var="REFOLD_CODEC")] = None
+    """How records are read: json, an envelope (the default), or cloudevents."""
+    id_field: Annotated[str | None, Parameter(env_var="REFOLD_ID_FIELD")] = None
+    """JSON envelope: the field with the event's id; by default id."""
+    type_field: Annotated[str | None, Parameter(env_var="REFOLD_TYPE_FIELD")] = None
+    """JSON envelope: the field with the event's type; by default type."""
+    time_field: Annotated[str | None, Parameter(env_var="REFOLD_TIME_FIELD")] = None
+    """JSON envelope: the field with the event's time; by default time."""
+    data_field: Annotated[str | None, Parameter(env_var="REFOLD_DATA_FIELD")] = None
+    """JSON envelope: the field with the payload; by default data, and empty for the whole object."""
+    stream_field: Annotated[str | None, Parameter(env_var="REFOLD_STREAM_FIELD")] = None
     """JSON envelope: the field with the stream; by default the record's key is the stream."""
-    checkpoint_events: int | None = None
+    tombstones: Annotated[str | None, Parameter(env_var="REFOLD_TOMBSTONES")] = None
+    """What a record with a null value does: halt its partition (the default), skip, or delete-model by its key."""
+    checkpoint_events: Annotated[str | None, Parameter(env_var="REFOLD_CHECKPOINT_EVENTS")] = None
     """Events between two checkpoints, exactly; by default from 100 on, as the load allows."""
-    cache_bytes: int | None = None
+    cache_bytes: Annotated[str | None, Parameter(env_var="REFOLD_CACHE_BYTES")] = None
     """Memory for decoded models."""
-    allow_incomplete: bool = False
+    allow_incomplete: Annotated[bool, Parameter(negative=())] = False
     """Fold what is left where the topic has lost events."""
 
     def wire(self, projection: str) -> Wired:
         """Build what the command works with.
 
         Args:
-            projection: A shipped projection's name, or module:Class.
+            projection: A configured or shipped projection's name, or module:Class.
 
         Raises:
-            ConfigError: A setting is wrong.
-            LookupError: There is no such projection.
+            ConfigError: All that is wrong in flags, environment and file.
+            ResolveError: There is no such projection.
         """
-        found = resolve(projection)
-        kafka = load(KafkaSettings, bootstrap_servers=self.bootstrap_servers)
+        file = self.file()
+        kafka, folding, state, source = self.settings(
+            file,
+            KafkaSettings,
+            FoldSettings,
+            StateSettings,
+            SourceSettings,
+            projection=projection,
+            required=("topic",),
+        )
+        found = find_projection(projection, file)
         generation = generation_id(found.name, found.version)
-        events = KafkaEventStore(self.topic, codec=self._codec(), kafka=kafka)
-        settings = load(FoldSettings, checkpoint_events=self.checkpoint_events, cache_bytes=self.cache_bytes)
+        events = KafkaEventStore(source.topic, codec=codec_of(source), kafka=kafka)
         return Wired(
+            called=projection,
             projection=found,
             events=events,
-            store=RocksStore(self.state_dir / generation),
-            checkpoints=KafkaCheckpointStore(self.group or f"refold.{generation}", events),
-            settings=settings,
+            store=RocksStore(state.state_dir / generation),
+            checkpoints=KafkaCheckpointStore(source.group or f"refold.{generation}", events),
+            settings=folding,
             allow_incomplete=self.allow_incomplete,
         )
 
-    def _codec(self) -> EventCodec:
-        if self.codec is Codec.CLOUDEVENTS:
-            return CloudEventsCodec()
-        return JsonCodec(
-            id=self.id_field,
-            type=self.type_field,
-            time=self.time_field,
-            data=self.data_field or None,
-            stream=self.stream_field or None,
-        )
+
+def find_projection(projection: str, file: ConfigFile) -> CqrsProjection[Any]:
+    """Find a projection by the name that the file gives it, a shipped one's, or as module:Class."""
+    return resolve(file.class_of(projection) or projection, named=list(file.projections), beside=file.directory)
+
+
+def codec_of(source: SourceSettings) -> EventCodec:
+    """Give the codec that the settings describe."""
+    if source.codec == "cloudevents":
+        return CloudEventsCodec(tombstones=source.tombstones)
+    return JsonCodec(
+        id=source.id_field,
+        type=source.type_field,
+        time=source.time_field,
+        data=source.data_field or None,
+        stream=source.stream_field or None,
+        tombstones=source.tombstones,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wired:
     """One projection, connected."""
 
+    called: str
+    """What the user calls it."""
     projection: CqrsProjection[Any]
     events: KafkaEventStore
     store: RocksStore

@@ -19,6 +19,7 @@ from streams.data.agent import Job
 from streams.data.build import Build, Manifest
 from streams.data.checkpoint import KafkaCheckpointStore, Stamp, belongs, generation_id
 from streams.data.claims import Claim
+from streams.data.codec import check_tombstones
 from streams.data.generation import RocksStore
 from streams.data.history import check_complete
 from streams.data.locks import FileLock
@@ -46,6 +47,9 @@ class Ground:
     settings: FoldSettings
     allow_incomplete: bool = False
     """Fold what is left where retention or compaction has taken events."""
+
+    def __post_init__(self) -> None:
+        check_tombstones(self.projection, self.events.codec)
 
     @property
     def name(self) -> str:

@@ -13,10 +13,22 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import msgspec
 import orjson
 
-from projections.contract import Event
-from streams.errors import EventError, at
+from projections.contract import CqrsProjection, Event
+from streams.config import Tombstones
+from streams.errors import ConfigError, EventError, at
 
-__all__ = ["CloudEventsCodec", "EventCodec", "JsonCodec", "Outcome", "Record", "Undecodable", "decoded", "describe"]
+__all__ = [
+    "CloudEventsCodec",
+    "EventCodec",
+    "JsonCodec",
+    "Outcome",
+    "Record",
+    "Tombstone",
+    "Undecodable",
+    "check_tombstones",
+    "decoded",
+    "describe",
+]
 
 _SHOWN_BYTES = 120
 _PORTION = 100
@@ -52,7 +64,7 @@ class Undecodable(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The start of the record's value."""
     size: int
     """The value's size in bytes."""
-    advice: str = "Choose another codec or other field names"
+    advice: str = "Choose another codec or other field names, or correct the producer"
 
     @classmethod
     def of(cls, record: Record, reason: str, advice: str | None = None) -> Undecodable:
@@ -73,14 +85,26 @@ class Undecodable(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         shown = "null" if self.value is None else f"{self.size} bytes: {self.value!r}"
         return EventError(
             f"{at(self.topic, self.partition, self.offset)} is no event: {self.reason}. Value: {shown}. "
-            f"{self.advice}, or correct the producer; everything before this record is folded and kept.",
+            f"{self.advice}; everything before this record is folded and kept.",
             topic=self.topic,
             partition=self.partition,
             offset=self.offset,
         )
 
 
-Outcome: TypeAlias = Event | Undecodable
+class Tombstone(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A record with a null value, which the codec was told to take as one (Kafka's word for it)."""
+
+    stream: str
+    """The record's key."""
+    deletes: bool
+    """Whether it deletes the key's model; otherwise it is declined."""
+    topic: str
+    partition: int
+    offset: int
+
+
+Outcome: TypeAlias = Event | Tombstone | Undecodable
 """What a record came out as."""
 
 
@@ -158,6 +182,8 @@ class JsonCodec:
     metadata: str = "metadata"
     stream: str | None = None
     """The field that names the stream; None: the record's key does, as UTF-8."""
+    tombstones: Tombstones = "halt"
+    """What a record with a null value does."""
 
     def decode(self, records: Sequence[Record]) -> Sequence[Outcome]:
         """Give one outcome for each record; see EventCodec."""
@@ -196,13 +222,14 @@ class JsonCodec:
                 repeat(records[0].topic()),
                 repeat(records[0].partition()),
                 map(kind.offset, records),
+                records,
             )
         )
 
     def _decode_one(self, record: Record) -> Outcome:
         value = record.value()
         if value is None:
-            return Undecodable.of(record, "the value is null", "A tombstone is not an event")
+            return _tombstone(record, self.tombstones)
         try:
             document = orjson.loads(value)
         except orjson.JSONDecodeError as why:
@@ -231,6 +258,7 @@ class JsonCodec:
             topic,
             partition,
             offset,
+            record,
         )
 
 
@@ -242,12 +270,17 @@ class CloudEventsCodec:
     JSON gives the value's bytes. Attributes other than id, type and time are the event's metadata.
     """
 
+    tombstones: Tombstones = "halt"
+    """What a record with a null value does that is no CloudEvent without data."""
+
     def decode(self, records: Sequence[Record]) -> Sequence[Outcome]:
         """Give one outcome for each record; see EventCodec."""
         return [self._decode_one(record) for record in records]
 
     def _decode_one(self, record: Record) -> Outcome:
         headers = {name.lower(): value or b"" for name, value in record.headers() or ()}
+        if record.value() is None and "ce_id" not in headers:
+            return _tombstone(record, self.tombstones)
         content_type = headers.get("content-type", b"").split(b";")[0].strip()
         try:
             if content_type == b"application/cloudevents+json" or "ce_id" not in headers:
@@ -278,14 +311,12 @@ class CloudEventsCodec:
             record.topic(),
             record.partition(),
             record.offset(),
+            record,
         )
 
     @staticmethod
     def _structured(record: Record) -> tuple[dict[str, Any], Any]:
-        value = record.value()
-        if value is None:
-            raise ValueError("the value is null")
-        attributes = orjson.loads(value)
+        attributes = orjson.loads(record.value() or b"")
         if not isinstance(attributes, dict):
             raise TypeError(f"the value is a JSON {type(attributes).__name__}, not an object")
         return attributes, attributes.pop("data", None)
@@ -298,6 +329,39 @@ class CloudEventsCodec:
         value = record.value()
         json = not content_type or content_type == b"application/json" or content_type.endswith(b"+json")
         return attributes, orjson.loads(value) if json and value else value
+
+
+def _tombstone(record: Record, tombstones: Tombstones) -> Tombstone | Undecodable:
+    if tombstones == "halt":
+        return Undecodable.of(
+            record,
+            "the value is null",
+            "Where the topic's producers delete by key, say what that is to do (--tombstones skip, or delete-model)",
+        )
+    stream = _key_text(record)
+    if isinstance(stream, Undecodable):
+        return stream
+    return Tombstone(
+        stream=stream,
+        deletes=tombstones == "delete-model",
+        topic=record.topic(),
+        partition=record.partition(),
+        offset=record.offset(),
+    )
+
+
+def check_tombstones(projection: CqrsProjection[Any], codec: EventCodec) -> None:
+    """Make sure that models can be found by a record's key, where tombstones are to delete them.
+
+    Raises:
+        ConfigError: The projection's model ids are not its streams.
+    """
+    if projection.partition_by is not None and getattr(codec, "tombstones", "") == "delete-model":
+        raise ConfigError(
+            f"tombstones = delete-model deletes the model whose id is a record's key, and the models of "
+            f"{projection.name!r} have ids of their own (partition_by = {projection.partition_by!r}). Choose skip, and "
+            "let events delete models."
+        )
 
 
 def _key_text(record: Record) -> str | Undecodable:

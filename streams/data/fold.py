@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import traceback
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -15,7 +15,7 @@ import msgspec
 
 from projections.contract import CqrsProjection, Event
 from streams.data.cache import MISSING, ModelCache
-from streams.data.codec import EventCodec, Outcome, Record, Undecodable, decoded
+from streams.data.codec import EventCodec, Outcome, Record, Tombstone, Undecodable, decoded
 from streams.data.serde import Serde
 from streams.data.store import PartitionStore
 from streams.errors import CqrsError, ProjectionError, at
@@ -117,12 +117,33 @@ class Fold:
         if set(map(type, outcomes)) <= _EVENTS_ONLY:
             self._count(cast(Sequence[Event], outcomes))
         else:
-            events = list(takewhile(_is_event, outcomes))
-            self._count(cast(Sequence[Event], events))
-            if not self._interrupts:
-                raise cast(Undecodable, outcomes[len(events)]).error()
+            self._fold_mixed(outcomes)
         if passed_end and not self._interrupts:
             self.skip_to(cast(int, self._until))
+
+    def _fold_mixed(self, outcomes: Sequence[Outcome]) -> None:
+        for kind, alike in groupby(outcomes, type):
+            if kind is Event:
+                self._count(cast(Sequence[Event], list(alike)))
+            elif kind is Tombstone:
+                for tombstone in cast(Iterable[Tombstone], alike):
+                    self._bury(tombstone)
+            else:
+                raise cast(Undecodable, next(alike)).error()
+            if self._interrupts:
+                return
+
+    def _bury(self, tombstone: Tombstone) -> None:
+        """Take a record that deletes its key's model, or that is to be passed over."""
+        self.position = tombstone.offset + 1
+        self.events += 1
+        if not tombstone.deletes:
+            self.declined += 1
+            return
+        self.deleted += 1
+        model = self.cache.dirty.get(tombstone.stream, MISSING)
+        if (self.cache.load(tombstone.stream) if model is MISSING else model) is not None:
+            self.cache.dirty[tombstone.stream] = None
 
     def skip_to(self, position: int) -> None:
         """Move over offsets that hold no record: transaction markers, aborted or compacted records."""
@@ -318,10 +339,6 @@ def feed(
             fold.fold(outcomes)
         if interrupts:
             return
-
-
-def _is_event(outcome: Outcome) -> bool:
-    return type(outcome) is Event
 
 
 def _users_frames(error: BaseException) -> str:

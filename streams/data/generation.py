@@ -130,7 +130,7 @@ class RocksStore:
         The reader holds on to the build that is current now, also when a rebuild replaces it.
 
         Raises:
-            StorageError: There is no state in the directory.
+            StateNotFound: There is no state in the directory.
             ForeignStore: It is another projection's.
             StoreCorrupt: It is damaged.
         """

@@ -15,7 +15,7 @@ from streams.data.build import MANIFEST, Build
 from streams.data.serde import serde_for
 from streams.data.split import first_split, split_error
 from streams.data.store import PartitionReader, StoreState, read_only
-from streams.errors import ForeignStore, ModelSplit, StorageError
+from streams.errors import ForeignStore, ModelSplit, StateNotFound, StorageError
 
 __all__ = ["ModelReader"]
 
@@ -48,7 +48,11 @@ class ModelReader:
         while True:
             build = current()
             if build is None:
-                raise StorageError(f"{directory} holds no read models yet: fold the topic first (`refold run`).")
+                raise StateNotFound(
+                    f"{directory.absolute()} holds no read models yet: fold the topic first (`refold run`), or name "
+                    "the directory that has them (--state-dir).",
+                    projection=projection.name,
+                )
             if build.manifest.projection != projection.name:
                 raise ForeignStore(
                     f"{directory} holds the state of projection {build.manifest.projection!r}, not of "

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from streams.cli.main import EXIT_CODES
+from streams.cli.main import exit_codes
 from streams.cluster import Cluster
 from streams.config import FoldSettings, KafkaSettings
 from tests.acceptance.kit import REPOSITORY, command, quiet_environment, until
@@ -110,7 +110,9 @@ def test_settings_table_names_every_setting_that_works() -> None:
 
 def test_exit_codes_table_is_the_programs() -> None:
     table = README.split("## Exit codes")[1].split("## ")[0]
-    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == {0} | {c for _, c in EXIT_CODES}
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == {0} | {
+        c for _, c in exit_codes()
+    }
 
 
 @pytest.mark.parametrize("name", ["demo", "test"])

@@ -497,7 +497,7 @@ def test_two_first_starts_at_once_install_once_and_both_serve(
 
 # The command
 
-COMMAND = "from streams.cli.main import main; main()"
+COMMAND = "from streams.__main__ import main; main()"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

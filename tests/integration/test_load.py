@@ -26,7 +26,7 @@ from tests.conftest import TopicFactory
 DEADLINE_S = 30.0
 AWAY = "127.0.0.1:1"
 """Nothing listens here."""
-REFOLD = [sys.executable, "-c", "from streams.cli.main import main; main()"]
+REFOLD = [sys.executable, "-c", "from streams.__main__ import main; main()"]
 
 
 def settings(bootstrap_servers: str, **more: Any) -> KafkaSettings:

@@ -11,15 +11,27 @@ import orjson
 import pytest
 
 from projections.contract import Event
-from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec, Outcome, Record, Undecodable, decoded, describe
-from streams.errors import EventError
-from tests.support import MadeRecord
+from streams.data.codec import (
+    CloudEventsCodec,
+    EventCodec,
+    JsonCodec,
+    Outcome,
+    Record,
+    Tombstone,
+    Undecodable,
+    check_tombstones,
+    decoded,
+    describe,
+)
+from streams.errors import ConfigError, EventError
+from tests.support import MadeRecord, Tally
 
 
 def decode(record: MadeRecord, codec: EventCodec | None = None) -> Event:
     (outcome,) = (codec or JsonCodec()).decode([record])
     if isinstance(outcome, Undecodable):
         raise outcome.error()
+    assert isinstance(outcome, Event)
     return outcome
 
 
@@ -147,7 +159,7 @@ def test_stream_that_is_neither_text_nor_a_whole_number_is_refused(stream: Any) 
 def test_codecs_that_read_differently_are_described_differently() -> None:
     assert describe(JsonCodec()) == describe(JsonCodec())
     assert describe(JsonCodec()) != describe(JsonCodec(type="kind"))
-    assert describe(CloudEventsCodec()) == "CloudEventsCodec()"
+    assert describe(CloudEventsCodec()) == "CloudEventsCodec(tombstones='halt')"
     assert describe(Strict("x")) == f"{__name__}.Strict()"
 
 
@@ -200,3 +212,50 @@ def test_what_is_no_cloudevent_is_refused(value: bytes | None, why: str) -> None
 def test_cloudevent_without_key_or_subject_has_no_stream() -> None:
     with pytest.raises(EventError, match="no 'subject'"):
         decode(MadeRecord(orjson.dumps(CLOUD), None), CloudEventsCodec())
+
+
+@pytest.mark.parametrize("codec", [JsonCodec(), CloudEventsCodec()])
+def test_null_value_halts_and_says_what_may_be_done_about_it(codec: EventCodec) -> None:
+    with pytest.raises(EventError, match=r"the value is null.*--tombstones skip, or delete-model"):
+        decode(MadeRecord(None, b"s"), codec)
+
+
+@pytest.mark.parametrize("kind", [JsonCodec, CloudEventsCodec])
+@pytest.mark.parametrize(("tombstones", "deletes"), [("skip", False), ("delete-model", True)])
+def test_null_value_is_a_tombstone_where_that_is_said(kind: Any, tombstones: str, deletes: bool) -> None:
+    codec = kind(tombstones=tombstones)
+    assert codec.decode([MadeRecord(None, b"s", 4, 2)]) == [
+        Tombstone(stream="s", deletes=deletes, topic="t", partition=2, offset=4)
+    ]
+    assert tombstones in describe(codec)
+    (keyless,) = codec.decode([MadeRecord(None, None)])
+    assert isinstance(keyless, Undecodable)
+
+
+def test_binary_cloudevent_without_data_is_no_tombstone() -> None:
+    headers = tuple({"ce_specversion": b"1.0", "ce_id": b"e1", "ce_type": b"T"}.items())
+    event = decode(MadeRecord(None, b"s", headers_=headers), CloudEventsCodec(tombstones="delete-model"))
+    assert (event.id, event.data) == ("e1", None)
+
+
+def test_tombstones_cannot_delete_models_that_are_not_found_by_key() -> None:
+    check_tombstones(Tally(), JsonCodec(tombstones="delete-model"))
+    with pytest.raises(ConfigError, match=r"'tally-by-month' have ids of their own \(partition_by = 'stream'\)"):
+        check_tombstones(ByMonth(), JsonCodec(tombstones="delete-model"))
+    check_tombstones(ByMonth(), JsonCodec(tombstones="skip"))
+
+
+class ByMonth(Tally):
+    name = "tally-by-month"
+    partition_by = "stream"
+
+
+@pytest.mark.parametrize("value", [b'{"type":"T"}', b'{"id":"e","type":"T","time":1,"data":{}}'])
+def test_headers_are_those_of_the_record_in_their_order(value: bytes) -> None:
+    headers = (("trace", b"1"), ("tenant", None), ("trace", b"2"))
+    event = decode(MadeRecord(value, b"s", headers_=headers))
+    assert event.headers == headers
+    assert (event.header("trace"), event.header("tenant"), event.header("none")) == (b"2", None, None)
+    assert decode(MadeRecord(value, b"s")).headers == ()
+    assert event != decode(MadeRecord(value, b"s"))
+    assert event == decode(MadeRecord(value, b"s", headers_=headers))

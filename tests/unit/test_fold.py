@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pydantic
@@ -489,3 +489,33 @@ def test_process_grows_by_at_most_one_and_a_half_times_the_cache_whatever_the_mo
     command = [sys.executable, "-m", "tests.unit.memory_probe", str(tmp_path), shape, str(limit), str(5 * limit)]
     grown = subprocess.run(command, capture_output=True, check=True, text=True, cwd=Path(__file__).parents[2])
     assert int(grown.stdout) <= 1.5 * limit
+
+
+@pytest.mark.parametrize(("tombstones", "left"), [("skip", {"a", "b"}), ("delete-model", {"b"})])
+def test_tombstones_are_passed_over_or_delete_the_model_of_their_key(
+    tmp_path: Path, tombstones: Literal["skip", "delete-model"], left: set[str]
+) -> None:
+    log = records([("a", "add"), ("b", "add"), ("a", "add")])
+    nobodys = [MadeRecord(None, b"a", 3), MadeRecord(None, b"nobody", 4)]
+    after = [MadeRecord(envelope(5), b"b", 5)]
+    fold = open_fold(tmp_path / "0")
+    feed(JsonCodec(tombstones=tombstones), [*log, *nobodys, *after], (fold,))
+    fold.commit()
+    models, state = stored(tmp_path / "0")
+    assert models.keys() == left
+    assert models["b"]["count"] == 2
+    assert (state.position, state.events, state.models) == (6, 6, len(left))
+    assert (state.declined, state.deleted) == ((2, 0) if tombstones == "skip" else (0, 2))
+    fold.close()
+
+
+def test_tombstone_deletes_a_model_that_was_stored_before(tmp_path: Path) -> None:
+    fold = open_fold(tmp_path / "0")
+    take(fold, records([("a", "add"), ("b", "add")]))
+    fold.commit()
+    fold.close()
+    fold = open_fold(tmp_path / "0")
+    feed(JsonCodec(tombstones="delete-model"), [MadeRecord(None, b"a", 2)], (fold,))
+    fold.commit()
+    assert stored(tmp_path / "0")[0].keys() == {"b"}
+    fold.close()

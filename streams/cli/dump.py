@@ -1,0 +1,40 @@
+"""`refold dump`: all read models of a projection."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt
+
+from streams.cli.output import named, shown
+from streams.cli.wiring import ProjectionName, StateOptions
+
+__all__ = ["dump"]
+
+
+def dump(
+    projection: ProjectionName,
+    /,
+    options: StateOptions = StateOptions(),  # noqa: B008 - frozen
+    *,
+    limit: NonNegativeInt | None = None,
+    pretty: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Print all read models, one JSON object a line: {"id": …, "model": …}, by partition and then by id.
+
+    They are as of one instant, also while they are being folded.
+
+    Example: refold dump aircraft-log --limit 10
+
+    Args:
+        projection: Whose models.
+        options: Where the state is.
+        limit: At most so many.
+        pretty: Each over several lines, for people.
+    """
+    found = options.find(projection)
+    with found.store.reader(found.projection) as reader:
+        for model_id, raw in islice(reader.raw_items(), limit):
+            print(shown(named(model_id, raw), pretty=pretty))  # noqa: T201
