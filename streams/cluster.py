@@ -147,10 +147,11 @@ class Cluster:
             topic=name,
         )
 
-    def topics(self) -> list[str]:
-        """Name all topics."""
+    def topics(self) -> dict[str, int]:
+        """Name all topics, each with its number of partitions."""
         try:
-            return sorted(self._admin.list_topics(timeout=self._timeout).topics)
+            found = self._admin.list_topics(timeout=self._timeout).topics
+            return {name: len(found[name].partitions) for name in sorted(found)}
         except KafkaException as error:
             raise broker_error(error.args[0], "list topics", self.settings) from error
 
@@ -205,7 +206,16 @@ class Cluster:
         By a consumer that joins no group: librdkafka's ListConsumerGroupOffsets ends the process where a request of
         it fails while a broker comes back (2.12: SIGSEGV; 2.16: "Assertion `eonce->refcnt > 0' failed").
         """
-        wanted = [TopicPartition(topic.name, partition) for partition in range(topic.partitions)]
+        return self.committed_of(group, {topic.name: topic.partitions}).get(topic.name, {})
+
+    def committed_of(self, group: str, topics: Mapping[str, int]) -> dict[str, dict[int, Committed]]:
+        """Give the group's committed offsets of several topics, by topic and partition; see `committed`.
+
+        Args:
+            group: The group.
+            topics: Each topic's number of partitions.
+        """
+        wanted = [TopicPartition(topic, partition) for topic, count in topics.items() for partition in range(count)]
         doing = f"read the offsets of group {group!r}"
         found: list[TopicPartition] = self._outside(
             group, doing, lambda consumer: consumer.committed(wanted, timeout=self._timeout)
@@ -213,11 +223,19 @@ class Cluster:
         for where in found:
             if where.error is not None:
                 raise broker_error(where.error, f"{doing} at {at(where.topic, where.partition)}", self.settings)
-        return {
-            where.partition: Committed(position=where.offset, metadata=where.metadata or "")
-            for where in found
-            if where.offset >= 0
-        }
+        committed: dict[str, dict[int, Committed]] = {}
+        for where in found:
+            if where.offset >= 0:
+                one = Committed(position=where.offset, metadata=where.metadata or "")
+                committed.setdefault(where.topic, {})[where.partition] = one
+        return committed
+
+    def groups(self) -> list[str]:
+        """Name all consumer groups."""
+        listed = self._ask(
+            "list the consumer groups", lambda: self._admin.list_consumer_groups(request_timeout=self._timeout)
+        )
+        return sorted(group.group_id for group in listed.valid)
 
     def members(self, group: str) -> list[Member]:
         """Name who is in a group now; nobody in a group that does not exist."""

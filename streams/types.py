@@ -61,6 +61,12 @@ class Member:
         found = _CLIENT_ID.fullmatch(self.client_id)
         return None if found is None else found[1]
 
+    @property
+    def pid(self) -> int | None:
+        """The process's id; None for a member that is none of ours."""
+        found = _CLIENT_ID.fullmatch(self.client_id)
+        return None if found is None else int(found[2])
+
     def __str__(self) -> str:
         """Name it, for an error's message."""
         found = _CLIENT_ID.fullmatch(self.client_id)

@@ -36,13 +36,19 @@ COMMANDS = {
     "get": "Print read models as JSON, as last committed, also while they are being folded.",
     "dump": 'Print all read models, one JSON object a line: {"id": …, "model": …}, by partition and then by id.',
     "count": "Print how many read models a projection has, as last committed.",
+    "status": "Print how far a projection is folded: position, end, lag, models and owner of each partition.",
+    "describe": (
+        "Print what a projection's state is of: code, codec, topic, build, directory, size, and the last rebuild."
+    ),
+    "list": "Print every projection that refold.toml, the state directory or the cluster's groups know.",
     "load": "Write the events of a file to a topic, each once, the events of a stream in order.",
     "broker": "Run a real single-node Kafka on this machine, for trying things out, until Ctrl-C.",
 }
 """Each command with the first line of its help, which is that of its function."""
 
+_PLACES = {"describe": "status:describe", "list": "list:list_"}
 for name, text in COMMANDS.items():
-    app.command(f"streams.cli.{name}:{name}", name=name, help=text)
+    app.command(f"streams.cli.{_PLACES.get(name, f'{name}:{name}')}", name=name, help=text)
 app.register_install_completion_command(
     "install-completion", help="Install completion for your shell (bash, zsh, fish, PowerShell)."
 )
@@ -75,7 +81,7 @@ def _launch(
     """
     from streams import log
 
-    draws = tokens[:1] in (("demo",), ("rebuild",))
+    draws = tokens[:1] in (("demo",), ("rebuild",)) or (tokens[:1] == ("run",) and sys.stderr.isatty())
     log.configure(level=log_level or ("warning" if draws else "info"), style=log_format)
     app(tokens)
 

@@ -27,7 +27,7 @@ from streams.data.generation import RocksStore
 from streams.data.source import KafkaEventStore
 from streams.log import get_logger
 
-__all__ = ["ClientOptions", "FoldOptions", "Found", "Options", "StateOptions", "Wired"]
+__all__ = ["ClientOptions", "FoldOptions", "Found", "GroupOptions", "Located", "Options", "StateOptions", "Wired"]
 
 log = get_logger(__name__)
 
@@ -129,13 +129,54 @@ class StateOptions(Options):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class FoldOptions(ClientOptions, StateOptions):
-    """What every command takes that folds."""
+class GroupOptions(ClientOptions, StateOptions):
+    """What every command takes that looks at a projection's group."""
 
     topic: Annotated[str | None, Parameter(env_var="REFOLD_TOPIC")] = None
     """The event topic."""
     group: Annotated[str | None, Parameter(env_var="REFOLD_GROUP")] = None
     """The consumer group; by default refold.PROJECTION.vVERSION."""
+
+    def locate(self, projection: str) -> Located:
+        """Find a projection, its state, and where its group is.
+
+        Raises:
+            ConfigError: All that is wrong.
+            ResolveError: There is no such projection.
+        """
+        file = self.file()
+        kafka, state, source = self.settings(file, KafkaSettings, StateSettings, SourceSettings, projection=projection)
+        found = find_projection(projection, file)
+        generation = generation_id(found.name, found.version)
+        return Located(
+            called=projection,
+            projection=found,
+            store=RocksStore(state.state_dir / generation),
+            kafka=kafka,
+            topic=source.topic,
+            group=source.group or f"refold.{generation}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located:
+    """A projection, its state on this machine, and where its group is."""
+
+    called: str
+    """What the user calls it."""
+    projection: CqrsProjection[Any]
+    store: RocksStore
+    kafka: KafkaSettings
+    topic: str | None
+    """As configured; the state knows it too."""
+    group: str
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class FoldOptions(GroupOptions):
+    """What every command takes that folds."""
+
     codec: Annotated[str | None, Parameter(env_var="REFOLD_CODEC")] = None
     """How records are read: json, an envelope (the default), or cloudevents."""
     id_field: Annotated[str | None, Parameter(env_var="REFOLD_ID_FIELD")] = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from projections.contract import CqrsProjection
 from streams.config import FoldSettings
 from streams.control.strategies import RebuildStrategy, Target
 from streams.data.agent import Job
-from streams.data.build import Build, Manifest
+from streams.data.build import Build, Manifest, RebuildRecord
 from streams.data.checkpoint import KafkaCheckpointStore, Stamp, belongs, generation_id
 from streams.data.claims import Claim
 from streams.data.codec import check_tombstones
@@ -321,7 +322,7 @@ def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Ca
 
     1. Hold the directory. See that it is this projection's, that nobody folds in it or in the group, and that the topic
        has its history; pin each partition's end.
-    2. Let the strategy make the build. Nobody sees it yet.
+    2. Let the strategy make the build, and note in it where the rebuild begins and ends. Nobody sees it yet.
     3. Set the group's offsets to its beginning, which the broker does only while the group is empty.
     4. Make it current: the instant at which the old models are gone. Join it.
 
@@ -361,19 +362,29 @@ def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Ca
                 above=newest_build(committed),
             )
         )
+        pinned = {
+            partition: Lag(
+                start=min(start, watermarks[partition].high), position=start, target=watermarks[partition].high
+            )
+            for partition, start in prepared.positions.items()
+        }
+        until = {partition: lag.target for partition, lag in pinned.items()}
         try:
             check_cancelled()
+            prepared.build.write_rebuild(
+                RebuildRecord(
+                    strategy=repr(strategy),
+                    starts={partition: lag.start for partition, lag in pinned.items()},
+                    targets=until,
+                    started_at=datetime.now(UTC),
+                )
+            )
         except BaseException:
             claim.abandon(prepared.build)
             raise
         # Steps 3 and 4
         build = _begin(ground, claim, prepared.build, prepared.positions)
         lock = claim.join(build)
-    pinned = {
-        partition: Lag(start=min(start, watermarks[partition].high), position=start, target=watermarks[partition].high)
-        for partition, start in prepared.positions.items()
-    }
-    until = {partition: lag.target for partition, lag in pinned.items()}
     return Claimed(job=ground.job(topic, build, until), lock=lock, pinned=pinned)
 
 

@@ -7,15 +7,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
 
 from streams.control.claim import Claimed, Ground, claim_rebuild, preflight
 from streams.control.members import Members
 from streams.control.progress import ProgressTracker
 from streams.control.strategies import RebuildStrategy
 from streams.data.agent import AgentStatus
+from streams.data.build import Build
 from streams.data.partition import PartitionStatus, Phase
 from streams.data.runner import MakeRunner, Runner
-from streams.errors import ProjectionError, RebuildCancelled, at
+from streams.errors import ProjectionError, RebuildCancelled, StorageError, at
 from streams.log import get_logger
 from streams.types import RebuildProgress
 
@@ -114,7 +118,7 @@ class Run:
                 reader.check_not_split()
                 states = reader.states()
         except BaseException as error:
-            tracker.ended(figures, error)
+            self._note(claimed.job.build, tracker.ended(figures, error), error)
             raise
         folded = [state for state in states.values() if state.events > state.declined]
         if folded and all(state.gave_nothing for state in folded):
@@ -123,7 +127,30 @@ class Run:
                 method=f"{type(self._ground.projection).__qualname__}.apply_to_model",
                 why="it gave None for every event, which deletes the model; is a `return model` missing?",
             )
-        return tracker.ended(figures, states=states)
+        progress = tracker.ended(figures, states=states)
+        self._note(claimed.job.build, progress)
+        return progress
+
+    def _note(self, build: Build, progress: RebuildProgress, error: BaseException | None = None) -> None:
+        """Note how the rebuild ended, beside what it made."""
+        try:
+            begun = build.rebuild()
+            if begun is not None:
+                build.write_rebuild(
+                    msgspec.structs.replace(
+                        begun,
+                        ended_at=datetime.now(UTC),
+                        outcome=_outcome(error),
+                        error=progress.error,
+                        events=progress.events_processed,
+                        models=progress.models,
+                        deleted=progress.models_deleted,
+                        declined=progress.events_declined,
+                        seconds=progress.elapsed_seconds,
+                    )
+                )
+        except StorageError as why:  # the models are there all the same, or another error is on its way
+            log.warning("rebuild.not_noted", projection=self._ground.projection.name, why=str(why))
 
     def _watch(self, runner: Runner, members: Members, tracker: ProgressTracker) -> None:
         """Look on until the agent has ended, or the whole group is done, or the rebuild is cancelled."""
@@ -179,3 +206,9 @@ class Run:
             projection=name,
             topic=self._ground.events.topic,
         )
+
+
+def _outcome(error: BaseException | None) -> Literal["completed", "cancelled", "failed"]:
+    if error is None:
+        return "completed"
+    return "cancelled" if isinstance(error, RebuildCancelled) else "failed"

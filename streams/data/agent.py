@@ -42,6 +42,11 @@ class Agent:
         self._status = AgentStatus()
 
     @property
+    def job(self) -> Job:
+        """What is folded into what."""
+        return self._job
+
+    @property
     def status(self) -> AgentStatus:
         """The figures as of the last batch."""
         return self._status

@@ -1,6 +1,7 @@
 """A build: one fold of a generation from its beginning. What it is of is written once and never changed.
 
 builds/3/manifest.json   what the stores below are of, written once; readers hold it (flock) while they read
+builds/3/rebuild.json    how the rebuild went that made it, if one did
 builds/3/folding/        one file (flock) for each process that folds in it
 builds/3/0/ 1/ …         one RocksDB a partition
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -25,11 +26,12 @@ from streams.data.store import RocksPartition, StoreState
 from streams.errors import BuildChanged, ForeignStore, StorageError, StoreCorrupt
 from streams.types import TopicInfo
 
-__all__ = ["Build", "Current", "Manifest", "current_build", "read_record", "write_record"]
+__all__ = ["Build", "Current", "Manifest", "RebuildRecord", "current_build", "read_record", "write_record"]
 
 FORMAT = 2
 CURRENT = "current.json"
 MANIFEST = "manifest.json"
+REBUILD = "rebuild.json"
 CLAIM_LOCK = "claim.lock"
 REBUILD_LOCK = "rebuild.lock"
 UNFINISHED = ".refold-"
@@ -75,6 +77,36 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             incomplete=incomplete,
             made=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+
+
+class RebuildRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The rebuild that a build was made by: kept beside its manifest, and replaced when the rebuild ends.
+
+    One that says that it runs, while no process holds the rebuild's lock, was killed.
+    """
+
+    format: int = FORMAT
+    strategy: str
+    starts: dict[int, int]
+    """By partition, where its fold begins."""
+    targets: dict[int, int]
+    """By partition, the end as pinned when the rebuild began."""
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: Literal["running", "completed", "cancelled", "failed"] = "running"
+    error: str | None = None
+    """What ended it before its end."""
+    events: int = 0
+    models: int | None = None
+    deleted: int = 0
+    declined: int = 0
+    seconds: float = 0.0
+    """From the first check on."""
+
+    @property
+    def events_per_second(self) -> float:
+        """The rate over the whole of it."""
+        return self.events / self.seconds if self.seconds > 0 else 0.0
 
 
 class Current(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +158,22 @@ class Build:
             start=start,
             position=start,
         )
+
+    def rebuild(self) -> RebuildRecord | None:
+        """Give the record of the rebuild that made this build; None where none did.
+
+        Raises:
+            ForeignStore, StoreCorrupt, StorageError: It cannot be read.
+        """
+        return read_record(self.path / REBUILD, RebuildRecord)
+
+    def write_rebuild(self, record: RebuildRecord) -> None:
+        """Keep the record of the rebuild that makes this build.
+
+        Raises:
+            StorageError: The disk.
+        """
+        write_record(self.path / REBUILD, record)
 
     def has(self, partition: int) -> bool:
         """Say whether a partition has a store."""
@@ -213,7 +261,7 @@ def read_record(path: Path, kind: type[R]) -> R | None:
                 f"{path} has format {found.get('format')!r}; this version of refold knows {FORMAT}. "
                 "Use the version that wrote it, or name another state directory."
             )
-        return msgspec.convert(found, kind)
+        return msgspec.convert(found, kind, str_keys=True)
     except msgspec.MsgspecError as error:
         raise StoreCorrupt(
             f"{path} cannot be read: {error}. The log is the truth: remove {path.parent} and rebuild."

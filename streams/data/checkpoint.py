@@ -40,7 +40,11 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=2
     fingerprint: str
     events: int = 0
     declined: int = 0
+    models: int = 0
     last_event_id: str | None = None
+    last_event_time: str | int | None = None
+    record_ms: int | None = None
+    """Kafka's timestamp of the record folded last."""
     time_ms: int = 0
     claimed: bool = False
     """Set by a rebuild that is about to begin, and has no member in the group yet."""
@@ -51,7 +55,9 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=2
         """Write the stamp as offset metadata."""
         short = self.last_event_id if len(self.last_event_id or "") <= _MAX_ID_CHARS else None
         halted = None if self.halted is None else self.halted[:_MAX_ID_CHARS]
-        return msgspec.json.encode(msgspec.structs.replace(self, last_event_id=short, halted=halted)).decode()
+        time = self.last_event_time if len(str(self.last_event_time)) <= _MAX_ID_CHARS else None
+        stamp = msgspec.structs.replace(self, last_event_id=short, last_event_time=time, halted=halted)
+        return msgspec.json.encode(stamp).decode()
 
     def age_s(self) -> float:
         """Give how long ago it was written, in seconds, as far as the clocks agree."""

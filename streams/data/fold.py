@@ -71,7 +71,9 @@ class Fold:
         self.events = state.events
         self.declined = state.declined
         self.deleted = state.deleted
+        self.record_ms = state.record_ms
         self._last_event_id = state.last_event_id
+        self._last_event_time = state.last_event_time
 
     @property
     def pending(self) -> int:
@@ -239,6 +241,7 @@ class Fold:
         self.declined += declined
         self.deleted += deleted
         self._last_event_id = str(event.id)  # a number, where the envelope has one
+        self._last_event_time = event.recorded_at
 
     def commit(self) -> None:
         """Write every changed model and the position in one batch.
@@ -258,6 +261,8 @@ class Fold:
             deleted=self.deleted,
             models=self.cache.count(),
             last_event_id=self._last_event_id,
+            last_event_time=_time(self._last_event_time),
+            record_ms=self.record_ms,
         )
         self._store.commit(self.cache.encoded(), state)
         if before.events == 0 and state.gave_nothing:
@@ -332,13 +337,20 @@ def feed(
     """
     folds = list(folds)
     sizes = list(map(len, records))
+    record_ms = records[-1].timestamp()[1]
     for fold in folds:
         fold.cache.saw(sizes)
     for outcomes in decoded(codec, records):
         for fold in folds:
+            fold.record_ms = record_ms
             fold.fold(outcomes)
         if interrupts:
             return
+
+
+def _time(time: object) -> str | int | None:
+    """Keep a time as its envelope has it, and whatever else stands there as text."""
+    return time if time is None or type(time) in (str, int) else str(time)  # type: ignore[return-value]
 
 
 def _users_frames(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from projections.contract import CqrsProjection
 from streams.data.build import CLAIM_LOCK, CURRENT, REBUILD_LOCK, Build, current_build
 from streams.data.claims import Claim
-from streams.data.locks import FileLock, Holder
+from streams.data.locks import PATIENCE_S, FileLock, Holder, peek, peek_all
 from streams.data.reader import ModelReader
 from streams.errors import RebuildRunning, StorageError, StoreLocked
 
@@ -87,7 +87,7 @@ class RocksStore:
         """
         made = self._mkdir()
         try:
-            with self._locked(REBUILD_LOCK, Holder.me(purpose), 0.0) as lock:
+            with self._locked(REBUILD_LOCK, Holder.me(purpose), PATIENCE_S) as lock:
                 if isinstance(lock, Holder):
                     raise RebuildRunning(
                         f"A rebuild is running on {self.directory} already: {lock}. Let it end or cancel it first."
@@ -124,10 +124,21 @@ class RocksStore:
             with contextlib.suppress(OSError):
                 (self.directory / "builds").rmdir()
 
-    def reader(self, projection: CqrsProjection[Any]) -> ModelReader:
+    def rebuilder(self) -> Holder | None:
+        """Name who is rebuilding this state now; None where nobody is."""
+        return peek(self.directory / REBUILD_LOCK)
+
+    def folding(self, build: Build) -> list[Holder]:
+        """Name the processes of this machine that fold in a build now."""
+        return peek_all(build.path / "folding")
+
+    def reader(self, projection: CqrsProjection[Any] | None) -> ModelReader:
         """Open the models for reading, beside whoever folds them. Close it, or use it in `with`.
 
         The reader holds on to the build that is current now, also when a rebuild replaces it.
+
+        Args:
+            projection: Whose models; None for whatever is there, to be read as it is stored.
 
         Raises:
             StateNotFound: There is no state in the directory.

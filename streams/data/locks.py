@@ -21,9 +21,12 @@ import msgspec
 
 from streams.errors import StorageError
 
-__all__ = ["FileLock", "Holder", "holders", "is_free"]
+__all__ = ["FileLock", "Holder", "holders", "is_free", "peek", "peek_all"]
 
 _RETRY_S = 0.02
+_PEEK_S = 0.01
+PATIENCE_S = 0.05
+"""Longer than `peek` is ever in the way."""
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,13 +60,13 @@ class FileLock:
     _descriptor: int
 
     @classmethod
-    def take(cls, path: Path, holder: Holder, *, wait_s: float = 0.0) -> FileLock | Holder:
+    def take(cls, path: Path, holder: Holder, *, wait_s: float = PATIENCE_S) -> FileLock | Holder:
         """Take the lock, or give who has it.
 
         Args:
             path: Its file; made if missing. Its directory must exist.
             holder: What to write into it.
-            wait_s: How long to wait for another holder to let go.
+            wait_s: How long to wait for another holder to let go; by default just long enough for one that only peeks.
 
         Raises:
             StorageError: The file cannot be made or written.
@@ -154,11 +157,40 @@ def is_free(path: Path) -> bool:
         FileNotFoundError: There is no such file.
     """
     with path.open("rb") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        for is_last in (False, True):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if is_last:
+                    return False
+                time.sleep(_PEEK_S)
+            else:
+                return True
+    return False
+
+
+def peek(path: Path) -> Holder | None:
+    """Say who holds a lock, in passing; None where nobody does. Changes nothing.
+
+    Whoever is about to take it may have to wait for this, for an instant; see `PATIENCE_S`.
+    """
+    try:
+        with path.open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return _read(path)
+
+
+def peek_all(directory: Path) -> list[Holder]:
+    """Say who holds the locks whose files are in a directory, in passing."""
+    try:
+        paths = sorted(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [holder for path in paths if (holder := peek(path)) is not None]
 
 
 def _read(path: Path) -> Holder:

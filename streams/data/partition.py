@@ -49,6 +49,8 @@ class PartitionStatus:
     """Events at which `apply_to_model` gave None."""
     models: int = 0
     """Models in the store, as committed."""
+    record_ms: int | None = None
+    """Kafka's timestamp of the record folded last, in milliseconds since 1970."""
     phase: Phase = Phase.READY
     why: str = ""
     """What a partition that is stalled or halted waits for."""
@@ -116,6 +118,7 @@ class HeldPartition:
             declined=self.fold.declined,
             deleted=state.deleted,
             models=state.models,
+            record_ms=self.fold.record_ms,
             phase=self.phase,
             why=why,
         )

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import orjson
+
 from projections.contract import CqrsProjection
 from streams.data.build import MANIFEST, Build
 from streams.data.serde import serde_for
@@ -27,10 +29,10 @@ class ModelReader:
     closed, also where a rebuild has replaced it meanwhile.
     """
 
-    def __init__(self, build: Build, projection: CqrsProjection[Any]) -> None:
+    def __init__(self, build: Build, projection: CqrsProjection[Any] | None) -> None:
         self.build = build
         """What is read."""
-        self._decode = serde_for(projection.model_type()).decode
+        self._decode = orjson.loads if projection is None else serde_for(projection.model_type()).decode
         self._partitions: dict[int, PartitionReader] = {}
         with ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="refold-reader-")))
@@ -42,7 +44,7 @@ class ModelReader:
 
     @classmethod
     def of_current(
-        cls, current: Callable[[], Build | None], projection: CqrsProjection[Any], directory: Path
+        cls, current: Callable[[], Build | None], projection: CqrsProjection[Any] | None, directory: Path
     ) -> ModelReader:
         """Open the build that is current, and keep it from being removed; see `RocksStore.reader`."""
         while True:
@@ -51,9 +53,9 @@ class ModelReader:
                 raise StateNotFound(
                     f"{directory.absolute()} holds no read models yet: fold the topic first (`refold run`), or name "
                     "the directory that has them (--state-dir).",
-                    projection=projection.name,
+                    projection=None if projection is None else projection.name,
                 )
-            if build.manifest.projection != projection.name:
+            if projection is not None and build.manifest.projection != projection.name:
                 raise ForeignStore(
                     f"{directory} holds the state of projection {build.manifest.projection!r}, not of "
                     f"{projection.name!r}. Name another state directory."

@@ -44,6 +44,10 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
     deleted: int = 0
     """Events at which `apply_to_model` gave None."""
     last_event_id: str | None = None
+    last_event_time: str | int | None = None
+    """When the event folded last happened, as it says."""
+    record_ms: int | None = None
+    """Kafka's timestamp of the record folded last, in milliseconds since 1970."""
 
     @property
     def gave_nothing(self) -> bool:

@@ -1,0 +1,165 @@
+"""`refold list`: every projection that this machine's state, the configuration file and the cluster know."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from projections.registry import ResolveError
+from streams.cli.output import shown
+from streams.cli.wiring import ClientOptions, StateOptions, find_projection
+from streams.cluster import Cluster
+from streams.config import KafkaSettings, StateSettings
+from streams.configfile import ConfigFile
+from streams.control.status import view_state
+from streams.data.checkpoint import Stamp, generation_id
+from streams.data.generation import RocksStore
+from streams.errors import BrokerError, StorageError
+from streams.types import TopicInfo
+
+__all__ = ["list_"]
+
+_PREFIX = "refold."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class _Options(ClientOptions, StateOptions):
+    pass
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    generation: str
+    called: str | None = None
+    """The name in refold.toml."""
+    directory: str | None = None
+    build: int | None = None
+    models: int | None = None
+    topic: str | None = None
+    group: str | None = None
+    members: int | None = None
+    lag: int | None = None
+    error: str | None = None
+
+
+def list_(
+    options: _Options = _Options(),
+    *,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Print every projection that refold.toml, the state directory or the cluster's groups know.
+
+    Groups are known by what refold commits with their offsets; those that are called refold.… are looked at, and those
+    that refold.toml names.
+
+    Example: refold list
+
+    Args:
+        options: Where they are.
+        json: Print one JSON object a line.
+    """
+    file = options.file()
+    kafka, state = options.settings(file, KafkaSettings, StateSettings)
+    rows: dict[str, _Row] = {}
+    groups = _configured(file, rows)
+    _on_disk(state.state_dir, rows)
+    try:
+        _in_cluster(Cluster(kafka), groups, rows)
+    except BrokerError as error:
+        print(f"refold: groups are not shown: {error}", file=sys.stderr)  # noqa: T201
+    ordered = [rows[name] for name in sorted(rows)]
+    if json:
+        for row in ordered:
+            print(shown({name: getattr(row, name) for name in row.__slots__}))  # noqa: T201
+    elif ordered:
+        Console().print(_table(ordered), crop=False)
+    else:
+        print(f"No projections: none in {state.state_dir.absolute()}, none in refold.toml, no group.")  # noqa: T201
+
+
+def _configured(file: ConfigFile, rows: dict[str, _Row]) -> set[str]:
+    """Add the file's projections; give the groups that it names."""
+    groups = set()
+    for called, section in file.projections.items():
+        settings = file.settings(called)
+        try:
+            found = find_projection(called, file)
+        except (ResolveError, ValueError) as error:
+            rows[called] = _Row(generation=called, called=called, topic=settings.get("topic"), error=str(error))
+            continue
+        generation = generation_id(found.name, found.version)
+        group = str(section.get("group", f"{_PREFIX}{generation}"))
+        groups.add(group)
+        rows[generation] = _Row(generation=generation, called=called, topic=settings.get("topic"), group=group)
+    return groups
+
+
+def _on_disk(state_dir: Path, rows: dict[str, _Row]) -> None:
+    for directory in sorted(path for path in state_dir.glob("*") if path.is_dir()):
+        try:
+            state = view_state(RocksStore(directory))
+        except StorageError as error:
+            rows.setdefault(directory.name, _Row(generation=directory.name)).error = str(error)
+            continue
+        if state is None:
+            continue
+        manifest = state.build.manifest
+        row = rows.setdefault(directory.name, _Row(generation=generation_id(manifest.projection, manifest.version)))
+        row.directory, row.build, row.models = str(directory.absolute()), manifest.build, state.models
+        row.topic = manifest.topic
+
+
+def _in_cluster(cluster: Cluster, configured: set[str], rows: dict[str, _Row]) -> None:
+    topics = {name: count for name, count in cluster.topics().items() if not name.startswith("__")}
+    by_group = {row.group: row for row in rows.values() if row.group is not None}
+    for group in cluster.groups():
+        if not group.startswith(_PREFIX) and group not in configured:
+            continue
+        for topic, committed in cluster.committed_of(group, topics).items():
+            stamps = {number: Stamp.parse(one.metadata) for number, one in committed.items()}
+            generation = next((stamp.generation for stamp in stamps.values() if stamp is not None), None)
+            if generation is None:
+                continue
+            row = by_group.get(group) or rows.setdefault(generation, _Row(generation=generation))
+            row.group, row.topic = group, topic
+            row.members = len(cluster.members(group))
+            marks = cluster.watermarks(TopicInfo(name=topic, id="", partitions=topics[topic]))
+            row.lag = sum(
+                one.high - max(one.low, committed[number].position if number in committed else 0)
+                for number, one in marks.items()
+            )
+
+
+def _table(rows: list[_Row]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("projection", "topic"):
+        table.add_column(name, overflow="fold")
+    for name in ("models", "lag", "members"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", overflow="fold")
+    for row in rows:
+        named = f" ({row.called})" if row.called not in (None, row.generation) else ""
+        state: Any = Text(row.error, style="red") if row.error else row.directory and Text(_short(row.directory))
+        table.add_row(
+            Text(f"{row.generation}{named}"),
+            Text(row.topic or "-"),
+            *("-" if figure is None else f"{figure:,}" for figure in (row.models, row.lag, row.members)),
+            state or "-",
+        )
+    return table
+
+
+def _short(directory: str) -> str:
+    """Give a path as it is seen from here, where that is shorter."""
+    try:
+        return str(Path(directory).relative_to(Path.cwd()))
+    except ValueError:
+        return directory

@@ -1,0 +1,301 @@
+"""`refold status` and `refold describe`: how a projection stands, with no worker needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from streams.cli.output import duration, local_time, shown, size
+from streams.cli.wiring import GroupOptions, Located, ProjectionName
+from streams.cluster import Cluster
+from streams.control.status import GroupView, PartitionView, StateView, view_group, view_state
+from streams.data.build import RebuildRecord
+from streams.errors import BrokerError, ConfigError
+from streams.types import Member
+
+__all__ = ["describe", "partitions_table", "rebuild_line", "status"]
+
+
+def status(
+    projection: ProjectionName,
+    /,
+    options: GroupOptions = GroupOptions(),  # noqa: B008 - frozen
+    *,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Print how far a projection is folded: position, end, lag, models and owner of each partition.
+
+    Nobody needs to be folding. It is told from the state on this machine, and from the group's committed offsets.
+
+    Example: refold status aircraft-log --topic flights
+
+    Args:
+        projection: Which one.
+        options: Where it is.
+        json: Print one JSON object.
+    """
+    found = options.locate(projection)
+    state = view_state(found.store, found.projection)
+    group = _group(found, state)
+    if json:
+        print(shown({"projection": found.projection.name, **_group_json(group), "rebuild": _rebuild_json(state)}))  # noqa: T201
+        return
+    console = Console()
+    console.print(partitions_table(group), crop=False)
+    console.print(_lag_line(group), soft_wrap=True)
+    if state is not None and state.rebuild is not None and state.rebuild.outcome == "running":
+        console.print(rebuild_line(state), soft_wrap=True)
+
+
+def describe(
+    projection: ProjectionName,
+    /,
+    options: GroupOptions = GroupOptions(),  # noqa: B008 - frozen
+    *,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Print what a projection's state is of: code, codec, topic, build, directory, size, and the last rebuild.
+
+    Example: refold describe aircraft-log --topic flights
+
+    Args:
+        projection: Which one.
+        options: Where it is.
+        json: Print one JSON object.
+    """
+    found = options.locate(projection)
+    state = view_state(found.store, found.projection)
+    group: GroupView | BrokerError
+    try:
+        group = _group(found, state)
+    except BrokerError as error:
+        group = error  # what is on this machine can be told all the same
+    if json:
+        print(shown(_described(found, state, group)))  # noqa: T201
+        return
+    console = Console()
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in _facts(found, state, group):
+        facts.add_row(name, Text(value))
+    console.print(facts)
+    if isinstance(group, GroupView):
+        console.print()
+        console.print(partitions_table(group), crop=False)
+
+
+def _group(found: Located, state: StateView | None) -> GroupView:
+    topic = found.topic or (None if state is None else state.build.manifest.topic)
+    if topic is None:
+        raise ConfigError(
+            f"{found.projection.name!r} has no state in {found.store.directory.absolute()} that would say which topic "
+            "it is of. Give --topic, REFOLD_TOPIC, or topic in refold.toml."
+        )
+    cluster = Cluster(found.kafka)
+    return view_group(
+        cluster,
+        cluster.topic(topic),
+        found.group,
+        build=None if state is None else state.build,
+        state=None if state is None else state.partitions,
+        live=None if state is None else state.folding,
+    )
+
+
+def partitions_table(group: GroupView) -> Table:
+    """Draw a group's partitions, and their sum."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_footer=len(group.partitions) > 1)
+    positions = sum(one.position or 0 for one in group.partitions)
+    for name, total in (
+        ("partition", "all"),
+        ("position", f"{positions:,}"),
+        ("end", f"{sum(one.end for one in group.partitions):,}"),
+        ("lag", f"{group.lag:,}"),
+        ("models", f"{sum(one.models for one in group.partitions):,}"),
+    ):
+        table.add_column(name, footer=total, justify="right", no_wrap=True)
+    table.add_column("last event", overflow="fold")
+    table.add_column("owner", overflow="fold")
+    for one in group.partitions:
+        table.add_row(
+            str(one.partition),
+            "-" if one.position is None else f"{one.position:,}",
+            f"{one.end:,}",
+            f"{one.lag:,}",
+            f"{one.models:,}",
+            _last_event(one),
+            Text(_owner(one.owner) + (f" ({one.phase})" if one.phase not in ("", "ready") else "")),
+        )
+    return table
+
+
+def _last_event(one: PartitionView) -> Text:
+    if one.last_event_id is None:
+        return Text("-")
+    return Text(f"{one.last_event_id}\n{local_time(one.last_event_time)}")
+
+
+def _owner(member: Member | None) -> str:
+    if member is None:
+        return "nobody"
+    host = member.host.lstrip("/")
+    return f"{member.client_id} {host}" if member.pid is None else f"process {member.pid} on {host}"
+
+
+def _lag_line(group: GroupView) -> str:
+    parts = [f"lag {group.lag:,} records"]
+    seconds = group.lag_seconds()
+    if group.lag and seconds is not None:
+        parts.append(f"the last one folded is {duration(seconds)} old")
+    parts.append(f"{len(group.members)} member{'' if len(group.members) == 1 else 's'} in group {group.group}")
+    if group.gone:
+        parts.append(
+            f"the group waits for {', '.join(str(one.pid) for one in group.gone)}, which ended without leaving"
+        )
+    lines = [", ".join(parts)]
+    lines += [f"{group.topic}[{one.partition}] {one.phase}: {one.why}" for one in group.partitions if one.why]
+    return "\n".join(lines)
+
+
+def rebuild_line(state: StateView) -> str:
+    """Say how the rebuild went that made the state, or goes."""
+    record = state.rebuild
+    if record is None:
+        return f"none; build {state.build.manifest.build} was begun by a run"
+    if record.outcome != "running":
+        return f"{record.outcome} {local_time(record.ended_at)}: {rebuild_figures(record)}" + (
+            f". {record.error}" if record.error else ""
+        )
+    share = _share(record, state)
+    if state.rebuilding is not None:
+        return f"running since {local_time(record.started_at)}, {share}: {state.rebuilding}"
+    return f"began {local_time(record.started_at)} and ended without a word, at {share}; running the projection goes on"
+
+
+def rebuild_figures(record: RebuildRecord) -> str:
+    """Write a rebuild's figures."""
+    models = "" if record.models is None else f", {record.models:,} models"
+    return (
+        f"{record.events:,} events in {duration(record.seconds)} ({record.events_per_second:,.0f} events/s){models}, "
+        f"{record.deleted:,} deleted, {record.declined:,} declined"
+    )
+
+
+def _share(record: RebuildRecord, state: StateView) -> str:
+    total = sum(target - record.starts.get(partition, 0) for partition, target in record.targets.items())
+    done = sum(
+        min(record.targets[number], one.position or 0) - record.starts.get(number, 0)
+        for number, one in state.partitions.items()
+        if number in record.targets
+    )
+    return f"{int(1000 * done / total) / 10 if total else 100.0:.1f} %"
+
+
+def _facts(found: Located, state: StateView | None, group: GroupView | BrokerError) -> list[tuple[str, str]]:
+    name = found.projection.name
+    facts = [("projection", f"{name}, version {found.projection.version}")]
+    if state is None:
+        facts.append(("state", f"none in {found.store.directory.absolute()}"))
+    else:
+        manifest = state.build.manifest
+        facts += [
+            ("code", _code(found, state)),
+            ("codec", state.build.current.codec),
+            ("topic", f"{manifest.topic}, {manifest.partitions} partitions, id {manifest.topic_id}"),
+            ("state", f"{state.directory.absolute()}, build {manifest.build}, begun {local_time(manifest.made)}"),
+            ("size", f"{size(state.size_bytes)} on disk, {state.models:,} models"),
+            ("rebuild", rebuild_line(state)),
+        ]
+        if manifest.incomplete:
+            facts.append(("history", "incomplete, which was allowed: the topic had lost events when the build began"))
+        if state.folding:
+            facts.append(("folding", "; ".join(map(str, state.folding))))
+    if isinstance(group, GroupView):
+        facts.append(("group", _lag_line(group)))
+    else:
+        facts.append(("group", f"{found.group}, unknown: {group}"))
+    return facts
+
+
+def _code(found: Located, state: StateView) -> str:
+    if not state.code_changed:
+        return "unchanged since the state was folded"
+    return (
+        f"changed since the state was folded: `refold rebuild {found.called}`, or `refold run {found.called} --adopt` "
+        "where the change does not alter the fold"
+    )
+
+
+def _described(found: Located, state: StateView | None, group: GroupView | BrokerError) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "projection": found.projection.name,
+        "version": found.projection.version,
+        "directory": str(found.store.directory.absolute()),
+        "state": None,
+        "rebuild": _rebuild_json(state),
+    }
+    if state is not None:
+        manifest = state.build.manifest
+        document["state"] = {
+            "build": manifest.build,
+            "made": manifest.made,
+            "code_changed": state.code_changed,
+            "fingerprint": state.build.current.fingerprint,
+            "codec": state.build.current.codec,
+            "topic": manifest.topic,
+            "topic_id": manifest.topic_id,
+            "partitions": manifest.partitions,
+            "incomplete": manifest.incomplete,
+            "size_bytes": state.size_bytes,
+            "models": state.models,
+            "folding": [msgspec.to_builtins(holder) for holder in state.folding],
+        }
+    return document | (_group_json(group) if isinstance(group, GroupView) else {"error": str(group)})
+
+
+def _group_json(group: GroupView) -> dict[str, Any]:
+    return {
+        "topic": group.topic,
+        "group": group.group,
+        "lag_records": group.lag,
+        "lag_seconds": group.lag_seconds(),
+        "models": sum(one.models for one in group.partitions),
+        "members": [_member_json(one) for one in group.members],
+        "gone": [one.pid for one in group.gone],
+        "partitions": [
+            {
+                field.name: getattr(one, field.name)
+                for field in dataclasses.fields(one)
+                if field.name not in ("owner", "record_ms")
+            }
+            | {"lag": one.lag, "owner": None if one.owner is None else _member_json(one.owner)}
+            for one in group.partitions
+        ],
+    }
+
+
+def _member_json(member: Member) -> dict[str, Any]:
+    return {
+        "client_id": member.client_id,
+        "host": member.host.lstrip("/"),
+        "pid": member.pid,
+        "partitions": list(member.partitions),
+    }
+
+
+def _rebuild_json(state: StateView | None) -> dict[str, Any] | None:
+    if state is None or state.rebuild is None:
+        return None
+    document: dict[str, Any] = msgspec.to_builtins(state.rebuild)
+    document.pop("format")
+    return document | {
+        "outcome": "died" if state.has_died else state.rebuild.outcome,
+        "events_per_second": state.rebuild.events_per_second,
+    }
