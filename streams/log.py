@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Collection
 from typing import Literal, TextIO, cast
 
 import structlog
@@ -36,17 +37,27 @@ def is_debug() -> bool:
     return bool(structlog.get_config()["wrapper_class"] is structlog.make_filtering_bound_logger(logging.DEBUG))
 
 
-def configure(*, level: str = "info", style: Literal["console", "json"] | None = None) -> None:
+def configure(
+    *, level: str = "info", style: Literal["console", "json"] | None = None, shown_elsewhere: Collection[str] = ()
+) -> None:
     """Send refold's logs, and those of the libraries below it, to standard error.
 
     Args:
         level: debug, info, warning or error.
         style: One JSON object a line, or columns for people; by default columns on a terminal.
+        shown_elsewhere: Events that the user is told in another way.
     """
+
+    def drop(_logger: object, _method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if entry["event"] in shown_elsewhere:
+            raise structlog.DropEvent
+        return entry
+
     number = logging.getLevelNamesMapping()[level.upper()]
     json = style == "json" or (style is None and not sys.stderr.isatty())
     structlog.configure(
         processors=[
+            drop,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True)

@@ -74,7 +74,7 @@ def demo(
         partitions: Partitions of the topic.
         json: Print the figures as one JSON object.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False, markup=False)
     with interrupted_by_signals(exit_code=130), ExitStack() as stack:
         client: dict[str, str | int | float | bool] | None = None
         if bootstrap_servers is None:

@@ -80,7 +80,7 @@ def list_(
         for row in ordered:
             print(shown({name: getattr(row, name) for name in row.__slots__}))  # noqa: T201
     elif ordered:
-        Console().print(_table(ordered), crop=False)
+        Console(highlight=False, markup=False).print(_table(ordered), crop=False)
     else:
         print(f"No projections: none in {state.state_dir.absolute()}, none in refold.toml, no group.")  # noqa: T201
 

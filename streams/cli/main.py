@@ -54,6 +54,10 @@ app.register_install_completion_command(
 )
 
 
+_SHOWN = ("partition.halted", "rebuild.waits", "rebuild.failed")
+"""What the bar, or the message at the end, says too."""
+
+
 @app.command(name="help")
 def help_(*command: str) -> None:
     """Print the help of a command, or this one.
@@ -82,7 +86,11 @@ def _launch(
     from streams import log
 
     draws = tokens[:1] in (("demo",), ("rebuild",)) or (tokens[:1] == ("run",) and sys.stderr.isatty())
-    log.configure(level=log_level or ("warning" if draws else "info"), style=log_format)
+    log.configure(
+        level=log_level or ("warning" if draws else "info"),
+        style=log_format,
+        shown_elsewhere=_SHOWN if draws and log_level != "debug" else (),
+    )
     app(tokens)
 
 

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
 
+from streams.cli.output import duration
+from streams.cli.view import drawn, percent
 from streams.control.rebuild import RebuildCoordinator
 from streams.types import RebuildProgress
 
-__all__ = ["percent", "watch"]
+__all__ = ["watch"]
 
 _REDRAW_S = 0.1
 _LINE_S = 5.0
-
-
-def percent(progress: RebuildProgress) -> str:
-    """Write the percentage, rounded down: 100.0 % is written only when it is true."""
-    value = progress.completion_percentage()
-    return "  -  " if value is None else f"{math.floor(value * 10) / 10:5.1f} %"
-
-
-def _left(progress: RebuildProgress) -> str:
-    seconds = progress.estimated_seconds_left()
-    return "-" if seconds is None else f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
 async def watch(
@@ -59,33 +50,34 @@ async def watch(
 
 
 async def _draw(coordinator: RebuildCoordinator, work: asyncio.Future[RebuildProgress], console: Console) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=40),
-        TextColumn("{task.fields[percent]}  {task.fields[rate]:>9,.0f} events/s  ETA {task.fields[left]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("rebuild", total=None, percent="", rate=0.0, left="-")
+    with Live(console=console, auto_refresh=False) as live:
         running = True
         while running:
             running = not (await asyncio.wait([work], timeout=_REDRAW_S))[0]
-            progress = coordinator.get_progress()
-            bar.update(
-                task,
-                description=f"rebuild waits for {progress.waiting_for}\n" if progress.waiting_for else "rebuild",
-                total=progress.total_offsets or None,
-                completed=progress.total_offsets - progress.remaining_offsets,
-                percent=percent(progress),
-                rate=progress.events_per_second,
-                left=_left(progress),
-            )
+            live.update(_drawn(coordinator.get_progress()), refresh=True)
+
+
+def _drawn(progress: RebuildProgress) -> RenderableType:
+    if not progress.partitions:
+        return Text("checking")
+    total = progress.total_offsets
+    bar = drawn(total - progress.remaining_offsets, total, _figures(progress))
+    return Group(bar, Text(f"waiting for {progress.waiting_for}", style="yellow")) if progress.waiting_for else bar
+
+
+def _figures(progress: RebuildProgress) -> list[str]:
+    figures = [f"{progress.events_processed:,} events", f"{progress.events_per_second:,.0f} events/s"]
+    if progress.is_running:
+        figures.append(f"ETA {duration(progress.estimated_seconds_left())}")
+    else:
+        figures.append(duration(progress.elapsed_seconds))
+    return figures
 
 
 async def _lines(coordinator: RebuildCoordinator, work: asyncio.Future[RebuildProgress], console: Console) -> None:
     while not (await asyncio.wait([work], timeout=_LINE_S))[0]:
         progress = coordinator.get_progress()
-        console.print(
-            f"rebuild {percent(progress)}  {progress.events_processed:,} events  "
-            f"{progress.events_per_second:,.0f} events/s  ETA {_left(progress)}"
-            + (f"  waits for {progress.waiting_for}" if progress.waiting_for else "")
-        )
+        total = progress.total_offsets
+        share = percent(total - progress.remaining_offsets, total) if progress.partitions else "checking"
+        line = f"rebuild {share}  {'  '.join(_figures(progress))}"
+        console.print(f"{line}  waiting for {progress.waiting_for}" if progress.waiting_for else line, soft_wrap=True)

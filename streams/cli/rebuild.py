@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 from typing import Annotated
 
-import orjson
 from cyclopts import Parameter
 from rich.console import Console
 
+from streams.cli.output import duration, shown
 from streams.cli.progress import watch
 from streams.cli.signals import drained_by_signals
-from streams.cli.wiring import FoldOptions, ProjectionName
+from streams.cli.wiring import FoldOptions, ProjectionName, Wired
 from streams.control.rebuild import RebuildCoordinator
-from streams.data.generation import RocksStore
-from streams.errors import StoreCorrupt
+from streams.control.status import StateView, view_state
+from streams.errors import RebuildCancelled, StoreCorrupt
 
 __all__ = ["rebuild"]
 
@@ -42,9 +43,9 @@ def rebuild(
         json: Print the final figures as one JSON object.
     """
     wired = options.wire(projection)
-    console = Console(stderr=True)
-    if _has_state(wired.store) and not yes and not _agreed(console, str(wired.store.directory)):
-        raise SystemExit(2)
+    console = Console(stderr=True, highlight=False, markup=False)
+    if not yes:
+        _ask(console, wired)
     coordinator = RebuildCoordinator(
         wired.projection,
         wired.events,
@@ -55,10 +56,17 @@ def rebuild(
     )
     work = coordinator.rebuild_from_beginning()  # there before a signal may come, to be cancelled by it
     with drained_by_signals(coordinator.cancel, exit_code=130):
-        progress = asyncio.run(watch(coordinator, work, console))
+        try:
+            progress = asyncio.run(watch(coordinator, work, console))
+        except RebuildCancelled as cancelled:
+            raise RebuildCancelled(
+                f"{cancelled} `refold run {projection}` goes on, `refold rebuild {projection}` begins anew.",
+                projection=cancelled.projection,
+                topic=cancelled.topic,
+            ) from None
     if json:
         figures = dataclasses.asdict(progress) | {"completion_percentage": progress.completion_percentage()}
-        print(orjson.dumps(figures, option=orjson.OPT_NON_STR_KEYS).decode())  # noqa: T201
+        print(shown(figures))  # noqa: T201
     else:
         print(  # noqa: T201
             f"{progress.events_processed:,} events into {wired.projection.name} in {progress.elapsed_seconds:.1f} s, "
@@ -68,18 +76,46 @@ def rebuild(
         )
 
 
-def _has_state(store: RocksStore) -> bool:
+def _ask(console: Console, wired: Wired) -> None:
+    """Say what the rebuild will do, and ask; where there are no models yet, there is nothing to ask.
+
+    Raises:
+        SystemExit: The answer is no, or nobody can be asked; nothing was changed.
+    """
     try:
-        return store.current() is not None
-    except StoreCorrupt:  # what a rebuild mends
-        return True
-
-
-def _agreed(console: Console, directory: str) -> bool:
-    if not console.is_terminal:
-        console.print(f"refold: this clears the read models in {directory}. Say --yes to do it.")
-        return False
-    return console.input(f"This clears the read models in {directory} and folds them again. Go on? [y/N] ").lower() in (
-        "y",
-        "yes",
+        state = view_state(wired.store)
+        if state is None:
+            return
+        now = f"build {state.build.manifest.build} with {state.models:,} models"
+    except StoreCorrupt as error:
+        state, now = None, f"it cannot be read ({error})"
+    cluster = wired.events.cluster
+    marks = cluster.watermarks(cluster.topic(wired.events.topic))
+    events = sum(one.high - one.low for one in marks.values())
+    where = ", ".join(f"{number}: {one.low:,} to {one.high:,}" for number, one in sorted(marks.items()))
+    console.print(
+        f"This rebuilds {wired.projection.name!r} from the beginning of topic {wired.events.topic!r}.\n"
+        f"  models  {wired.store.directory.absolute()}, {now}; they are replaced\n"
+        f"  events  up to {events:,}, by partition from offset {where}\n"
+        f"  time    {_expected(state, events)}",
+        soft_wrap=True,
     )
+    if not console.is_terminal or not sys.stdin.isatty():
+        console.print("refold: nothing was changed. Say --yes to do it.")
+        raise SystemExit(2)
+    try:
+        answer = console.input("Go on? [y/N] ", markup=False)
+    except EOFError:
+        answer = ""
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; nothing was changed.") from None
+    if answer.strip().lower() not in ("y", "yes"):
+        console.print("Nothing was changed.")
+        raise SystemExit(2)
+
+
+def _expected(state: StateView | None, events: int) -> str:
+    rate = 0.0 if state is None or state.rebuild is None else state.rebuild.events_per_second
+    if not rate:
+        return "unknown before it runs: there is no earlier rebuild to go by"
+    return f"about {duration(events / rate)}, at the {rate:,.0f} events/s of the last rebuild"

@@ -62,7 +62,7 @@ def run(
                 state=str(wired.store.directory),
             )
             stop.to(agent.stop)
-            console = Console(stderr=True)
+            console = Console(stderr=True, highlight=False, markup=False)
             if console.is_terminal:
                 console.print(
                     f"{wired.projection.name} from topic {wired.events.topic}, group {wired.checkpoints.group}, "

@@ -46,7 +46,7 @@ def status(
     if json:
         print(shown({"projection": found.projection.name, **_group_json(group), "rebuild": _rebuild_json(state)}))  # noqa: T201
         return
-    console = Console()
+    console = Console(highlight=False, markup=False)
     console.print(partitions_table(group), crop=False)
     console.print(_lag_line(group), soft_wrap=True)
     if state is not None and state.rebuild is not None and state.rebuild.outcome == "running":
@@ -79,7 +79,7 @@ def describe(
     if json:
         print(shown(_described(found, state, group)))  # noqa: T201
         return
-    console = Console()
+    console = Console(highlight=False, markup=False)
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from streams.data.partition import Phase
 from streams.errors import BrokerError
 from streams.log import get_logger
 
-__all__ = ["RunView", "percent", "shown_while"]
+__all__ = ["RunView", "drawn", "percent", "shown_while"]
 
 log = get_logger(__name__)
 
@@ -139,8 +139,8 @@ class RunView:
             return f"waiting for a broker to answer; none has for {duration(self.status.away_s)}"
         if self.group is not None and self.group.gone:
             pids = ", ".join(str(one.pid) for one in self.group.gone)
-            limit = duration(self._agent.job.settings.session_timeout_s)
-            return f"waiting up to {limit} for the killed member's session to end (process {pids})"
+            limit_s = self._agent.job.settings.session_timeout_s
+            return f"waiting up to {limit_s:g} s for the killed member's session to end (process {pids})"
         if not self.status.partitions:
             others = 0 if self.group is None else sum(1 for one in self.group.members if one.partitions)
             return f"standing by: {others} other members hold all partitions" if others else "joining the group"
@@ -154,23 +154,14 @@ class RunView:
 
     def render(self, *, verbose: bool) -> RenderableType:
         """Draw it: a bar, figures, and what is the matter."""
-        lines: list[RenderableType] = []
-        waiting = self.waiting()
+        parts: list[RenderableType] = []
         if self.group is not None and self.status.partitions:
-            group = self.group
-            bar = Table.grid(padding=(0, 2, 0, 0))
-            bar.add_row(
-                ProgressBar(total=max(1, group.total), completed=group.done if group.total else 1, width=_BAR_WIDTH),
-                f"{percent(group.done, group.total)}",
-                f"{group.done:,} of {group.total:,}",
-            )
-            lines += [bar, Text("   ".join(self._figures(group)))]
-        if waiting:
-            lines.append(Text(waiting, style="yellow"))
-        lines += [Text(trouble, style="red") for trouble in self.troubles()]
+            parts.append(drawn(self.group.done, self.group.total, self._figures(self.group)))
+        parts += [Text(waiting, style="yellow") for waiting in (self.waiting(),) if waiting]
+        parts += [Text(trouble, style="red") for trouble in self.troubles()]
         if verbose and self.group is not None:
-            lines.append(partitions_table(self.group))
-        return Group(*lines)
+            parts.append(partitions_table(self.group))
+        return Group(*parts)
 
     def _figures(self, group: GroupView) -> list[str]:
         events_rate, offsets_rate = self.rates()
@@ -204,6 +195,23 @@ class RunView:
             facts["lag_records"] = self.group.lag
             facts["lag_seconds"] = self.group.lag_seconds()
         log.info("run.status", **facts, **({"waiting": waiting} if waiting else {}))
+
+
+def drawn(done: int, total: int, figures: Iterable[str]) -> RenderableType:
+    """Draw a bar with its percentage and sum, and figures below it; it fits into 80 columns.
+
+    Args:
+        done: Offsets that are done.
+        total: Of so many; 0 is all done.
+        figures: What else there is to say.
+    """
+    bar = Table.grid(padding=(0, 2, 0, 0))
+    bar.add_row(
+        ProgressBar(total=max(1, total), completed=done if total else 1, width=_BAR_WIDTH),
+        percent(done, total),
+        f"{done:,} of {total:,}",
+    )
+    return Group(bar, Text("   ".join(figures)))
 
 
 def percent(done: int, total: int) -> str:

@@ -343,7 +343,7 @@ class Lane:
         try:
             fold.commit()
         except ModelCannotBeStored as error:
-            log.warning("fold.read_again", partition=held.number, position=fold.committed, why=str(error))
+            log.info("fold.read_again", partition=held.number, position=fold.committed, why=str(error))
             fold.discard()
             fold.carefully = True
             if held.phase is Phase.READY:

@@ -238,6 +238,21 @@ class Kit:
             for partition, marks in self.cluster.watermarks(topic).items()
         )
 
+    def command(self, *arguments: str, command: str = "run", projection: str = TALLY) -> list[str]:
+        """The words of `refold COMMAND` for this projection, topic, group and state."""
+        options = ["--topic", self.topic, "--group", self.group, "--state-dir", str(self.state_dir)]
+        return [sys.executable, "-m", "streams", command, projection, *options, *arguments]
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        """What such a command runs with."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("REFOLD_")}
+        return {
+            **ours,
+            "REFOLD_BOOTSTRAP_SERVERS": self.bootstrap,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            **variables,
+        }
+
     @contextmanager
     def process(
         self,

@@ -342,7 +342,7 @@ def test_rebuild_that_waits_for_a_killed_member_says_so_and_for_how_long(new_kit
             wait_for_log(helper, ["partitions.assigned"])
             until("it helps", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [2, 2])
             helper.kill()
-        wait_for_log(rebuild, ["rebuild.waits", "dropped after its session timeout (25 s)", "s by now"])
+        wait_for_log(rebuild, ["waiting for partitions", "dropped after its session timeout (25 s)", "s by now"])
         assert rebuild.wait() == 0, rebuild.output()
     assert kit.check() == 700
 

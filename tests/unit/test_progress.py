@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.cli.progress import percent
+from streams.cli.view import percent
 from streams.control.progress import ProgressTracker
 from streams.data.partition import PartitionStatus
 from streams.types import Lag, RebuildProgress
@@ -70,7 +70,8 @@ def test_huge_topics_do_not_round_up_to_100() -> None:
     value = progress.completion_percentage()
     assert value is not None
     assert value < 100.0
-    assert percent(progress) == " 99.9 %"
+    assert percent(10**18 - 1, 10**18) == " 99.9 %"
+    assert percent(0, 0) == percent(3, 3) == "100.0 %"
 
 
 def test_estimate_is_what_is_left_and_never_negative() -> None:

@@ -1,0 +1,122 @@
+"""What the commands show on a terminal, and how they answer on it."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.integration.kit import TALLY, Kit, produce, tally_events, until, wait_for_log
+from tests.screen import Screen, on_screen
+
+NewKit = Callable[..., Kit]
+
+
+@contextmanager
+def shown(
+    kit: Kit,
+    *arguments: str,
+    command: str = "run",
+    projection: str = TALLY,
+    columns: int = 80,
+    session_s: float | None = None,
+) -> Iterator[Screen]:
+    environment = kit.environment(**({} if session_s is None else {"REFOLD_SESSION_TIMEOUT_S": str(session_s)}))
+    words = kit.command(*arguments, command=command, projection=projection)
+    with on_screen(words, columns=columns, environment=environment) as screen:
+        yield screen
+
+
+@pytest.mark.parametrize("columns", [80, 110])
+def test_run_shows_how_far_the_group_is(new_kit: NewKit, columns: int) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(12_345))
+    with shown(kit, "-v", columns=columns) as screen:
+        text = screen.wait_for("100.0 %", "12,345 of 12,345", "lag 0 records", "ETA -", "49 models")
+        assert re.search(r"^━+ +100\.0 %  12,345 of 12,345$", text, re.MULTILINE)  # one line, not broken
+        assert re.search(r"^partition position +end lag models last event +owner$", text, re.MULTILINE)
+        assert re.search(r"^ +all +12,345 +12,345 +0 +49$", text, re.MULTILINE)
+        produce(kit.bootstrap, kit.topic, tally_events(1000, first=12_345))
+        screen.wait_for("13,345 of 13,345", "lag 0 records")
+        assert screen.end(signal.SIGINT) == 0
+        assert "Stopped after 13,345 events." in screen.text()
+        assert "━" not in screen.text()  # the view goes with the command
+
+
+def test_run_says_that_it_waits_for_a_killed_members_session_and_no_lag_before(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(500))
+    with kit.process(env={"REFOLD_SESSION_TIMEOUT_S": "8"}) as first:
+        wait_for_log(first, ['"lag_records": 0'])
+        first.kill()
+    with shown(kit, session_s=8) as screen:
+        screen.wait_for("waiting up to 8 s for the killed member's session to end", str(first.process.pid))
+        screen.wait_for("lag 0 records")
+        assert screen.end(signal.SIGTERM) == 0
+        waiting = [text for text in screen.seen if "waiting up to" in text]
+        assert waiting
+        assert not any("lag" in text for text in waiting)
+
+
+def test_second_run_shows_the_lag_of_the_whole_group(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(4000))
+    with kit.process() as first:
+        wait_for_log(first, ['"lag_records": 0'])
+        with shown(kit) as second:
+            second.wait_for("4,000 of 4,000", "lag 0 records")
+            assert second.end(signal.SIGTERM) == 0
+
+
+def test_halted_partition_is_said_once_on_a_terminal(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, [*tally_events(5, first=1), ("stream-1", b"{oops")])
+    with shown(kit, columns=110) as screen:
+        assert screen.end() == 1
+        assert screen.flowing().count("is no event") == 1, screen.text()
+        assert "Traceback" not in screen.text()
+
+
+def test_rebuild_asks_with_what_it_will_do_and_a_no_changes_nothing(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(3000))
+    kit.fold_all()
+    build, ends = kit.build, kit.ends()
+    with shown(kit, command="rebuild") as screen:
+        text = screen.wait_for("Go on? [y/N]")
+        assert f"build {build} with 50 models; they are replaced" in screen.flowing()
+        assert f"up to 3,000, by partition from offset 0: 0 to {ends[0]:,}, 1: 0 to {ends[1]:,}" in text
+        assert "unknown before it runs" in text
+        screen.type("n\n")
+        assert screen.end() == 2
+        assert "Nothing was changed." in screen.text()
+    assert kit.build == build
+    with shown(kit, command="rebuild") as screen:
+        screen.wait_for("Go on? [y/N]")
+        screen.type("y\n")
+        assert screen.end() == 0
+        screen.wait_for("100.0 %", "3,000 of 3,000", "3,000 events into tally in", "50 models,", "deleted,", "declined")
+    assert kit.build == build + 1
+    with shown(kit, command="rebuild") as screen:
+        screen.wait_for("events/s of the last rebuild", "Go on? [y/N]")
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.end() == 130
+        assert "interrupted; nothing was changed." in screen.text()
+    assert kit.build == build + 1
+
+
+def test_interrupted_rebuild_says_once_what_is_kept_and_what_goes_on(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(2000, first=1))
+    slow = "tests.integration.slow:SlowTally"
+    with shown(kit, command="rebuild", projection=slow) as screen:
+        screen.until("events", lambda: bool(re.search(r"[1-9]\d* events  ", screen.text())))
+        assert screen.end(signal.SIGINT) == 130
+        said = screen.flowing()
+        assert said.count("was cancelled after") == 1, screen.text()
+        assert f"`refold run {slow}` goes on, `refold rebuild {slow}` begins anew." in said
+        assert "Traceback" not in said
+    until("nobody is in the group", lambda: not kit.cluster.members(kit.group))
