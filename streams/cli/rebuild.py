@@ -13,10 +13,10 @@ from rich.console import Console
 from streams.cli.output import duration, shown
 from streams.cli.progress import watch
 from streams.cli.signals import drained_by_signals
-from streams.cli.wiring import FoldOptions, ProjectionName, Wired
+from streams.cli.wiring import FoldOptions, ProjectionName, Wired, naming_commands
 from streams.control.rebuild import RebuildCoordinator
 from streams.control.status import StateView, view_state
-from streams.errors import RebuildCancelled, StoreCorrupt
+from streams.errors import StoreCorrupt
 
 __all__ = ["rebuild"]
 
@@ -55,15 +55,8 @@ def rebuild(
         allow_incomplete=wired.allow_incomplete,
     )
     work = coordinator.rebuild_from_beginning()  # there before a signal may come, to be cancelled by it
-    with drained_by_signals(coordinator.cancel, exit_code=130):
-        try:
-            progress = asyncio.run(watch(coordinator, work, console))
-        except RebuildCancelled as cancelled:
-            raise RebuildCancelled(
-                f"{cancelled} `refold run {projection}` goes on, `refold rebuild {projection}` begins anew.",
-                projection=cancelled.projection,
-                topic=cancelled.topic,
-            ) from None
+    with naming_commands(projection), drained_by_signals(coordinator.cancel, exit_code=130):
+        progress = asyncio.run(watch(coordinator, work, console))
     if json:
         figures = dataclasses.asdict(progress) | {"completion_percentage": progress.completion_percentage()}
         print(shown(figures))  # noqa: T201

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from streams.cli.signals import Stop, drained_by_signals
 from streams.cli.view import shown_while
-from streams.cli.wiring import FoldOptions, ProjectionName
+from streams.cli.wiring import FoldOptions, ProjectionName, naming_commands
 from streams.control.live import live_agent
 from streams.log import get_logger
 
@@ -43,7 +43,7 @@ def run(
         verbose: Show each partition too, on a terminal.
     """
     stop = Stop()
-    with drained_by_signals(stop.ask, exit_code=0):
+    with naming_commands(projection), drained_by_signals(stop.ask, exit_code=0):
         wired = options.wire(projection)
         with live_agent(
             wired.projection,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar, cast
 
@@ -25,9 +27,21 @@ from streams.data.checkpoint import KafkaCheckpointStore, generation_id
 from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec
 from streams.data.generation import RocksStore
 from streams.data.source import KafkaEventStore
+from streams.errors import CodeChanged, RebuildCancelled
 from streams.log import get_logger
 
-__all__ = ["ClientOptions", "FoldOptions", "Found", "GroupOptions", "Located", "Options", "StateOptions", "Wired"]
+__all__ = [
+    "ClientOptions",
+    "FoldOptions",
+    "Found",
+    "GroupOptions",
+    "Located",
+    "Options",
+    "StateOptions",
+    "Wired",
+    "find_projection",
+    "naming_commands",
+]
 
 log = get_logger(__name__)
 
@@ -230,6 +244,29 @@ class FoldOptions(GroupOptions):
             settings=folding,
             allow_incomplete=self.allow_incomplete,
         )
+
+
+@contextmanager
+def naming_commands(called: str) -> Iterator[None]:
+    """Name the exact commands in errors whose way out is one.
+
+    Args:
+        called: What the user calls the projection.
+    """
+    try:
+        yield
+    except CodeChanged as error:
+        raise CodeChanged(
+            f"{error} That is `refold rebuild {called}`, or `refold run {called} --adopt`.",
+            projection=error.projection,
+            topic=error.topic,
+        ) from error
+    except RebuildCancelled as error:
+        raise RebuildCancelled(
+            f"{error} `refold run {called}` goes on, `refold rebuild {called}` begins anew.",
+            projection=error.projection,
+            topic=error.topic,
+        ) from error
 
 
 def find_projection(projection: str, file: ConfigFile) -> CqrsProjection[Any]:

@@ -1,0 +1,288 @@
+"""The commands that look: status, describe, list, get, dump, count; and what every command does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from streams.cli.main import COMMANDS, app
+from tests.integration.kit import TALLY, Kit, Process, produce, tally_events, until, wait_for_log
+
+NewKit = Callable[..., Kit]
+
+
+def refold(kit: Kit, *words: str, ok: int = 0, **environment: str) -> tuple[str, str]:
+    """Run a command; give standard output and standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "streams", *words],
+        env=kit.environment(**{"REFOLD_STATE_DIR": str(kit.state_dir)} | environment),
+        cwd=kit.state_dir.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == ok, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+def looked(kit: Kit, command: str, *words: str, **environment: str) -> Any:
+    """Run a command about the projection, and give its JSON."""
+    out, _ = refold(
+        kit, command, TALLY, "--topic", kit.topic, "--group", kit.group, "--json", *words, ok=0, **environment
+    )
+    return orjson.loads(out)
+
+
+def test_status_tells_position_lag_models_last_event_and_owner_of_each_partition(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(900))
+    before = looked(kit, "status")
+    assert (before["lag_records"], before["lag_seconds"], before["members"]) == (900, None, [])
+    assert [one["position"] for one in before["partitions"]] == [None, None]
+    with kit.process() as live:
+        wait_for_log(live, ['"lag_records": 0'])
+        now = looked(kit, "status")
+        pids = {one["owner"]["pid"] for one in now["partitions"]}
+    assert pids == {live.process.pid}
+    assert (now["lag_records"], now["lag_seconds"], now["models"]) == (0, 0.0, len(kit.models()))
+    assert {one["partition"]: one["position"] for one in now["partitions"]} == kit.ends() == kit.positions()
+    assert sum(one["events"] for one in now["partitions"]) == 900
+    assert "e899" in {one["last_event_id"] for one in now["partitions"]}
+    assert all(one["last_event_time"] for one in now["partitions"])
+
+
+def test_status_of_another_machine_comes_from_the_groups_offsets(new_kit: NewKit, tmp_path: Path) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(500))
+    kit.fold_all()
+    produce(kit.bootstrap, kit.topic, tally_events(100, first=500))
+    time.sleep(0.1)
+    elsewhere = looked(kit, "status", REFOLD_STATE_DIR=str(tmp_path / "none"))
+    assert (elsewhere["lag_records"], elsewhere["models"]) == (100, len(kit.models()))
+    assert elsewhere["lag_seconds"] > 0
+    assert elsewhere == looked(kit, "status") | {
+        "lag_seconds": elsewhere["lag_seconds"],
+        "partitions": elsewhere["partitions"],
+    }
+
+
+def test_describe_tells_what_the_state_is_of_also_without_a_broker(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(500))
+    assert looked(kit, "describe")["state"] is None
+    kit.fold_all()
+    found = looked(kit, "describe")
+    state = found["state"]
+    assert (state["code_changed"], state["build"], state["models"]) == (False, 1, len(kit.models()))
+    assert state["topic_id"] == kit.cluster.topic(kit.topic).id
+    assert state["size_bytes"] > 1000
+    assert found["rebuild"] is None
+    assert found["directory"] == str(kit.store.directory)
+    other = looked(kit, "describe", REFOLD_BOOTSTRAP_SERVERS="127.0.0.1:1", REFOLD_REQUEST_TIMEOUT_S="2")
+    assert other["state"] == state
+    assert "127.0.0.1:1" in other["error"]
+    out, _ = refold(kit, "describe", TALLY, "--group", kit.group)  # the state knows its topic
+    assert "unchanged since the state was folded" in out
+    assert "build 1 was begun by a run" in out
+
+
+def test_describe_tells_of_changed_code_and_names_the_commands(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(50))
+    kit.fold_all()
+    changed = "tests.integration.slow:SlowTally"  # of the same name
+    words = ("describe", changed, "--topic", kit.topic, "--group", kit.group)
+    assert orjson.loads(refold(kit, *words, "--json")[0])["state"]["code_changed"] is True
+    said = " ".join(refold(kit, *words)[0].split())
+    assert f"`refold rebuild {changed}`, or `refold run {changed} --adopt`" in said
+    _, err = refold(kit, "run", changed, "--topic", kit.topic, "--group", kit.group, ok=1)
+    assert f"`refold rebuild {changed}`" in err
+    assert f"`refold run {changed} --adopt`" in err
+
+
+async def test_last_rebuild_is_told_and_one_that_was_killed_too(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(2000, first=1))
+    await kit.coordinator().rebuild_from_beginning()
+    told = looked(kit, "describe")["rebuild"]
+    assert (told["outcome"], told["events"], told["models"]) == ("completed", 2000, len(kit.models()))
+    assert told["events_per_second"] > 0
+    slow = "tests.integration.slow:SlowTally"
+    with kit.process("--yes", command="rebuild", projection=slow) as rebuild:
+        wait_for_log(rebuild, ["partitions.assigned"])
+        running = looked(kit, "status")["rebuild"]
+        out, _ = refold(kit, "status", TALLY, "--topic", kit.topic, "--group", kit.group)
+        assert "running since" in out
+        rebuild.kill()
+    assert running["outcome"] == "running"
+    assert sum(running["targets"].values()) == 2000
+    assert looked(kit, "status")["rebuild"]["outcome"] == "died"
+    out, _ = refold(kit, "describe", TALLY, "--topic", kit.topic, "--group", kit.group)
+    assert "ended without a word, at" in " ".join(out.split())
+
+
+def test_list_names_what_the_file_the_disk_and_the_cluster_know(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(300))
+    kit.fold_all()
+    (kit.state_dir.parent / "refold.toml").write_text(
+        f'[projections.mine]\nclass = "{TALLY}"\ntopic = "{kit.topic}"\ngroup = "{kit.group}"\n'
+        '[projections.broken]\nclass = "tests.support:Nothing"\n'
+    )
+    rows = {row["generation"]: row for row in map(orjson.loads, refold(kit, "list", "--json")[0].splitlines())}
+    mine = rows["tally.v1"]
+    assert (mine["called"], mine["topic"], mine["group"]) == ("mine", kit.topic, kit.group)
+    assert (mine["models"], mine["lag"], mine["members"], mine["build"]) == (len(kit.models()), 0, 0, 1)
+    assert "no attribute 'Nothing'" in rows["broken"]["error"]
+    out, err = refold(kit, "list", REFOLD_BOOTSTRAP_SERVERS="127.0.0.1:1", REFOLD_REQUEST_TIMEOUT_S="2")
+    assert "tally.v1 (mine)" in " ".join(out.split())
+    assert "groups are not shown" in err
+
+
+def test_models_are_given_by_id_all_together_and_counted(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(300, streams=20))
+    kit.fold_all()
+    models = kit.models()
+    one, other = sorted(models)[:2]
+    assert orjson.loads(refold(kit, "get", TALLY, one)[0]) == models[one]
+    both = [orjson.loads(line) for line in refold(kit, "get", TALLY, one, other)[0].splitlines()]
+    assert both == [{"id": one, "model": models[one]}, {"id": other, "model": models[other]}]
+    assert refold(kit, "get", TALLY, one, "--pretty")[0].count("\n") > 3
+    out, err = refold(kit, "get", TALLY, one, "nobody", "nothing", ok=6)
+    assert len(out.splitlines()) == 1
+    assert "no model 'nobody', 'nothing' among its" in err
+    lines = [orjson.loads(line) for line in refold(kit, "dump", TALLY)[0].splitlines()]
+    assert {line["id"]: line["model"] for line in lines} == models
+    assert len(refold(kit, "dump", TALLY, "--limit", "3")[0].splitlines()) == 3
+    assert refold(kit, "count", TALLY)[0] == f"{len(models)}\n"
+    assert orjson.loads(refold(kit, "count", TALLY, "--json")[0]) == {"projection": "tally", "models": len(models)}
+
+
+@pytest.mark.parametrize("command", ["get", "dump", "count"])
+def test_reading_without_state_names_the_whole_path(new_kit: NewKit, command: str) -> None:
+    kit = new_kit()
+    out, err = refold(kit, command, TALLY, *(["x"] if command == "get" else []), ok=6)
+    assert (out, f"{kit.store.directory} holds no read models yet" in err) == ("", True)
+    assert len(err.splitlines()) == 1
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(9000, streams=5000))
+    kit.fold_all()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streams", "dump", TALLY, "--state-dir", str(kit.state_dir)],
+        env=kit.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(b'{"id":')
+    process.stdout.close()
+    assert process.wait(60) == 1
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+# Every command
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_says_of_each_command_what_the_command_says(command: str) -> None:
+    function = app[command].default_command
+    assert function is not None
+    assert (function.__doc__ or "").splitlines()[0] == COMMANDS[command]
+
+
+def test_help_and_version_load_no_kafka_and_no_store() -> None:
+    for words in (["--help"], ["help"], ["-V"], ["--version"]):
+        script = (
+            "import sys\nsys.argv[1:] = " + repr(words) + "\n"
+            "from streams.__main__ import main\n"
+            "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+            "print([name for name in ('confluent_kafka', 'rocksdict', 'pydantic') if name in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version_is_the_installed_one() -> None:
+    from importlib.metadata import version
+
+    for flag in ("-V", "--version"):
+        done = subprocess.run(
+            [sys.executable, "-m", "streams", flag], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert done.stdout == f"{version('refold')}\n"
+
+
+def test_help_command_is_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for words in (["help", "get"], ["get", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "streams", *words], capture_output=True, text=True, timeout=60, check=True
+        )
+        said.append(done.stdout)
+    assert said[0] == said[1]
+    assert "--pretty" in said[0]
+
+
+def test_completion_knows_the_commands() -> None:
+    script = app.generate_completion(shell="bash")
+    assert all(command in script for command in COMMANDS)
+
+
+def test_early_ctrl_c_is_silent(tmp_path: Path) -> None:
+    # At many moments of the start, most of them within the imports.
+    for after_s in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streams", "run", TALLY, "--topic", "t"],
+            env={**os.environ, "REFOLD_BOOTSTRAP_SERVERS": "127.0.0.1:1", "REFOLD_REQUEST_TIMEOUT_S": "5"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        command_line = Path(f"/proc/{process.pid}/cmdline")
+        until("Python runs", partial(_is_python, command_line))
+        time.sleep(after_s)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        started = b"KeyboardInterrupt" in err and b"streams" not in err  # Python itself, before any line of ours
+        assert started or b"Traceback" not in err, err.decode()
+        assert out == b""
+
+
+def _is_python(command_line: Path) -> bool:
+    return b"streams" in command_line.read_bytes()
+
+
+def test_variable_that_nobody_reads_is_warned_of(new_kit: NewKit) -> None:
+    kit = new_kit()
+    _, err = refold(kit, "count", TALLY, ok=6, REFOLD_STATEDIR="x")
+    assert "REFOLD_STATEDIR (did you mean 'REFOLD_STATE_DIR'?)" in err
+
+
+def ends_with(process: Process, code: int, text: str) -> None:
+    assert process.wait() == code
+    assert process.output().count(text) == 1, process.output()
+
+
+def test_rebuild_that_fails_says_so_once(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, [*tally_events(5, first=1), ("stream-1", b"{oops")])
+    with kit.process("--yes", command="rebuild") as process:
+        ends_with(process, 1, "is no event")
