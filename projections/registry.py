@@ -26,8 +26,8 @@ SHIPPED: Mapping[str, str] = MappingProxyType(
 )
 """The projections that come with refold: name → where the class is."""
 
-OURS = ("projections", "streams")
-"""The packages that refold itself is made of."""
+OURS: Mapping[str, str] = MappingProxyType({"projections": "registry.py", "streams": "cluster.py"})
+"""The packages that refold itself is made of, each with a module by which a copy of it is known."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _NAME_RULE = "lower-case letters, digits, '.', '_' and '-', the first a letter or a digit, at most 100"
@@ -112,7 +112,8 @@ def _check_no_clash(name: str, target: str, places: Sequence[Path]) -> None:
     ours = Path(__file__).parent.parent
     for place in places:
         theirs = place / package
-        if place != ours and (theirs.is_dir() or theirs.with_suffix(".py").is_file()):
+        is_there = theirs.is_dir() or theirs.with_suffix(".py").is_file()
+        if is_there and place != ours and not (theirs / OURS[package]).is_file():
             raise ResolveError(
                 f"Projection {target!r}: {theirs} has the name of a package of refold, {package!r}, and only one of "
                 f"them can be loaded. Rename yours, or name the file: {place / name.replace('.', '/')}.py:Class."

@@ -32,6 +32,8 @@ QUIET = 2
 """librdkafka's own log lines only where critical: what it reports reaches us as errors, and is told in context."""
 
 _MISSING = object()
+_JUST_MADE_S = 0.5
+"""How long after its making a broker may not know of a topic."""
 _ASK_AGAIN_S = 0.1
 _MOVING = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -122,29 +124,39 @@ class Cluster:
         hurried._timeout = min(timeout_s, self._timeout)
         return hurried
 
-    def topic(self, name: str) -> TopicInfo:
+    def topic(self, name: str, *, advice: str | None = None) -> TopicInfo:
         """Describe a topic.
+
+        Args:
+            name: The topic.
+            advice: What to do where there is none, for the message; by default, how to make and fill it.
 
         Raises:
             TopicNotFound: It does not exist; the message names near ones.
         """
-        described = self._ask(
-            f"describe topic {name!r}",
-            lambda: self._admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name],
-            {KafkaError.UNKNOWN_TOPIC_OR_PART: _MISSING, KafkaError.TOPIC_EXCEPTION: _MISSING},
-        )
-        if described is _MISSING:
-            raise self._no_topic(name)
+        deadline = time.monotonic() + _JUST_MADE_S
+        while True:
+            described = self._ask(
+                f"describe topic {name!r}",
+                lambda: self._admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name],
+                {KafkaError.UNKNOWN_TOPIC_OR_PART: _MISSING, KafkaError.TOPIC_EXCEPTION: _MISSING},
+            )
+            if described is not _MISSING:
+                break
+            if time.monotonic() > deadline:
+                raise self._no_topic(name, advice)
+            time.sleep(_ASK_AGAIN_S)
         return TopicInfo(name=name, id=str(described.topic_id), partitions=len(described.partitions))
 
-    def _no_topic(self, name: str) -> TopicNotFound:
+    def _no_topic(self, name: str, advice: str | None) -> TopicNotFound:
         existing = [topic for topic in self.topics() if not topic.startswith("__")]
         near = difflib.get_close_matches(name, existing, 3, 0.5)
         hint = f" Near names: {', '.join(near)}." if near else ""
+        advice = advice or (
+            f"Reading never creates a topic: `refold load FILE --topic {name} --create` makes and fills it."
+        )
         return TopicNotFound(
-            f"Topic {name!r} does not exist at {self.settings.bootstrap_servers}.{hint} Reading never creates a "
-            f"topic: `refold load FILE --topic {name} --create` makes and fills it.",
-            topic=name,
+            f"Topic {name!r} does not exist at {self.settings.bootstrap_servers}.{hint} {advice}", topic=name
         )
 
     def topics(self) -> dict[str, int]:

@@ -95,6 +95,19 @@ def at(topic: str, partition: int, offset: int | None = None) -> str:
     return f"{topic}[{partition}]" if offset is None else f"{topic}[{partition}]@{offset}"
 
 
+def text_of(value: bytes, limit: int = 120) -> str:
+    """Write the start of a value for a message: text as text, and what is none as Python's bytes."""
+    head = value[:limit]
+    more = f"… ({len(value):,} bytes)" if len(value) > limit else ""
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if not more or error.start < len(head) - 3:  # not just a character that was cut in two
+            return f"{head!r}{more}"
+        text = head[: error.start].decode()
+    return f"{text if text.isprintable() else repr(text)}{more}"
+
+
 class ConfigError(CqrsError, ValueError):
     """A setting, a flag or a projection's declaration that cannot work. Nothing was started."""
 

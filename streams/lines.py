@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 import orjson
 
-from streams.errors import ConfigError, EventError
+from streams.columns import BadRecord, Columns, Reader
+from streams.errors import ConfigError, EventError, text_of
 
 __all__ = ["EventLines", "Fields"]
 
-_SHOWN_BYTES = 120
 _MILLISECOND_DIGITS = 11
 """Digits from which a CSV's bare number is milliseconds and not a compact ISO date."""
 
 Getter = Callable[[dict[str, Any]], Any]
-
-
-class _BadRecordError(Exception):
-    """What is wrong with one record; `EventLines` adds where."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +74,7 @@ class EventLines:
         *,
         source: str,
         style: Literal["ndjson", "csv"] = "ndjson",
+        columns: Columns | None = None,
         from_line: int = 1,
     ) -> None:
         """Prepare to read; nothing is read yet.
@@ -87,15 +84,17 @@ class EventLines:
             fields: What goes where.
             source: The file's name, for messages.
             style: How a line is to be read.
+            columns: How a CSV's columns are to be read.
             from_line: Records that begin before this line are passed over; a CSV's header is read.
         """
         self.line = 0
         self._raw = raw
         self._source = source
         self._from_line = from_line
+        self._columns = columns or Columns()
         self._records = self._csv if style == "csv" else self._ndjson
         self._event = _mapping(fields, csv_rows=style == "csv")
-        self._shown: object = b""
+        self._shown = b""
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield stream and envelope of each record.
@@ -106,12 +105,8 @@ class EventLines:
         try:
             for record in self._records():
                 yield self._event(record)
-        except _BadRecordError as why:
-            shown = self._shown
-            text = repr(shown)
-            if isinstance(shown, bytes) and len(shown) > _SHOWN_BYTES:
-                text = f"{shown[:_SHOWN_BYTES]!r}… ({len(shown):,} bytes)"
-            raise EventError(f"{self._source}:{self.line}: {why}. Line: {text}.") from why
+        except BadRecord as why:
+            raise EventError(f"{self._source}:{self.line}: {why}. Line: {text_of(self._shown)}") from why
 
     def _ndjson(self) -> Iterator[dict[str, Any]]:
         for number, raw in enumerate(self._raw, 1):
@@ -125,13 +120,13 @@ class EventLines:
             try:
                 record = orjson.loads(text)
             except orjson.JSONDecodeError as error:
-                raise _BadRecordError(f"the line is not JSON ({error})") from error
+                raise BadRecord(f"the line is not JSON ({error})") from error
             if not isinstance(record, dict):
-                raise _BadRecordError(f"the line is a JSON {type(record).__name__}, not an object")
+                raise BadRecord(f"the line is a JSON {type(record).__name__}, not an object")
             yield record
 
     def _csv(self) -> Iterator[dict[str, Any]]:
-        reader = csv.reader(self._decoded(), strict=True)
+        reader = csv.reader(self._decoded(), delimiter=self._columns.delimiter, strict=True)
         header: list[str] | None = None
         begins = 1
         while True:
@@ -139,16 +134,27 @@ class EventLines:
             try:
                 row = next(reader, None)
             except csv.Error as error:
-                raise _BadRecordError(f"the row is not CSV ({error})") from error
+                raise BadRecord(f"the row is not CSV ({error})") from error
             if row is None:
                 return
             begins = reader.line_num + 1
             if header is None:
                 header = self._header(row)
+                typed = self._columns.readers(header)
             elif row and self.line >= self._from_line:
                 if len(row) != len(header):
-                    raise _BadRecordError(f"the row has {len(row)} columns, and the header has {len(header)}")
-                yield dict(zip(header, row, strict=True))
+                    raise BadRecord(f"the row has {len(row)} columns, and the header has {len(header)}")
+                yield self._typed(dict(zip(header, row, strict=True)), typed)
+
+    @staticmethod
+    def _typed(record: dict[str, Any], typed: Mapping[str, Reader]) -> dict[str, Any]:
+        for name, read in typed.items():
+            text = record[name]
+            try:
+                record[name] = read(text) if text else None
+            except ValueError as error:
+                raise BadRecord(f"column {name!r} is {text!r}, and {error}") from error
+        return record
 
     def _decoded(self) -> Iterator[str]:
         for number, raw in enumerate(self._raw, 1):
@@ -157,21 +163,23 @@ class EventLines:
                 yield (raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).decode()
             except UnicodeDecodeError as error:
                 self.line = number
-                raise _BadRecordError(f"the line is not UTF-8 ({error.reason} at byte {error.start})") from error
+                raise BadRecord(f"the line is not UTF-8 ({error.reason} at byte {error.start})") from error
 
     @staticmethod
     def _header(row: list[str]) -> list[str]:
         twice = sorted({name for name in row if row.count(name) > 1})
         if twice:
-            raise _BadRecordError(f"the header has {', '.join(map(repr, twice))} more than once")
+            raise BadRecord(f"the header has {', '.join(map(repr, twice))} more than once")
         return row
 
 
 def _mapping(fields: Fields, *, csv_rows: bool) -> Callable[[dict[str, Any]], tuple[str, dict[str, Any]]]:
-    """Build the function from a record to stream and envelope; it raises _BadRecordError."""
+    """Build the function from a record to stream and envelope; it raises BadRecord."""
     key_field, id_field = fields.key or "stream", fields.id or "id"
     type_field, time_field = fields.type or "type", fields.time or "time"
-    key_of, id_of, type_of, time_of = map(_getter, (key_field, id_field, type_field, time_field))
+    key_of = _getter(key_field, "; --key names another")
+    type_of = _getter(type_field, "; --type names another, and --type-value gives all one type")
+    id_of, time_of = _getter(id_field, "; --id names another"), _getter(time_field, "; --time names another")
     optional = [fields.id is None, fields.time is None]
     used = {key_field, id_field, time_field} | ({type_field} if fields.type_value is None else set())
     add_data = _data_mapping(fields.data or (("rest",) if csv_rows else ()), used)
@@ -186,7 +194,10 @@ def _mapping(fields: Fields, *, csv_rows: bool) -> Callable[[dict[str, Any]], tu
         else:
             kind = type_of(record)
             if not isinstance(kind, str) or not kind:
-                raise _BadRecordError(f"the type in field {type_field!r} is {kind!r}, and must be text (--type)")
+                raise BadRecord(
+                    f"the type in field {type_field!r} is {kind!r}, and must be text; --type names another, and "
+                    "--type-value gives all one type"
+                )
             envelope["type"] = kind
         time = _optional(time_of, record, optional=optional[1])
         if time is not None:
@@ -197,7 +208,7 @@ def _mapping(fields: Fields, *, csv_rows: bool) -> Callable[[dict[str, Any]], tu
     return event
 
 
-def _getter(path: str) -> Getter:
+def _getter(path: str, advice: str = "") -> Getter:
     parts = path.split(".")
 
     def get(record: dict[str, Any]) -> Any:
@@ -206,7 +217,7 @@ def _getter(path: str) -> Getter:
         value: Any = record
         for part in parts:
             if not isinstance(value, dict) or part not in value:
-                raise _BadRecordError(f"there is no field {path!r}; there are {', '.join(record) or 'none'}")
+                raise BadRecord(f"there is no field {path!r}; there are {', '.join(record) or 'none'}{advice}")
             value = value[part]
         return value
 
@@ -219,7 +230,7 @@ def _optional(get: Getter, record: dict[str, Any], *, optional: bool) -> Any:
         return get(record)
     try:
         value = get(record)
-    except _BadRecordError:
+    except BadRecord:
         return None
     return None if value == "" else value
 
@@ -229,7 +240,7 @@ def _text(value: Any, field: str, role: str) -> str:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise _BadRecordError(f"the {role} in field {field!r} is {value!r}, and must be text or a whole number (--{role})")
+    raise BadRecord(f"the {role} in field {field!r} is {value!r}, and must be text or a whole number (--{role})")
 
 
 def _time(value: Any, field: str, *, csv_rows: bool) -> str | int:
@@ -244,9 +255,7 @@ def _time(value: Any, field: str, *, csv_rows: bool) -> str | int:
             pass
         else:
             return value
-    raise _BadRecordError(
-        f"the time in field {field!r} is {value!r}, and must be ISO 8601 text or milliseconds (--time)"
-    )
+    raise BadRecord(f"the time in field {field!r} is {value!r}, and must be ISO 8601 text or milliseconds (--time)")
 
 
 def _data_mapping(paths: tuple[str, ...], used: set[str]) -> Callable[[dict[str, Any], dict[str, Any]], None]:
@@ -257,7 +266,7 @@ def _data_mapping(paths: tuple[str, ...], used: set[str]) -> Callable[[dict[str,
         def as_it_is(record: dict[str, Any], envelope: dict[str, Any]) -> None:
             lost = [name for name in record if name not in known]
             if lost:
-                raise _BadRecordError(
+                raise BadRecord(
                     f"the fields {', '.join(map(repr, lost))} are no part of the envelope and would be lost: "
                     "name those to keep with --data, or keep all with --data rest"
                 )
@@ -279,7 +288,7 @@ def _data_mapping(paths: tuple[str, ...], used: set[str]) -> Callable[[dict[str,
             elif isinstance(value, dict):
                 data |= value
             else:
-                raise _BadRecordError(f"field {path[:-2]!r} is {value!r}, and --data {path} needs an object there")
+                raise BadRecord(f"field {path[:-2]!r} is {value!r}, and --data {path} needs an object there")
         envelope["data"] = data
 
     return chosen

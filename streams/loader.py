@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -17,7 +17,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from streams.cluster import QUIET, Cluster, broker_error
 from streams.config import KafkaSettings
-from streams.errors import BrokerUnavailable, CqrsError, EventError, TopicChanged, TopicNotFound
+from streams.errors import BrokerUnavailable, CqrsError, EventError, TopicChanged, TopicNotFound, text_of
+from streams.seen import identity, seen_at_the_ends
 
 __all__ = ["LoadInterrupted", "Loaded", "Loader"]
 
@@ -43,7 +44,6 @@ _LOOK_EVERY = 1000
 """Records between two looks at the delivery reports."""
 _FRAMING_BYTES = 100
 """More than Kafka adds to a batch of one record (61 bytes, and about 20 for the record)."""
-_SHOWN_BYTES = 120
 _LAST_WORD_S = 4.0
 """How long acknowledgements are waited for once the load is interrupted."""
 _UNSURE = (KafkaError._PURGE_INFLIGHT, KafkaError._MSG_TIMED_OUT)
@@ -110,10 +110,11 @@ class Loader:
         source: str = "record",
         line: Callable[[], int] | None = None,
         progress: Callable[[int], None] | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> Loaded:
         """Write all records, and wait until the brokers have acknowledged each.
 
-        1. Ask for the topic and its size limit.
+        1. Ask for the topic, its size limit, and the events at its ends.
         2. Encode each record and hand it to the producer, until the records end or something ends them: bad
            input, a broker's refusal, a signal, or a full queue that nobody takes from for `request_timeout_s`.
         3. Wait for what was handed over. After a refusal, drop what is queued behind it first.
@@ -129,6 +130,8 @@ class Loader:
             source: What the records come from, written before their line in messages.
             line: Gives the line of the record that `records` yielded last; without it, they count from 1.
             progress: Called at every thousandth record with the number handed over.
+            warn: Called, once, with what there is to say where an event at the front or at the end of the topic is one
+                of these: they may have been loaded before. Not given, nobody looks.
 
         Raises:
             TopicNotFound: There is no such topic.
@@ -138,7 +141,8 @@ class Loader:
             LoadInterrupted: SIGINT or SIGTERM.
         """
         # Step 1
-        self._cluster.topic(self.topic)
+        topic = self._cluster.topic(self.topic, advice="Give --create to make it, with --partitions N for so many.")
+        seen = {} if warn is None else seen_at_the_ends(self._cluster, topic)
         limit = int(self._cluster.topic_config(self.topic)["max.message.bytes"])
         limit = int(self.settings.kafka.get("message.max.bytes", limit))
         run = _Run(self.settings, self.topic, limit, source, line)
@@ -146,7 +150,7 @@ class Loader:
         ended_by: BaseException | None = None
         try:
             with run.interrupts_between_records():
-                run.hand_over(records, progress)
+                run.hand_over(records, progress, seen, warn)
         except (EventError, BrokerUnavailable, KeyboardInterrupt) as error:
             ended_by = error
         except BaseException:
@@ -232,7 +236,13 @@ class _Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def hand_over(self, records: Iterable[tuple[str, dict[str, Any]]], progress: Callable[[int], None] | None) -> None:
+    def hand_over(
+        self,
+        records: Iterable[tuple[str, dict[str, Any]]],
+        progress: Callable[[int], None] | None,
+        seen: Mapping[tuple[str, Any], str],
+        warn: Callable[[str], None] | None,
+    ) -> None:
         """Give the records to the producer; returns early after a refusal."""
         dumps, produce, topic, remember = orjson.dumps, self.producer.produce, self.topic, self._latest.append
         room = self.limit_bytes - _FRAMING_BYTES
@@ -245,6 +255,9 @@ class _Run:
             size = len(key) + len(value)
             if size > room:
                 raise self._too_large(line, size, value)
+            if seen and warn is not None and (where := seen.get(identity(stream, envelope, value))):
+                warn(self._seen_before(line, stream, envelope, where))
+                seen = {}
             digest = hash((key, value))
             while True:
                 try:
@@ -361,10 +374,17 @@ class _Run:
         told = broker_error(error, f"write {where} to topic {self.topic!r}", self.settings)
         return type(told)(f"{told} {how_far}", topic=self.topic)
 
+    def _seen_before(self, line: int, stream: str, envelope: dict[str, Any], where: str) -> str:
+        what = f"with id {envelope['id']!r}" if "id" in envelope else "just like it"
+        return (
+            f"{self.source}:{line}: topic {self.topic!r} holds an event {what} of stream {stream!r}, at {where}: "
+            "events with these ids may be in the topic already. What is there twice is folded twice."
+        )
+
     def _too_large(self, line: int, size: int, value: bytes) -> EventError:
         return EventError(
             f"{self.source}:{line}: the record has {size:,} bytes, and topic {self.topic!r} takes "
-            f"{self.limit_bytes:,} (max.message.bytes, framing included). Value: {value[:_SHOWN_BYTES]!r}. "
+            f"{self.limit_bytes:,} (max.message.bytes, framing included). Value: {text_of(value)}. "
             "Shorten it, or raise the topic's limit."
         )
 

@@ -15,6 +15,7 @@ from cyclopts.types import PositiveInt
 
 from streams.cli.signals import interrupted_by_signals
 from streams.cli.wiring import ClientOptions
+from streams.columns import Columns
 from streams.errors import ConfigError
 from streams.lines import EventLines, Fields
 from streams.loader import Loader
@@ -37,6 +38,9 @@ def load(
     type_value: str | None = None,
     time: str | None = None,
     data: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    delimiter: str | None = None,
+    decimal: str | None = None,
+    columns: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     create: Annotated[bool, Parameter(negative=())] = False,
     partitions: PositiveInt | None = None,
     from_line: PositiveInt = 1,
@@ -65,6 +69,9 @@ def load(
         time: The field with the time, ISO 8601 or milliseconds; by default "time", where there is one.
         data: The fields that make up the data; "payload.*" for the members of payload; "rest" for all
             that are not used otherwise. By default the field "data" of NDJSON, and the rest of CSV.
+        delimiter: CSV: what stands between two columns; by default a comma.
+        decimal: CSV: what stands in front of a number's fraction; by default a point.
+        columns: CSV: NAME=TYPE of the columns that are no text: int, number, bool, json. An empty one is null.
         create: Create the topic if it does not exist.
         partitions: Create the topic if it does not exist, with so many partitions.
         from_line: Pass over the records that begin before this line.
@@ -73,6 +80,11 @@ def load(
     fields = Fields(key=key, id=id, type=type, type_value=type_value, time=time, data=data)
     settings = client.kafka()
     style = format or ("csv" if file.lower().endswith(".csv") else "ndjson")
+    typed = Columns(delimiter=delimiter or ",", decimal=decimal or ".", types=columns)
+    if style != "csv" and (delimiter or decimal or columns):
+        raise ConfigError(
+            "--delimiter, --decimal and --columns say how CSV is read: give --format csv, or leave them out."
+        )
     source = "stdin" if file == "-" else file
     try:
         opened = nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb")  # noqa: SIM115
@@ -82,15 +94,19 @@ def load(
         loader = Loader(settings, topic)
         if create or partitions is not None:
             loader.create_topic(partitions)
-        lines = EventLines(raw, fields, source=source, style=style, from_line=from_line)
+        lines = EventLines(raw, fields, source=source, style=style, columns=typed, from_line=from_line)
         with interrupted_by_signals(exit_code=130):
-            loaded = loader.load(lines, source=source, line=lambda: lines.line, progress=_progress())
+            loaded = loader.load(lines, source=source, line=lambda: lines.line, progress=_progress(), warn=_warn)
     if json:
         print(orjson.dumps(loaded).decode())  # noqa: T201
     else:
         print(  # noqa: T201
             f"{loaded.records:,} records ({loaded.bytes:,} bytes) are in topic {topic} after {loaded.seconds:.1f} s."
         )
+
+
+def _warn(text: str) -> None:
+    print(f"refold: {text}", file=sys.stderr)  # noqa: T201
 
 
 def _progress() -> Callable[[int], None]:

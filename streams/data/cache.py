@@ -227,8 +227,7 @@ class ModelCache:
         model = self.dirty.get(model_id)
         if model is not None:
             self._serde.check_type([type(model)])
-            raw = self._serde.encode(model)
-            self._serde.check_round_trip(model, raw)
+            self._serde.check_round_trip(model, self._serde.encoded(model))
 
     # Memory
 

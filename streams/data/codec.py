@@ -15,7 +15,7 @@ import orjson
 
 from projections.contract import CqrsProjection, Event
 from streams.config import Tombstones
-from streams.errors import ConfigError, EventError, at
+from streams.errors import ConfigError, EventError, at, text_of
 
 __all__ = [
     "CloudEventsCodec",
@@ -82,7 +82,7 @@ class Undecodable(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def error(self) -> EventError:
         """Give the error that stops a fold in front of the record."""
-        shown = "null" if self.value is None else f"{self.size} bytes: {self.value!r}"
+        shown = "null" if self.value is None else f"{self.size} bytes: {text_of(self.value)}"
         return EventError(
             f"{at(self.topic, self.partition, self.offset)} is no event: {self.reason}. Value: {shown}. "
             f"{self.advice}; everything before this record is folded and kept.",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 import orjson
 import pydantic
+import pydantic_core
 
 from streams.errors import ConfigError
 
@@ -59,6 +59,17 @@ class Serde(NamedTuple):
         if difference is not None:
             raise NotStorable(difference)
 
+    def encoded(self, model: Any) -> bytes:
+        """Encode a model, with care for what is said where that cannot be done.
+
+        Raises:
+            NotStorable: A value has no JSON form; its field is named.
+        """
+        try:
+            return self.encode(model)
+        except Exception as error:
+            raise NotStorable(_without_json(model, _dumps_for(self.model), "") or _one_line(error)) from error
+
     def check_null(self, model: Any, raw: bytes) -> None:
         """Make sure that what is null in a model's JSON was None in the model, and no NaN or infinity.
 
@@ -79,6 +90,17 @@ _PLAIN = (
 )
 
 
+def _dumps_for(model: type) -> Callable[[Any], object]:
+    """Give what encodes a value in a model of this type, by itself."""
+    if model is dict:
+        return _plain_json
+    return pydantic_core.to_json if issubclass(model, pydantic.BaseModel) else msgspec.json.encode
+
+
+def _plain_json(value: Any) -> bytes:
+    return orjson.dumps(value, option=_PLAIN)
+
+
 def serde_for(model: type) -> Serde:
     """Choose how a projection's read model is stored.
 
@@ -89,7 +111,7 @@ def serde_for(model: type) -> Serde:
         ConfigError: The type is none of these, or has fields that would not come back from the store.
     """
     if model is dict:
-        return Serde(dict, partial(orjson.dumps, option=_PLAIN), orjson.loads)
+        return Serde(dict, _plain_json, orjson.loads)
     if issubclass(model, pydantic.BaseModel):
         return _pydantic(model)
     if issubclass(model, msgspec.Struct) or dataclasses.is_dataclass(model):
@@ -187,6 +209,30 @@ def _fields(value: Any) -> Sequence[str] | None:
         return [*type(value).model_fields, *(value.model_extra or ())]
     if dataclasses.is_dataclass(value):
         return [field.name for field in dataclasses.fields(value)]
+    return None
+
+
+def _without_json(value: Any, dumps: Callable[[Any], object], where: str) -> str | None:
+    """Say which value in a model has no JSON form; None where each by itself has one."""
+    fields = _fields(value)
+    if fields is not None:
+        items = [(f"{where}.{name}" if where else name, getattr(value, name, None)) for name in fields]
+    elif isinstance(value, dict):
+        keys = [key for key in value if not isinstance(key, str)]
+        if keys and dumps is _dumps_for(dict):
+            return f"{_named(where)} has the key {keys[0]!r:.80}, which is a {type(keys[0]).__qualname__} and no text"
+        items = [(f"{where}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, list | tuple | set | frozenset):
+        items = [(f"{where}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        items = []
+    found = _first(_without_json(item, dumps, name) for name, item in items)
+    if found is not None or fields is not None:
+        return found
+    try:
+        dumps(value)
+    except Exception:  # noqa: BLE001  (whatever it is, it is this value's)
+        return f"{_named(where)} is a {type(value).__qualname__}, {value!r:.80}, which has no JSON form"
     return None
 
 

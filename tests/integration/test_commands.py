@@ -14,9 +14,12 @@ from typing import Any
 
 import orjson
 import pytest
+from confluent_kafka import Producer
 
+from projections.contract import Event
 from streams.cli.main import COMMANDS, app
 from tests.integration.kit import TALLY, Kit, Process, produce, tally_events, until, wait_for_log
+from tests.support import Tally, envelope
 
 NewKit = Callable[..., Kit]
 
@@ -286,3 +289,34 @@ def test_rebuild_that_fails_says_so_once(new_kit: NewKit) -> None:
     produce(kit.bootstrap, kit.topic, [*tally_events(5, first=1), ("stream-1", b"{oops")])
     with kit.process("--yes", command="rebuild") as process:
         ends_with(process, 1, "is no event")
+
+
+class Traced(Tally):
+    """Keeps a header of the last record."""
+
+    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+        model = super().apply_to_model(model, event)
+        if model is not None:
+            model["trace"] = (event.header("trace") or b"").decode()
+        return model
+
+
+def test_tombstones_and_headers_of_a_real_topic(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    producer = Producer({"bootstrap.servers": kit.bootstrap})
+    for key, value in (("a", envelope(0)), ("b", envelope(1)), ("a", None)):
+        producer.produce(kit.topic, key=key, value=value, headers=[("trace", f"of {key}".encode())])
+    assert producer.flush(30) == 0
+    traced = "tests.integration.test_commands:Traced"
+    words = ("--topic", kit.topic, "--group", kit.group, "--yes")
+    _, err = refold(kit, "rebuild", traced, *words, ok=1)
+    assert "[0]@2 is no event: the value is null" in err
+    assert "--tombstones skip, or delete-model" in err
+    out, _ = refold(kit, "rebuild", traced, *words, "--tombstones", "skip")
+    assert "2 models, 0 deleted, 1 declined" in out
+    out, _ = refold(kit, "rebuild", traced, *words, REFOLD_TOMBSTONES="delete-model")
+    assert "1 models, 1 deleted, 0 declined" in out
+    assert orjson.loads(refold(kit, "get", traced, "b")[0])["trace"] == "of b"
+    _, err = refold(kit, "run", traced, *words[:-1], "--tombstones", "skip", ok=1)  # another fold than the state's
+    assert "tombstones='delete-model'" in err
+    assert "tombstones='skip'" in err

@@ -115,7 +115,7 @@ def test_the_records_carry_the_time_of_writing_so_that_retention_spares_old_even
 
 
 def test_a_topic_that_does_not_exist_is_named_with_the_command_that_makes_it(bootstrap_servers: str) -> None:
-    with pytest.raises(TopicNotFound, match="refold load FILE --topic no-such-topic --create"):
+    with pytest.raises(TopicNotFound, match=r"does not exist at .* Give --create to make it"):
         Loader(settings(bootstrap_servers), "no-such-topic").load(numbered(1))
 
 
@@ -321,3 +321,52 @@ def test_an_interrupt_delivers_what_was_read_and_says_how_far_it_got(
     assert out == b""
     assert b"30 records are delivered; --from-line 31 goes on" in err
     assert b"Traceback" not in err
+
+
+def test_file_that_is_loaded_again_is_known_by_its_events(
+    bootstrap_servers: str, topic: TopicFactory, tmp_path: Path
+) -> None:
+    name = topic(3)
+    file = tmp_path / "events.ndjson"
+    file.write_bytes(b"".join(orjson.dumps({"stream": s, **e}) + b"\n" for s, e in numbered(500)))
+    first = refold("load", str(file), "--topic", name, REFOLD_BOOTSTRAP_SERVERS=bootstrap_servers)
+    assert (first.returncode, first.stderr) == (0, b"")
+    again = refold("load", str(file), "--topic", name, REFOLD_BOOTSTRAP_SERVERS=bootstrap_servers)
+    assert again.returncode == 0  # a warning: they may be meant
+    assert again.stderr.count(b"events with these ids may be in the topic already") == 1
+    assert f"{file}:1: topic '{name}' holds an event with id".encode() in again.stderr
+    other = tmp_path / "other.ndjson"
+    other.write_bytes(
+        b"".join(orjson.dumps({"stream": s, **e, "id": f"x{n}"}) + b"\n" for n, (s, e) in enumerate(numbered(50)))
+    )
+    more = refold("load", str(other), "--topic", name, REFOLD_BOOTSTRAP_SERVERS=bootstrap_servers)
+    assert (more.returncode, more.stderr) == (0, b"")
+
+
+def test_loading_into_a_topic_that_is_not_there_says_how_to_make_it(bootstrap_servers: str) -> None:
+    done = refold("load", "-", "--topic", "nowhere-at-all", REFOLD_BOOTSTRAP_SERVERS=bootstrap_servers)
+    assert done.returncode == 6
+    assert b"Give --create to make it" in done.stderr
+    assert b"Reading" not in done.stderr
+
+
+def test_csv_with_semicolons_and_decimal_commas(bootstrap_servers: str, topic: TopicFactory, tmp_path: Path) -> None:
+    name = topic()
+    file = tmp_path / "orders.csv"
+    file.write_text("order;price\no1;1,5\n")
+    words = ["load", str(file), "--topic", name, "--key", "order", "--type-value", "Ordered"]
+    done = refold(
+        *words,
+        "--delimiter",
+        ";",
+        "--decimal",
+        ",",
+        "--columns",
+        "price=number",
+        REFOLD_BOOTSTRAP_SERVERS=bootstrap_servers,
+    )
+    assert done.returncode == 0, done.stderr
+    ((_, value),) = [(message.key(), message.value()) for message in read_all(bootstrap_servers, name)]
+    assert orjson.loads(value)["data"] == {"price": 1.5}
+    wrong = refold("load", "-", "--topic", name, "--delimiter", ";", REFOLD_BOOTSTRAP_SERVERS=bootstrap_servers)
+    assert (wrong.returncode, b"say how CSV is read" in wrong.stderr) == (2, True)

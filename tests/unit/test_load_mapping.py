@@ -7,7 +7,8 @@ from typing import Any, Literal
 import orjson
 import pytest
 
-from streams.errors import ConfigError, EventError
+from streams.columns import Columns
+from streams.errors import ConfigError, EventError, text_of
 from streams.lines import EventLines, Fields
 
 
@@ -149,7 +150,7 @@ def test_a_bad_line_is_named_with_what_it_holds(line: str | bytes, said: str) ->
     message = refusal(one(stream="s", type="T").encode() + b"\n\n" + raw + b"\n")
     assert message.startswith("in.txt:3: ")
     assert said in message
-    assert repr(raw) in message
+    assert message.endswith(f"Line: {text_of(raw)}")
 
 
 def test_of_a_long_bad_line_only_the_head_is_shown() -> None:
@@ -232,3 +233,80 @@ def test_a_csv_is_gone_on_with_behind_a_row_of_several_lines() -> None:
 @pytest.mark.parametrize("style", ["ndjson", "csv"])
 def test_an_empty_file_has_no_events(style: Literal["ndjson", "csv"]) -> None:
     assert read("", style=style) == []
+
+
+# Columns
+
+
+def typed(text: str, **options: Any) -> list[dict[str, Any]]:
+    columns = Columns(**options)
+    raw = text.encode().splitlines(keepends=True)
+    fields = Fields(key="k", type_value="T")
+    return [envelope["data"] for _, envelope in EventLines(raw, fields, source="in.csv", style="csv", columns=columns)]
+
+
+def test_columns_are_read_as_what_they_are_named_to_be() -> None:
+    assert typed(
+        "k;qty;price;paid;tags;note\na;2;1,5;yes;[1];007\nb;-3;,25;FALSE;{};\nc;;;;;\n",
+        delimiter=";",
+        decimal=",",
+        types=("qty=int", "price=number", "paid=bool", "tags=json", "note=text"),
+    ) == [
+        {"qty": 2, "price": 1.5, "paid": True, "tags": [1], "note": "007"},
+        {"qty": -3, "price": 0.25, "paid": False, "tags": {}, "note": ""},
+        {"qty": None, "price": None, "paid": None, "tags": None, "note": ""},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "why"),
+    [
+        ("int", "1.5", "column 'x' is '1.5', and must be a whole number"),
+        ("number", "1,5", "must be a number with '.' in front of its fraction"),
+        ("number", "nan", "JSON has no form for it"),
+        ("bool", "maybe", "must be true, yes or 1, or false, no or 0"),
+        ("json", "{oops", "is no JSON"),
+    ],
+)
+def test_text_that_is_not_what_its_column_is_named_to_be_is_told_with_its_line(kind: str, text: str, why: str) -> None:
+    with pytest.raises(EventError, match=r"in\.csv:3: ") as caught:
+        typed(f'k,x\na,\nb,"{text}"\n', types=(f"x={kind}",))
+    assert why in str(caught.value)
+
+
+def test_number_with_a_point_is_none_where_the_comma_is_the_decimal() -> None:
+    with pytest.raises(EventError, match="with ',' in front of its fraction"):
+        typed("k;x\na;1.234,5\n", delimiter=";", decimal=",", types=("x=number",))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"types": ("x",)}, "--columns has x: write NAME=TYPE, of int, number, bool, json, text"),
+        ({"types": ("x=date", "=int")}, "--columns has x=date, =int"),
+        ({"delimiter": ";;"}, "--delimiter is ';;', and must be one character"),
+        ({"decimal": ","}, "--columns names none"),
+    ],
+)
+def test_columns_that_cannot_be_are_told_before_anything_is_read(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        Columns(**options)
+
+
+def test_column_that_the_header_has_not_is_named() -> None:
+    with pytest.raises(EventError, match="--columns names y, and the header has k, x"):
+        typed("k,x\na,1\n", types=("y=int",))
+
+
+def test_missing_fields_are_told_with_the_flags_that_name_others() -> None:
+    assert "there is no field 'type'; there are stream; --type names another, and --type-value gives all one type" in (
+        refusal('{"stream":"s"}')
+    )
+    assert "there are type; --key names another" in refusal('{"type":"T"}')
+
+
+def test_text_is_shown_as_text() -> None:
+    assert refusal("no jsön").endswith("Line: no jsön")
+    assert text_of(b"a\nb") == r"'a\nb'"
+    assert text_of(b"\xff\xfe") == r"b'\xff\xfe'"
+    assert text_of("ä".encode() * 100, 5) == "ää… (200 bytes)"

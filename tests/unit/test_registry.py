@@ -276,3 +276,23 @@ def test_a_file_changed_before_anybody_looked_is_refused(here: Path) -> None:
     write(here / "shop_totals.py", GOOD.replace('"amount"', '"price"'))
     with pytest.raises(StaleSource, match=r"shop_totals\.py was changed since this process loaded it"):
         fingerprint(projection)
+
+
+@pytest.mark.parametrize(("path", "name"), [("projections/shop.py", "projections.shop"), ("streams.py", "streams")])
+def test_package_of_the_users_that_is_called_as_one_of_ours_is_named_as_the_clash_that_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, name: str
+) -> None:
+    file = tmp_path / path
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("class Orders: pass\n")
+    monkeypatch.chdir(tmp_path)
+    package = name.partition(".")[0]
+    with pytest.raises(ResolveError, match=f"has the name of a package of refold, '{package}'.*Rename yours"):
+        resolve(f"{name}:Orders")
+
+
+def test_copy_of_refold_in_the_current_directory_is_no_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "projections").mkdir()
+    (tmp_path / "projections" / "registry.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert resolve("aircraft-log").name == "aircraft-log"

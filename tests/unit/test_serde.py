@@ -192,3 +192,23 @@ def test_equal_models_are_equal_bytes_in_every_process() -> None:
         for seed in ("1", "2", "3")
     }
     assert len(written) == 1
+
+
+@dataclasses.dataclass
+class Holder:
+    name: str
+    inner: dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "why"),
+    [
+        (dict, {"a": [1, {"b": object()}]}, r"\['a'\]\[1\]\['b'\] is a object, <object .*which has no JSON form"),
+        (dict, {"a": {1: 2}}, r"\['a'\] has the key 1, which is a int and no text"),
+        (dict, {"a": 1 << 70}, r"\['a'\] is a int, .*which has no JSON form"),
+        (Holder, Holder("x", {"y": [1j]}), r"inner\['y'\]\[0\] is a complex, 1j, which has no JSON form"),
+    ],
+)
+def test_value_without_a_json_form_is_named_by_its_field(kind: type, model: Any, why: str) -> None:
+    with pytest.raises(NotStorable, match=why):
+        serde_for(kind).encoded(model)
