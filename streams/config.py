@@ -22,6 +22,7 @@ __all__ = [
     "SourceSettings",
     "StateSettings",
     "Tombstones",
+    "known_variables",
     "load",
     "resolve_settings",
     "unknown_variables",
@@ -250,9 +251,14 @@ _SERVICE_LINK = re.compile(r"REFOLD_(\w+_)?(SERVICE_(HOST|PORT)|PORT)(_\w+)?")
 """What Kubernetes sets for a service that is called refold."""
 
 
+def known_variables() -> set[str]:
+    """Name every variable of the environment that refold reads."""
+    return {*_OTHER_VARIABLES, *(variable(key) for kind in ALL for key in kind.model_fields)}
+
+
 def unknown_variables() -> list[str]:
     """Name the variables of the environment that look like ours and that nothing reads, each with the nearest."""
-    known = [*_OTHER_VARIABLES, *(variable(key) for kind in ALL for key in kind.model_fields)]
+    known = known_variables()
     return [
         f"{name}{near(name, known)}"
         for name in sorted(os.environ)

@@ -14,8 +14,9 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from streams.cli.main import exit_codes
+from streams.cli.wiring import FoldOptions
 from streams.cluster import Cluster
-from streams.config import FoldSettings, KafkaSettings
+from streams.config import KafkaSettings, known_variables
 from tests.acceptance.kit import REPOSITORY, command, quiet_environment, until
 
 README = (REPOSITORY / "README.md").read_text()
@@ -69,7 +70,7 @@ def shop(bootstrap_servers: str, admin: AdminClient, tmp_path: Path) -> Iterator
     """A directory with the README's files; the README's topic and group are removed at the end."""
     cluster = Cluster(KafkaSettings(bootstrap_servers=bootstrap_servers))
     assert TOPIC not in admin.list_topics(timeout=10).topics, f"topic {TOPIC} is in the way"
-    for name in ("shop.py", "events.ndjson", "rebuild.py"):
+    for name in ("shop.py", "events.ndjson", "rebuild.py", "service.py"):
         (tmp_path / name).write_text(fenced(f"file: {name}"))
     yield tmp_path
     cluster.delete_topic(TOPIC)
@@ -92,6 +93,8 @@ def test_own_projection_is_loaded_folded_read_and_rebuilt_as_written(shop: Path,
         running.wait_for('"lag_records": 0')
         until("four events in the log", lambda: '"events": 4' in running.said())
         check_session("get", shop, bootstrap_servers)
+        check_session("look", shop, bootstrap_servers)
+        check_session("service", shop, bootstrap_servers)
         running.process.terminate()
         assert running.process.wait(COMMAND_S) == 0
     check_session("rebuild", shop, bootstrap_servers)
@@ -101,11 +104,7 @@ def test_own_projection_is_loaded_folded_read_and_rebuilt_as_written(shop: Path,
 
 def test_settings_table_names_every_setting_that_works() -> None:
     named = set(re.findall(r"^\| `REFOLD_(\w+)`", README, re.MULTILINE))
-    fields = set(KafkaSettings.model_fields) | set(FoldSettings.model_fields)
-    assert {name.upper() for name in fields} <= named
-    sources = "\n".join(path.read_text() for path in (REPOSITORY / "streams").rglob("*.py"))
-    for name in named:
-        assert f"REFOLD_{name}" in sources
+    assert {f"REFOLD_{name}" for name in named} == known_variables()
 
 
 def test_exit_codes_table_is_the_programs() -> None:
@@ -128,3 +127,17 @@ def test_layout_names_only_what_exists() -> None:
         parents = [(depth, parent) for depth, parent in parents if depth < indent]
         assert REPOSITORY.joinpath(*(parent for _, parent in parents), name).exists(), name
         parents.append((indent, name))
+
+
+def test_configuration_file_of_the_readme_is_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("shop.py", "refold.toml"):
+        (tmp_path / name).write_text(fenced(f"file: {name}"))
+    monkeypatch.chdir(tmp_path)
+    for name in known_variables():
+        monkeypatch.delenv(name, raising=False)
+    wired = FoldOptions().wire("baskets")
+    assert (wired.projection.name, wired.events.topic) == (TOPIC, TOPIC)
+    assert wired.checkpoints.group == GROUP
+    assert wired.store.directory == tmp_path / ".refold" / "baskets.v1"
+    assert wired.settings.cache_bytes == 64_000_000
+    assert wired.events.kafka.kafka == {"client.rack": "home"}
