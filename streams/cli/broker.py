@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from streams.broker import KAFKA_VERSION, EmbeddedBroker
 from streams.cli.signals import interrupted_by_signals
+from streams.cli.wiring import warn_of_unknown_variables
 
 __all__ = ["broker"]
 
@@ -34,6 +35,7 @@ def broker(
         data_dir: Where topics are kept until the next start. Not given: they are gone when it stops.
         json: Print one JSON object: bootstrap_servers, pid, data_dir (null if temporary), kafka_version.
     """
+    warn_of_unknown_variables()
     with (
         contextlib.suppress(KeyboardInterrupt),
         interrupted_by_signals(exit_code=0),

@@ -25,6 +25,7 @@ from projections.flights import AircraftLog
 from streams.broker import EmbeddedBroker
 from streams.cli.progress import watch
 from streams.cli.signals import interrupted_by_signals
+from streams.cli.wiring import warn_of_unknown_variables
 from streams.cluster import Cluster
 from streams.config import FoldSettings, KafkaSettings, load
 from streams.control.live import live_agent
@@ -74,6 +75,7 @@ def demo(
         partitions: Partitions of the topic.
         json: Print the figures as one JSON object.
     """
+    warn_of_unknown_variables()
     console = Console(stderr=True, highlight=False, markup=False)
     with interrupted_by_signals(exit_code=130), ExitStack() as stack:
         client: dict[str, str | int | float | bool] | None = None

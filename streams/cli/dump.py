@@ -21,6 +21,7 @@ def dump(
     *,
     limit: NonNegativeInt | None = None,
     pretty: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = True,  # noqa: ARG001 - as everywhere
 ) -> None:
     """Print all read models, one JSON object a line: {"id": …, "model": …}, by partition and then by id.
 
@@ -33,6 +34,7 @@ def dump(
         options: Where the state is.
         limit: At most so many.
         pretty: Each over several lines, for people.
+        json: What is printed in any case.
     """
     found = options.find(projection)
     with found.store.reader(found.projection) as reader:

@@ -41,6 +41,7 @@ __all__ = [
     "Wired",
     "find_projection",
     "naming_commands",
+    "warn_of_unknown_variables",
 ]
 
 log = get_logger(__name__)
@@ -65,9 +66,7 @@ class Options:
 
     def file(self) -> ConfigFile:
         """Read the configuration file, and warn of variables that nobody reads."""
-        unknown = unknown_variables()
-        if unknown:
-            log.warning("settings.unknown_variables", variables=", ".join(unknown))
+        warn_of_unknown_variables()
         return ConfigFile.find(self.config)
 
     def settings(
@@ -159,8 +158,8 @@ class GroupOptions(ClientOptions, StateOptions):
             ResolveError: There is no such projection.
         """
         file = self.file()
-        kafka, state, source = self.settings(file, KafkaSettings, StateSettings, SourceSettings, projection=projection)
         found = find_projection(projection, file)
+        kafka, state, source = self.settings(file, KafkaSettings, StateSettings, SourceSettings, projection=projection)
         generation = generation_id(found.name, found.version)
         return Located(
             called=projection,
@@ -223,6 +222,7 @@ class FoldOptions(GroupOptions):
             ResolveError: There is no such projection.
         """
         file = self.file()
+        found = find_projection(projection, file)
         kafka, folding, state, source = self.settings(
             file,
             KafkaSettings,
@@ -232,7 +232,6 @@ class FoldOptions(GroupOptions):
             projection=projection,
             required=("topic",),
         )
-        found = find_projection(projection, file)
         generation = generation_id(found.name, found.version)
         events = KafkaEventStore(source.topic, codec=codec_of(source), kafka=kafka)
         return Wired(
@@ -244,6 +243,13 @@ class FoldOptions(GroupOptions):
             settings=folding,
             allow_incomplete=self.allow_incomplete,
         )
+
+
+def warn_of_unknown_variables() -> None:
+    """Warn of variables of the environment that look like ours, and that nobody reads."""
+    unknown = unknown_variables()
+    if unknown:
+        log.warning("settings.unknown_variables", variables=", ".join(unknown))
 
 
 @contextmanager

@@ -31,6 +31,9 @@ _NEVER = (KeyboardInterrupt, GeneratorExit)
 """What user code may raise that is no failure of it: it comes from outside."""
 
 
+_told_of: set[str] = set()
+
+
 class Fold:
     """One partition's fold. Folding changes memory only.
 
@@ -265,10 +268,12 @@ class Fold:
             record_ms=self.record_ms,
         )
         self._store.commit(self.cache.encoded(), state)
-        if before.events == 0 and state.gave_nothing:
+        method = f"{type(self._projection).__qualname__}.apply_to_model"
+        if before.events == 0 and state.gave_nothing and method not in _told_of:
+            _told_of.add(method)  # once, and not for each partition
             log.warning(
                 "fold.gives_no_models",
-                method=f"{type(self._projection).__qualname__}.apply_to_model",
+                method=method,
                 folded=state.events - state.declined,
                 why="it gave None for every event so far, which deletes the model; is a `return model` missing?",
             )

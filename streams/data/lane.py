@@ -243,7 +243,11 @@ class Lane:
         self._reading.stop_reading(held.number)
         if held.fold is not None:
             self._unmirrored.add(held.number)
-        log.error("partition.halted", where=at(self._job.topic.name, held.number), why=str(error))
+        # Where nothing goes on, the error itself is about to be raised.
+        goes_on = any(one.phase is not Phase.HALTED for one in self._held.values())
+        (log.error if goes_on else log.debug)(
+            "partition.halted", where=at(self._job.topic.name, held.number), why=str(error)
+        )
 
     # Folding
 

@@ -258,6 +258,7 @@ def test_error_of_user_code_comes_with_its_own_traceback_once(new_kit: NewKit) -
     assert 'raise ValueError(f"cannot fold {event.id}")' in said
     assert "streams/data/fold.py" not in said
     assert said.splitlines()[-1].startswith("refold: ")
+    assert said.count("the projection failed") == 1
 
 
 def test_whole_traceback_is_told_at_debug_level(new_kit: NewKit) -> None:
