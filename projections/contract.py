@@ -96,6 +96,9 @@ class CqrsProjection(ABC, Generic[ReadModel]):
     """Stable, lower-case and dashed. With `version` it names the consumer group and the state directory."""
     version: ClassVar[int] = 1
     """Raise it when the fold changes, so that the new version is built beside the old one."""
+    idempotent: ClassVar[bool] = False
+    """State that folding an event again, over models that have it already, changes nothing. Then a rebuild may begin at
+    any position over the models as they are; otherwise it needs the models as of that position."""
     partition_by: ClassVar[Literal["stream"] | None] = None
     """Kafka orders events within a partition only, so a model must be fed by one partition alone. That is
     certain where the model's id is its stream. `"stream"` states that it also holds for ids that differ:

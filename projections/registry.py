@@ -194,6 +194,9 @@ def _check(projection: CqrsProjection[Any], target: str) -> None:
     partition_by: object = projection.partition_by
     if partition_by not in (None, "stream"):
         wrong.append(f"partition_by is {partition_by!r}, and must be None or 'stream'")
+    idempotent: object = projection.idempotent
+    if not isinstance(idempotent, bool):
+        wrong.append(f"idempotent is {idempotent!r}, and must be True or False")
     try:
         projection.model_type()
     except TypeError as error:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streams.config import FoldSettings, KafkaSettings
     from streams.control.rebuild import RebuildCoordinator
-    from streams.control.strategies import FromBeginning, RebuildStrategy
+    from streams.control.strategies import FromBeginning, FromCheckpoint, FromPosition, FromTime, RebuildStrategy
+    from streams.control.target import Prepared, Target
     from streams.data.agent import Agent, AgentStatus
     from streams.data.checkpoint import CheckpointStore, KafkaCheckpointStore
     from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec, Undecodable
@@ -25,6 +26,11 @@ __all__ = [
     "RebuildCoordinator",
     "RebuildStrategy",
     "FromBeginning",
+    "FromCheckpoint",
+    "FromPosition",
+    "FromTime",
+    "Prepared",
+    "Target",
     "RebuildProgress",
     "ProjectionCheckpoint",
     "KafkaEventStore",
@@ -47,7 +53,8 @@ __all__ = [
 _PLACES = {
     "streams.config": ("FoldSettings", "KafkaSettings"),
     "streams.control.rebuild": ("RebuildCoordinator",),
-    "streams.control.strategies": ("FromBeginning", "RebuildStrategy"),
+    "streams.control.strategies": ("FromBeginning", "FromCheckpoint", "FromPosition", "FromTime", "RebuildStrategy"),
+    "streams.control.target": ("Prepared", "Target"),
     "streams.data.agent": ("Agent", "AgentStatus"),
     "streams.data.checkpoint": ("CheckpointStore", "KafkaCheckpointStore"),
     "streams.data.codec": ("CloudEventsCodec", "EventCodec", "JsonCodec", "Undecodable"),

@@ -199,6 +199,11 @@ class Cluster:
         high = self._offsets(topic, OffsetSpec.latest())
         return {partition: Watermarks(low=low[partition], high=high[partition]) for partition in low}
 
+    def positions_at(self, topic: TopicInfo, time_ms: int) -> dict[int, int]:
+        """Give each partition's first offset whose record has this timestamp or a later one; its end where none has."""
+        found, marks = self._offsets(topic, OffsetSpec.for_timestamp(time_ms)), self.watermarks(topic)
+        return {number: marks[number].high if offset < 0 else offset for number, offset in found.items()}
+
     def _offsets(self, topic: TopicInfo, spec: OffsetSpec) -> dict[int, int]:
         def ask(partition: int) -> Future[Any]:
             where = TopicPartition(topic.name, partition)

@@ -32,6 +32,8 @@ The same facts are attributes, for programs.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "BrokerError",
     "BrokerUnavailable",
@@ -213,4 +215,11 @@ class HistoryIncomplete(RebuildError):
 
 
 class RebuildCancelled(RebuildError):
-    """The rebuild was cancelled. Its checkpoint is saved; the next rebuild or run goes on from there."""
+    """The rebuild was cancelled. What it had folded is kept.
+
+    Attributes:
+        checkpoint: A `ProjectionCheckpoint` of what is kept, to go on from (`FromCheckpoint`); None where the rebuild
+            had not begun, and nothing was changed.
+    """
+
+    checkpoint: Any = None

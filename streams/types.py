@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import nextafter
 
-__all__ = ["Committed", "Lag", "Member", "ProjectionCheckpoint", "RebuildProgress", "TopicInfo", "Watermarks"]
+__all__ = ["Committed", "Counts", "Lag", "Member", "ProjectionCheckpoint", "RebuildProgress", "TopicInfo", "Watermarks"]
 
 _CLIENT_ID = re.compile(r"refold-([0-9a-f]+)-([0-9]+)")
 
@@ -76,10 +76,23 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Events, counted."""
+
+    events: int = 0
+    """Folded or declined."""
+    declined: int = 0
+    deleted: int = 0
+    """Those at which `apply_to_model` gave None."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectionCheckpoint:
     """How far a projection has folded its log."""
 
     topic: str = ""
+    topic_id: str = ""
+    """Kafka's topic id; "" where it is not known."""
     positions: dict[int, int] = field(default_factory=dict)
     """Partition → position, the next offset to fold."""
     last_event_id: str | None = None

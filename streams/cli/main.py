@@ -32,7 +32,9 @@ for one in (app, app.meta):
 COMMANDS = {
     "demo": "Fold a year of real flights live, rebuild from the beginning, and compare the two byte for byte.",
     "run": "Fold a topic into read models, from where the state is, until stopped.",
-    "rebuild": "Clear a projection's read models and fold the whole topic again, in this process.",
+    "rebuild": (
+        "Fold a projection again: the whole topic into new read models, or from where a rebuild was interrupted."
+    ),
     "get": "Print read models as JSON, as last committed, also while they are being folded.",
     "dump": 'Print all read models, one JSON object a line: {"id": …, "model": …}, by partition and then by id.',
     "count": "Print how many read models a projection has, as last committed.",

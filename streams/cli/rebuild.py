@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import sys
+from datetime import datetime
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -16,7 +17,8 @@ from streams.cli.signals import drained_by_signals
 from streams.cli.wiring import FoldOptions, ProjectionName, Wired, naming_commands
 from streams.control.rebuild import RebuildCoordinator
 from streams.control.status import StateView, view_state
-from streams.errors import StoreCorrupt
+from streams.control.strategies import FromBeginning, FromCheckpoint, FromPosition, FromTime, RebuildStrategy
+from streams.errors import ConfigError, StoreCorrupt
 
 __all__ = ["rebuild"]
 
@@ -26,25 +28,32 @@ def rebuild(
     /,
     options: FoldOptions = FoldOptions(),  # noqa: B008 - frozen
     *,
+    from_: Annotated[str, Parameter(name="--from")] = "beginning",
+    adopt: Annotated[bool, Parameter(negative=())] = False,
     yes: Annotated[bool, Parameter(negative=())] = False,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """Clear a projection's read models and fold the whole topic again, in this process.
+    """Fold a projection again: the whole topic into new read models, or from where a rebuild was interrupted.
 
     Nobody may be folding in the consumer group meanwhile. Events that arrive after the start are left for
-    `refold run`, which goes on from there; so does it after an interruption, which loses nothing.
+    `refold run`, which goes on from there. An interruption loses nothing: --from checkpoint goes on with the rebuild.
 
     Example: refold rebuild aircraft-log --topic flights --yes
 
     Args:
         projection: What to rebuild.
         options: Topic, state and codec.
+        from_: Where to begin. beginning: without models, at the first event. checkpoint: where the models are. What
+            follows keeps the models, which must be of that position: time:ISO (2026-03-01T10:00), or
+            offset:PARTITION=OFFSET[,PARTITION=OFFSET…].
+        adopt: Keep models that other code has folded, stating that the change does not alter them.
         yes: Do not ask.
         json: Print the final figures as one JSON object.
     """
+    strategy = parse_strategy(from_)
     wired = options.wire(projection)
     console = Console(stderr=True, highlight=False, markup=False)
-    if not yes:
+    if not yes and isinstance(strategy, FromBeginning):  # the others keep the models
         _ask(console, wired)
     coordinator = RebuildCoordinator(
         wired.projection,
@@ -53,8 +62,9 @@ def rebuild(
         wired.checkpoints,
         settings=wired.settings,
         allow_incomplete=wired.allow_incomplete,
+        adopt=adopt,
     )
-    work = coordinator.rebuild_from_beginning()  # there before a signal may come, to be cancelled by it
+    work = coordinator.rebuild(strategy)  # there before a signal may come, to be cancelled by it
     with naming_commands(projection), drained_by_signals(coordinator.cancel, exit_code=130):
         progress = asyncio.run(watch(coordinator, work, console))
     if json:
@@ -67,6 +77,31 @@ def rebuild(
             f"{progress.models_deleted:,} deleted, "
             f"{progress.events_declined:,} declined"
         )
+
+
+def parse_strategy(text: str) -> RebuildStrategy:
+    """Read what `--from` says.
+
+    Raises:
+        ConfigError: It says nothing that there is.
+    """
+    kind, _, rest = text.partition(":")
+    try:
+        if text == "beginning":
+            return FromBeginning()
+        if text == "checkpoint":
+            return FromCheckpoint()
+        if kind == "time":
+            return FromTime(datetime.fromisoformat(rest))
+        if kind == "offset":
+            pairs = [one.split("=") for one in rest.split(",")]
+            return FromPosition({int(partition): int(offset) for partition, offset in pairs})
+    except ValueError as error:
+        raise ConfigError(f"--from {text!r} cannot be read: {error}. {_FROM}") from error
+    raise ConfigError(f"--from {text!r} is none that there is. {_FROM}")
+
+
+_FROM = "Write beginning, checkpoint, time:2026-03-01T10:00:00+01:00, or offset:0=1200,1=1180."
 
 
 def _ask(console: Console, wired: Wired) -> None:

@@ -176,7 +176,7 @@ def rebuild_line(state: StateView) -> str:
     share = _share(record, state)
     if state.rebuilding is not None:
         return f"running since {local_time(record.started_at)}, {share}: {state.rebuilding}"
-    return f"began {local_time(record.started_at)} and ended without a word, at {share}; running the projection goes on"
+    return f"began {local_time(record.started_at)} and ended without a word, at {share}; `--from checkpoint` goes on"
 
 
 def rebuild_figures(record: RebuildRecord) -> str:
@@ -295,7 +295,4 @@ def _rebuild_json(state: StateView | None) -> dict[str, Any] | None:
         return None
     document: dict[str, Any] = msgspec.to_builtins(state.rebuild)
     document.pop("format")
-    return document | {
-        "outcome": "died" if state.has_died else state.rebuild.outcome,
-        "events_per_second": state.rebuild.events_per_second,
-    }
+    return document | {"outcome": "died" if state.has_died else state.rebuild.outcome}

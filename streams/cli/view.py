@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -216,4 +215,5 @@ def drawn(done: int, total: int, figures: Iterable[str]) -> RenderableType:
 
 def percent(done: int, total: int) -> str:
     """Write a percentage, rounded down: 100.0 % is written only when it is true."""
-    return f"{math.floor(1000 * done / total) / 10 if total else 100.0:5.1f} %"
+    tenths = 1000 * done // total if total else 1000
+    return f"{tenths // 10:3d}.{tenths % 10} %"

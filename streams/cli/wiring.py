@@ -269,7 +269,8 @@ def naming_commands(called: str) -> Iterator[None]:
         ) from error
     except RebuildCancelled as error:
         raise RebuildCancelled(
-            f"{error} `refold run {called}` goes on, `refold rebuild {called}` begins anew.",
+            f"{error} `refold rebuild {called} --from checkpoint` goes on to the end of the rebuild, and "
+            f"`refold run {called}` goes on for good.",
             projection=error.projection,
             topic=error.topic,
         ) from error

@@ -7,7 +7,7 @@ directory's lock; between machines it is the group, whose offsets the broker let
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +15,8 @@ import msgspec
 
 from projections.contract import CqrsProjection
 from streams.config import FoldSettings
-from streams.control.strategies import RebuildStrategy, Target
+from streams.control.strategies import RebuildStrategy
+from streams.control.target import Prepared, Target
 from streams.data.agent import Job
 from streams.data.build import Build, Manifest, RebuildRecord
 from streams.data.checkpoint import KafkaCheckpointStore, Stamp, belongs, generation_id
@@ -25,12 +26,13 @@ from streams.data.generation import RocksStore
 from streams.data.history import check_complete
 from streams.data.locks import FileLock
 from streams.data.ownership import claimed_elsewhere, foreign_offset
+from streams.data.partition import PartitionStatus, Phase
 from streams.data.reader import ModelReader
 from streams.data.serde import serde_for
 from streams.data.source import KafkaEventStore
 from streams.errors import ForeignOffset, GroupActive, StoreCorrupt
 from streams.log import get_logger
-from streams.types import Lag, Member, TopicInfo, Watermarks
+from streams.types import Counts, Lag, Member, TopicInfo, Watermarks
 
 __all__ = ["Claimed", "Ground", "claim_live", "claim_rebuild", "preflight"]
 
@@ -48,6 +50,8 @@ class Ground:
     settings: FoldSettings
     allow_incomplete: bool = False
     """Fold what is left where retention or compaction has taken events."""
+    adopt: bool = False
+    """The code or the codec changed, and that does not alter the models that are kept."""
 
     def __post_init__(self) -> None:
         check_tombstones(self.projection, self.events.codec)
@@ -78,7 +82,11 @@ class Claimed:
     job: Job
     lock: FileLock
     pinned: Mapping[int, Lag]
-    """Where each partition's fold starts, and the topic's end as it was then."""
+    """Where each partition's fold starts, where it is, and the topic's end as it was then."""
+    figures: Mapping[int, PartitionStatus] = field(default_factory=dict)
+    """Where each partition's store is now."""
+    before: Counts = field(default_factory=Counts)
+    """What the models had been folded of before the rebuild began."""
 
 
 def claim_live(ground: Ground, *, adopt: bool = False) -> Claimed:
@@ -290,31 +298,16 @@ def _positions(ground: Ground, build: Build) -> dict[int, int]:
         return {partition: state.position for partition, state in reader.states().items()}
 
 
-def preflight(ground: Ground) -> TopicInfo:
+def preflight(ground: Ground) -> None:
     """Look, without touching anything, whether a rebuild could begin.
 
     Raises:
         TopicNotFound, BrokerUnavailable: From Kafka.
         GroupActive: Somebody is in the group.
-        HistoryIncomplete: Events are gone that it needs.
     """
     serde_for(ground.projection.model_type())
-    cluster = ground.events.cluster
-    topic = cluster.topic(ground.events.topic)
-    cluster.check_inactive(ground.checkpoints.group)
-    _check_history(ground, topic, cluster.watermarks(topic))
-    return topic
-
-
-def _check_history(ground: Ground, topic: TopicInfo, watermarks: Mapping[int, Watermarks]) -> bool:
-    return check_complete(
-        ground.events.cluster,
-        topic,
-        watermarks,
-        projection=ground.projection.name,
-        doing="A rebuild",
-        allow_incomplete=ground.allow_incomplete,
-    )
+    ground.events.cluster.topic(ground.events.topic)
+    ground.events.cluster.check_inactive(ground.checkpoints.group)
 
 
 def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Callable[[], None]) -> Claimed:
@@ -349,43 +342,69 @@ def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Ca
         cluster.check_inactive(checkpoints.group)
         check_group(ground, claim, found, (), committed)
         watermarks = cluster.watermarks(topic)
-        complete = _check_history(ground, topic, watermarks)
         check_cancelled()
         # Step 2
-        log.debug("rebuild.strategy_selected", projection=ground.projection.name, strategy=repr(strategy))
+        log.debug("rebuild.strategy_selected", projection=ground.projection.name, strategy=str(strategy))
         prepared = strategy.prepare(
             Target(
+                projection=ground.projection,
+                cluster=cluster,
+                topic=topic,
                 claim=claim,
                 found=found,
-                wanted=_incomplete(wanted, not complete),
+                wanted=wanted,
                 watermarks=watermarks,
                 above=newest_build(committed),
+                allow_incomplete=ground.allow_incomplete,
+                adopt=ground.adopt,
             )
         )
-        pinned = {
-            partition: Lag(
-                start=min(start, watermarks[partition].high), position=start, target=watermarks[partition].high
-            )
-            for partition, start in prepared.positions.items()
-        }
-        until = {partition: lag.target for partition, lag in pinned.items()}
+        record = prepared.resumes or _record(strategy, prepared, watermarks)
         try:
             check_cancelled()
-            prepared.build.write_rebuild(
-                RebuildRecord(
-                    strategy=repr(strategy),
-                    starts={partition: lag.start for partition, lag in pinned.items()},
-                    targets=until,
-                    started_at=datetime.now(UTC),
-                )
-            )
+            prepared.build.write_rebuild(msgspec.structs.replace(record, outcome="running", ended_at=None, error=None))
         except BaseException:
             claim.abandon(prepared.build)
             raise
         # Steps 3 and 4
-        build = _begin(ground, claim, prepared.build, prepared.positions)
+        positions = {partition: state.position for partition, state in prepared.states.items()}
+        build = _begin(ground, claim, prepared.build, positions)
         lock = claim.join(build)
-    return Claimed(job=ground.job(topic, build, until), lock=lock, pinned=pinned)
+    pinned = {
+        partition: Lag(start=record.starts[partition], position=positions[partition], target=target)
+        for partition, target in record.targets.items()
+    }
+    figures = {
+        partition: PartitionStatus(
+            position=state.position,
+            committed=state.position,
+            events=state.events,
+            declined=state.declined,
+            deleted=state.deleted,
+            models=state.models,
+            phase=Phase.OPENING,
+        )
+        for partition, state in prepared.states.items()
+    }
+    return Claimed(
+        job=ground.job(topic, build, record.targets), lock=lock, pinned=pinned, figures=figures, before=record.before
+    )
+
+
+def _record(strategy: RebuildStrategy, prepared: Prepared, watermarks: Mapping[int, Watermarks]) -> RebuildRecord:
+    """Pin where a rebuild begins and ends."""
+    states = prepared.states
+    return RebuildRecord(
+        strategy=str(strategy),
+        starts={partition: min(states[partition].position, marks.high) for partition, marks in watermarks.items()},
+        targets={partition: marks.high for partition, marks in watermarks.items()},
+        before=Counts(
+            events=sum(state.events for state in states.values()),
+            declined=sum(state.declined for state in states.values()),
+            deleted=sum(state.deleted for state in states.values()),
+        ),
+        started_at=datetime.now(UTC),
+    )
 
 
 def _found_for_rebuild(claim: Claim) -> Build | None:

@@ -25,16 +25,14 @@ class Members:
     Args:
         job: What is rebuilt.
         pinned: Where each partition begins and ends.
+        figures: Where each is at first.
     """
 
-    def __init__(self, job: Job, pinned: Mapping[int, Lag]) -> None:
+    def __init__(self, job: Job, pinned: Mapping[int, Lag], figures: Mapping[int, PartitionStatus]) -> None:
         self._job = job
         self._pinned = pinned
         self._looked = -_LOOK_S
-        self._known = {
-            partition: PartitionStatus(position=lag.start, committed=lag.start, phase=Phase.OPENING)
-            for partition, lag in pinned.items()
-        }
+        self._known = dict(figures)
 
     def figures(self, status: AgentStatus) -> dict[int, PartitionStatus]:
         """Give every partition's figures; those of other members are asked of Kafka, now and then.
@@ -104,6 +102,8 @@ class Members:
                     topic=job.topic.name,
                     partition=partition,
                 )
+            if stamp.claimed:
+                continue  # nobody has opened it yet
             position = committed[partition].position
             self._known[partition] = PartitionStatus(
                 position=position,

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from streams.data.partition import PartitionStatus
 from streams.data.store import StoreState
-from streams.types import Lag, RebuildProgress
+from streams.types import Counts, Lag, RebuildProgress
 
 __all__ = ["ProgressTracker"]
 
@@ -23,12 +23,16 @@ class ProgressTracker:
     """Turns positions into `RebuildProgress`. One thread feeds it; any thread reads `snapshot`.
 
     Args:
-        pinned: Where each partition's fold begins, and its pinned end: the rebuild is complete when every position has
-            reached that.
+        pinned: Where each partition's fold begins, where it is, and its pinned end: the rebuild is complete when every
+            position has reached that.
+        before: What had been folded before the rebuild began, and is none of its figures.
+        resumed: Its events that were folded by a process before this one.
     """
 
-    def __init__(self, pinned: Mapping[int, Lag]) -> None:
+    def __init__(self, pinned: Mapping[int, Lag], before: Counts = Counts(), resumed: int = 0) -> None:  # noqa: B008
         self._began = time.monotonic()
+        self._before = before
+        self._resumed = resumed
         # (seconds, events, offsets left), over the last seconds: the rate that the estimate goes by
         self._observed_s = -1.0
         self._window: deque[tuple[float, int, int]] = deque()
@@ -36,6 +40,7 @@ class ProgressTracker:
             started_at=datetime.now(UTC),
             is_running=True,
             partitions=dict(pinned),
+            events_processed=resumed,
         )
 
     def observe(self, figures: Mapping[int, PartitionStatus], waiting_for: str = "") -> None:
@@ -59,8 +64,8 @@ class ProgressTracker:
             if committed < lag.target:
                 position = min(position, max(lag.target - 1, lag.start))
             partitions[partition] = replace(lag, position=max(lag.position, position))
-        events = max(sum(one.events for one in figures.values()), self.snapshot.events_processed)
-        declined = sum(one.declined for one in figures.values())
+        events = max(self._events(figures), self.snapshot.events_processed)
+        declined = self._declined(figures)
         left = sum(lag.remaining for lag in partitions.values())
         if not self._window or elapsed - self._window[-1][0] >= _SAMPLE_S:
             self._window.append((elapsed, events, left))
@@ -84,6 +89,12 @@ class ProgressTracker:
             elapsed_seconds=elapsed,
         )
 
+    def _events(self, figures: Mapping[int, PartitionStatus]) -> int:
+        return sum(one.events for one in figures.values()) - self._before.events
+
+    def _declined(self, figures: Mapping[int, PartitionStatus]) -> int:
+        return sum(one.declined for one in figures.values()) - self._before.declined
+
     def ended(
         self,
         figures: Mapping[int, PartitionStatus],
@@ -91,7 +102,7 @@ class ProgressTracker:
         *,
         states: Mapping[int, StoreState] | None = None,
     ) -> RebuildProgress:
-        """Close the books, by what is in the stores; the rate is now over the whole rebuild.
+        """Close the books, by what is in the stores; the rate is now over all that this process did.
 
         Args:
             figures: By partition.
@@ -99,13 +110,13 @@ class ProgressTracker:
             states: What the stores say in the end, where it has come to its end.
         """
         elapsed = time.monotonic() - self._began
-        events = sum(one.events for one in figures.values())
-        declined = sum(one.declined for one in figures.values())
+        events, declined = self._events(figures), self._declined(figures)
+        deleted = sum(one.deleted for one in (figures if states is None else states).values()) - self._before.deleted
         self.snapshot = replace(
             self.snapshot,
             waiting_for="",
             models=None if states is None else sum(one.models for one in states.values()),
-            models_deleted=sum(one.deleted for one in (figures if states is None else states).values()),
+            models_deleted=deleted,
             events_declined=declined,
             partitions={
                 partition: replace(lag, position=max(lag.start, figures[partition].committed))
@@ -117,7 +128,7 @@ class ProgressTracker:
             error=None if error is None else str(error) or type(error).__name__,
             total_events=events if error is None else None,
             estimated_completion=None,
-            events_per_second=events / elapsed if elapsed > 0 else 0.0,
+            events_per_second=(events - self._resumed) / elapsed if elapsed > 0 else 0.0,
             elapsed_seconds=elapsed,
         )
         return self.snapshot

@@ -14,12 +14,12 @@ from projections.fingerprint import fingerprint
 from streams.config import FoldSettings, load
 from streams.control.claim import Ground
 from streams.control.run import Run
-from streams.control.strategies import FromBeginning, RebuildStrategy
+from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.generation import RocksStore
 from streams.data.runner import MakeRunner, ThreadRunner
 from streams.data.source import KafkaEventStore
-from streams.types import RebuildProgress
+from streams.types import ProjectionCheckpoint, RebuildProgress
 
 __all__ = ["RebuildCoordinator"]
 
@@ -40,6 +40,7 @@ class RebuildCoordinator:
         settings: How to fold; by default from the environment.
         allow_incomplete: Fold what is left where retention or compaction has taken events; otherwise such a
             rebuild is refused before anything is changed.
+        adopt: Keep models that other code has folded, where a strategy keeps them; otherwise that is refused.
         runner: Where the agent runs: on a thread, or in a process of its own (`ProcessRunner`).
     """
 
@@ -52,6 +53,7 @@ class RebuildCoordinator:
         *,
         settings: FoldSettings | None = None,
         allow_incomplete: bool = False,
+        adopt: bool = False,
         runner: MakeRunner = ThreadRunner,
     ) -> None:
         self._ground = Ground(
@@ -61,6 +63,7 @@ class RebuildCoordinator:
             checkpoints=checkpoint_store,
             settings=settings or load(FoldSettings),
             allow_incomplete=allow_incomplete,
+            adopt=adopt,
         )
         fingerprint(projection)  # a service may live long: what is loaded now is what it will fold with
         self._make_runner = runner
@@ -79,12 +82,33 @@ class RebuildCoordinator:
         """
         return self.rebuild(FromBeginning())
 
+    def rebuild_from_checkpoint(
+        self, checkpoint: ProjectionCheckpoint | None = None
+    ) -> Coroutine[Any, Any, RebuildProgress]:
+        """Fold what comes after a checkpoint, over the models as they are (reference: rebuild_from_checkpoint).
+
+        A rebuild that was cancelled, killed or failed goes on, and ends where it was to end.
+
+        Args:
+            checkpoint: From `RebuildCancelled.checkpoint`, or a `CheckpointStore`; None for where the models are.
+
+        Returns:
+            The final figures.
+
+        Raises:
+            CheckpointError: The checkpoint is of nothing yet (`ProjectionCheckpoint.initial()`: use FromBeginning), of
+                another projection or topic, or its offsets are gone; or the models are not of it. Nothing was changed.
+            CodeChanged: The models were folded by other code; see `adopt`. Nothing was changed.
+            See `rebuild`.
+        """
+        return self.rebuild(FromCheckpoint(checkpoint))
+
     def rebuild(self, strategy: RebuildStrategy) -> Coroutine[Any, Any, RebuildProgress]:
         """Rebuild, starting where the strategy says, up to the end that the topic has now.
 
-        1. Check: the topic is there with its whole history, nobody folds in the group or the directory. Pin
-           each partition's end.
-        2. Let the strategy make the next build, reset the group's offsets to its beginning, and make it current.
+        1. Check: the topic is there, nobody folds in the group or the directory.
+        2. Let the strategy make the next build, pin each partition's end, reset the group's offsets to where the build
+           begins, and make it current.
         3. Fold, until every partition's position in the store has reached its pinned end, and no further.
 
         A crash, an error or a cancellation after step 2 leaves each partition's models true to its position;
@@ -100,7 +124,8 @@ class RebuildCoordinator:
             GroupActive, StoreLocked: Somebody folds in the group or the directory. Nothing was changed.
             HistoryIncomplete: Events are gone that the rebuild needs. Nothing was changed.
             RebuildRunning: A rebuild of this state runs already. Nothing was changed.
-            RebuildCancelled: `cancel` was called.
+            RebuildCancelled: `cancel` was called; its `checkpoint` is where to go on.
+            CheckpointError: A strategy that keeps the models cannot begin where it is to. Nothing was changed.
             EventError, ProjectionError: At an event that cannot be folded, once the other partitions are done.
             ModelSplit: Events of one model are on several partitions.
             BrokerError, StorageError: Kafka or the disk.

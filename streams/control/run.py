@@ -17,7 +17,9 @@ from streams.control.progress import ProgressTracker
 from streams.control.strategies import RebuildStrategy
 from streams.data.agent import AgentStatus
 from streams.data.build import Build
+from streams.data.checkpoint import checkpoint_of
 from streams.data.partition import PartitionStatus, Phase
+from streams.data.reader import ModelReader
 from streams.data.runner import MakeRunner, Runner
 from streams.errors import ProjectionError, RebuildCancelled, StorageError, at
 from streams.log import get_logger
@@ -90,17 +92,18 @@ class Run:
     def _rebuild(self) -> RebuildProgress:
         ground = self._ground
         self._check_cancelled()
-        preflight(ground)
         with ground.store.rebuilding(f"rebuild of {ground.name}"):
+            preflight(ground)
             claimed = claim_rebuild(ground, self._strategy, self._check_cancelled)
             with claimed.lock:
-                self._tracker = ProgressTracker(claimed.pinned)
+                done = sum(one.events for one in claimed.figures.values()) - claimed.before.events
+                self._tracker = ProgressTracker(claimed.pinned, claimed.before, done)
                 self._waits_since = time.monotonic()
                 return self._fold(claimed, self._tracker)
 
     def _fold(self, claimed: Claimed, tracker: ProgressTracker) -> RebuildProgress:
         """Run an agent until the group has committed every target; whatever happens, close the tracker's books."""
-        members = Members(claimed.job, claimed.pinned)
+        members = Members(claimed.job, claimed.pinned, claimed.figures)
         figures = members.figures(AgentStatus())
         try:
             runner = self._make_runner(claimed.job)
@@ -147,6 +150,7 @@ class Run:
                         deleted=progress.models_deleted,
                         declined=progress.events_declined,
                         seconds=progress.elapsed_seconds,
+                        events_per_second=progress.events_per_second,
                     )
                 )
         except StorageError as why:  # the models are there all the same, or another error is on its way
@@ -190,22 +194,26 @@ class Run:
                     partition=partition,
                 )
         if any(one.committed < claimed.pinned[partition].target for partition, one in figures.items()):
-            raise self._cancellation(sum(one.events for one in figures.values()))
+            raise self._cancellation(claimed, sum(one.events for one in figures.values()) - claimed.before.events)
 
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
-            raise self._cancellation(None)
+            raise RebuildCancelled(
+                f"The rebuild of {self._ground.projection.name!r} was cancelled before anything was changed.",
+                projection=self._ground.projection.name,
+                topic=self._ground.events.topic,
+            )
 
-    def _cancellation(self, events: int | None) -> RebuildCancelled:
+    def _cancellation(self, claimed: Claimed, events: int) -> RebuildCancelled:
         name = self._ground.projection.name
-        return RebuildCancelled(
-            f"The rebuild of {name!r} was cancelled before anything was changed."
-            if events is None
-            else f"The rebuild of {name!r} was cancelled after {events} events. What was folded is committed; running "
-            "the projection goes on from there.",
+        cancelled = RebuildCancelled(
+            f"The rebuild of {name!r} was cancelled after {events:,} events. What was folded is committed.",
             projection=name,
             topic=self._ground.events.topic,
         )
+        with ModelReader(claimed.job.build, None) as reader:
+            cancelled.checkpoint = checkpoint_of(claimed.job.build, self._ground.name, reader.states())
+        return cancelled
 
 
 def _outcome(error: BaseException | None) -> Literal["completed", "cancelled", "failed"]:

@@ -1,40 +1,18 @@
-"""Where a rebuild starts, and with what state."""
+"""Where a rebuild starts, and with what models (reference: RebuildStrategy)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
-from streams.data.build import Build, Manifest
-from streams.data.claims import Claim
-from streams.types import Watermarks
+from streams.control.target import Prepared, Target
+from streams.data.checkpoint import belongs
+from streams.errors import CheckpointError, at
+from streams.types import ProjectionCheckpoint
 
-__all__ = ["FromBeginning", "Prepared", "RebuildStrategy", "Target"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What a strategy works on. Nobody folds in it: the group has no members and the directory is held."""
-
-    claim: Claim
-    found: Build | None
-    """The build that is current, and stays so until the rebuild begins; None where there is none that can be read."""
-    wanted: Manifest
-    """What is to be folded; its number and directory do not matter."""
-    watermarks: Mapping[int, Watermarks]
-    """What each partition still has."""
-    above: int
-    """The new build's number is greater than this."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A build that is ready to be made current, and where it begins."""
-
-    build: Build
-    positions: Mapping[int, int]
-    """By partition: the next offset to fold, and exactly what its store is of."""
+__all__ = ["FromBeginning", "FromCheckpoint", "FromPosition", "FromTime", "RebuildStrategy"]
 
 
 @runtime_checkable
@@ -42,21 +20,160 @@ class RebuildStrategy(Protocol):
     """Makes the build that a rebuild folds. Called before the first event is read.
 
     What it makes is seen by nobody until all of it is there: then it becomes current in one step, and the build before
-    it is removed.
+    it is removed. `str(strategy)` is what the rebuild's record calls it.
     """
 
     def prepare(self, target: Target) -> Prepared:
-        """Make the build and say where it begins."""
+        """Make the build: `target.empty()`, or `target.kept(…)`, or one of its own.
+
+        Whatever it raises ends the rebuild; what it has made is to be removed by then.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FromBeginning:
-    """An empty build, from the first offset of each partition (reference: FromBeginning)."""
+    """No models, from the first offset of each partition (reference: FromBeginning)."""
 
     def prepare(self, target: Target) -> Prepared:
         """Make the build; see the class."""
-        return Prepared(
-            build=target.claim.make(target.wanted, above=target.above),
-            positions={partition: marks.low for partition, marks in target.watermarks.items()},
+        return target.empty()
+
+    def __str__(self) -> str:
+        return "from the beginning"
+
+
+@dataclass(frozen=True, slots=True)
+class FromCheckpoint:
+    """The models as they are at a checkpoint, and the events after it (reference: FromCheckpoint).
+
+    Where a rebuild had not come to its end, this one goes on with it, to the ends that were pinned then. Otherwise it
+    folds what is new.
+
+    The models must be exactly of the checkpoint. Where they are ahead of it, in the same fold, they are gone on with:
+    what would be folded is in them already.
+
+    Args:
+        checkpoint: From `RebuildCancelled.checkpoint` or a `CheckpointStore`; None for where the models are.
+    """
+
+    checkpoint: ProjectionCheckpoint | None = None
+
+    def prepare(self, target: Target) -> Prepared:
+        """Make the build; see the class.
+
+        Raises:
+            CheckpointError: It is of something else, or not where the models are.
+        """
+        states = target.states()
+        assert target.found is not None
+        positions = None if self.checkpoint is None else self._positions(self.checkpoint, target)
+        record = target.found.rebuild()
+        return target.kept(positions, resumes=record if record is not None and record.is_unfinished(states) else None)
+
+    def _positions(self, checkpoint: ProjectionCheckpoint, target: Target) -> dict[int, int]:
+        """Check that a checkpoint is of these models, and give where to go on."""
+        name = target.projection.name
+        manifest = target.wanted
+        if checkpoint.last_event_id is None and not checkpoint.build:
+            raise self._refused(target, "it has no event: it is of a projection that has folded nothing")
+        if not belongs(checkpoint.generation, name):
+            raise self._refused(target, f"it is of {checkpoint.generation!r}")
+        if checkpoint.topic != manifest.topic:
+            raise self._refused(target, f"it is of topic {checkpoint.topic!r}, and this folds {manifest.topic!r}")
+        if checkpoint.topic_id not in ("", manifest.topic_id):
+            raise self._refused(
+                target,
+                f"topic {manifest.topic!r} was deleted and made again since (id {checkpoint.topic_id}, now "
+                f"{manifest.topic_id})",
+            )
+        beyond = [number for number in checkpoint.positions if number not in target.watermarks]
+        if beyond:
+            raise self._refused(target, f"the topic has no partition {', '.join(map(str, beyond))}")
+        same_fold = self._is_same_fold(checkpoint, target)
+        states = target.states()
+        return {
+            number: max(position, states[number].position) if same_fold else position
+            for number, position in checkpoint.positions.items()
+        }
+
+    @staticmethod
+    def _is_same_fold(checkpoint: ProjectionCheckpoint, target: Target) -> bool:
+        """Whether the models went on from the checkpoint, by the same code."""
+        assert target.found is not None
+        now, current = target.found.manifest, target.found.current
+        return (
+            checkpoint.directory == now.directory
+            and now.origin <= checkpoint.build <= now.build
+            and (now.fingerprint, now.codec) == (current.fingerprint, current.codec)
         )
+
+    @staticmethod
+    def _refused(target: Target, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"The checkpoint cannot be gone on from: {why}. Use FromBeginning (`--from beginning`). Nothing was "
+            "changed.",
+            projection=target.projection.name,
+            topic=target.topic.name,
+        )
+
+    def __str__(self) -> str:
+        return "from a checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class FromPosition:
+    """The models as they are at these positions, and the events from there on.
+
+    Args:
+        positions: By partition, the next offset to fold; a partition that is not named goes on from where its models
+            are.
+    """
+
+    positions: Mapping[int, int]
+
+    def prepare(self, target: Target) -> Prepared:
+        """Make the build; see the class.
+
+        Raises:
+            CheckpointError: There is no such partition or offset, or the models are not of these positions.
+        """
+        for number, position in self.positions.items():
+            marks = target.watermarks.get(number)
+            if marks is None or not marks.low <= position <= marks.high:
+                has = "has no such partition" if marks is None else f"has offsets {marks.low} to {marks.high}"
+                raise CheckpointError(
+                    f"There is no {at(target.topic.name, number, position)} to begin at: the topic {has}. Nothing was "
+                    "changed.",
+                    projection=target.projection.name,
+                    topic=target.topic.name,
+                    partition=number,
+                    offset=position,
+                )
+        return target.kept(self.positions)
+
+    def __str__(self) -> str:
+        return "from " + ", ".join(f"{number}@{position}" for number, position in sorted(self.positions.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class FromTime:
+    """The models as they are at a time, and the records that Kafka has stamped with it or a later one.
+
+    Args:
+        time: When; without a zone it is this machine's time.
+    """
+
+    time: datetime
+
+    def prepare(self, target: Target) -> Prepared:
+        """Make the build; see the class.
+
+        Raises:
+            CheckpointError: The models are not of that time.
+        """
+        positions = target.cluster.positions_at(target.topic, int(self.time.timestamp() * 1000))
+        return FromPosition(positions).prepare(target)
+
+    def __str__(self) -> str:
+        return f"from {self.time.astimezone(UTC).isoformat(timespec='milliseconds')}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from projections.fingerprint import fingerprint
 from streams.data.codec import EventCodec, describe
 from streams.data.store import RocksPartition, StoreState
 from streams.errors import BuildChanged, ForeignStore, StorageError, StoreCorrupt
-from streams.types import TopicInfo
+from streams.types import Counts, TopicInfo
 
 __all__ = ["Build", "Current", "Manifest", "RebuildRecord", "current_build", "read_record", "write_record"]
 
@@ -56,6 +56,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Numbered from 1; 0 in the description of one that is not made yet."""
     directory: str = ""
     """The random id of the state directory that it was made in."""
+    origin: int = 0
+    """The build in which this fold began: another one where a rebuild went on from that one's models."""
     incomplete: bool = False
     """The topic lacked events when this began, and that was allowed."""
     made: str = ""
@@ -91,6 +93,8 @@ class RebuildRecord(msgspec.Struct, frozen=True, kw_only=True):
     """By partition, where its fold begins."""
     targets: dict[int, int]
     """By partition, the end as pinned when the rebuild began."""
+    before: Counts = Counts()
+    """What the models had been folded of before it began."""
     started_at: datetime
     ended_at: datetime | None = None
     outcome: Literal["running", "completed", "cancelled", "failed"] = "running"
@@ -101,12 +105,19 @@ class RebuildRecord(msgspec.Struct, frozen=True, kw_only=True):
     deleted: int = 0
     declined: int = 0
     seconds: float = 0.0
-    """From the first check on."""
+    """How long the process took that ended it."""
+    events_per_second: float = 0.0
+    """The rate of that process."""
 
-    @property
-    def events_per_second(self) -> float:
-        """The rate over the whole of it."""
-        return self.events / self.seconds if self.seconds > 0 else 0.0
+    def is_unfinished(self, states: Mapping[int, StoreState]) -> bool:
+        """Say whether it ended before its end, and there is still something of it to do.
+
+        Args:
+            states: Where the build's stores are.
+        """
+        return self.outcome != "completed" and any(
+            partition not in states or states[partition].position < target for partition, target in self.targets.items()
+        )
 
 
 class Current(msgspec.Struct, frozen=True, kw_only=True):

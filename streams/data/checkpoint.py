@@ -12,10 +12,11 @@ import msgspec
 from streams.config import FoldSettings
 from streams.data.build import Build
 from streams.data.source import KafkaEventStore
+from streams.data.store import StoreState
 from streams.errors import CheckpointError
 from streams.types import Committed, ProjectionCheckpoint, TopicInfo
 
-__all__ = ["CheckpointStore", "KafkaCheckpointStore", "Pace", "Stamp"]
+__all__ = ["CheckpointStore", "KafkaCheckpointStore", "Pace", "Stamp", "belongs", "checkpoint_of", "generation_id"]
 
 _COST = 0.05
 """The share of the time that checkpoints may take."""
@@ -277,6 +278,28 @@ class KafkaCheckpointStore:
                 "two projections cannot share a group. Name another group.",
                 projection=name,
             )
+
+
+def checkpoint_of(build: Build, generation: str, states: Mapping[int, StoreState]) -> ProjectionCheckpoint:
+    """Give the checkpoint of a build as its stores are.
+
+    Args:
+        build: The build.
+        generation: The projection's generation.
+        states: What each of its stores says of itself.
+    """
+    newest = max(states.values(), key=lambda state: state.record_ms or 0, default=None)
+    return ProjectionCheckpoint(
+        topic=build.manifest.topic,
+        topic_id=build.manifest.topic_id,
+        positions={partition: state.position for partition, state in states.items()},
+        last_event_id=None if newest is None else newest.last_event_id,
+        events_processed=sum(state.events for state in states.values()),
+        generation=generation,
+        build=build.manifest.build,
+        directory=build.manifest.directory,
+        time=datetime.now(UTC),
+    )
 
 
 def generation_id(name: str, version: int) -> str:

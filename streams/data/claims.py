@@ -163,12 +163,13 @@ class Claim:
         log.warning("state.adopted", directory=str(self.directory), before=found.fingerprint, now=wanted.fingerprint)
         return Build(root=build.root, current=adopted, manifest=build.manifest)
 
-    def make(self, wanted: Manifest, *, above: int = 0) -> Build:
+    def make(self, wanted: Manifest, *, above: int = 0, origin: int | None = None) -> Build:
         """Make the next build, which nobody sees before it is `switch`ed to.
 
         Args:
             wanted: What is to be folded; its number and directory do not matter.
             above: The number is greater than this too (one seen in a committed offset).
+            origin: The build whose fold it goes on with; by default, it begins one.
 
         Raises:
             StorageError: The disk; nothing is left.
@@ -176,7 +177,10 @@ class Claim:
         current = self._read_current()
         number = max(above, current.build if current else 0) + 1
         manifest = msgspec.structs.replace(
-            wanted, build=number, directory=current.directory if current else secrets.token_hex(6)
+            wanted,
+            build=number,
+            origin=number if origin is None else origin,
+            directory=current.directory if current else secrets.token_hex(6),
         )
         path = self.directory / "builds" / str(number)
         try:
@@ -202,8 +206,14 @@ class Claim:
         """Remove a build that was made and not switched to."""
         shutil.rmtree(build.path, ignore_errors=True)
 
-    def carry(self, old: Build, new: Build, partition: int) -> None:
+    def carry(self, old: Build, new: Build, partition: int, *, position: int | None = None) -> None:
         """Take one partition's store over into a new build, as it is.
+
+        Args:
+            old: From where.
+            new: Where to.
+            partition: The partition.
+            position: The position that it is to go on from, where that is another one.
 
         Raises:
             StoreLocked, StoreCorrupt, StorageError: It cannot be.
@@ -211,7 +221,12 @@ class Claim:
         opened: RocksPartition = old.open(partition, 0)
         try:
             fresh = new.fresh(partition, 0)
-            state = msgspec.structs.replace(opened.state, directory=fresh.directory, build=fresh.build)
+            state = msgspec.structs.replace(
+                opened.state,
+                directory=fresh.directory,
+                build=fresh.build,
+                position=opened.state.position if position is None else position,
+            )
             opened.carry(new.path / str(partition), state)
         finally:
             opened.close()

@@ -135,7 +135,11 @@ def test_configuration_file_of_the_readme_is_what_it_says(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     for name in known_variables():
         monkeypatch.delenv(name, raising=False)
-    wired = FoldOptions().wire("baskets")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        wired = FoldOptions().wire("baskets")
+    finally:
+        sys.modules.pop("shop", None)  # other tests have others
     assert (wired.projection.name, wired.events.topic) == (TOPIC, TOPIC)
     assert wired.checkpoints.group == GROUP
     assert wired.store.directory == tmp_path / ".refold" / "baskets.v1"

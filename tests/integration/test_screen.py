@@ -118,6 +118,6 @@ def test_interrupted_rebuild_says_once_what_is_kept_and_what_goes_on(new_kit: Ne
         assert screen.end(signal.SIGINT) == 130
         said = screen.flowing()
         assert said.count("was cancelled after") == 1, screen.text()
-        assert f"`refold run {slow}` goes on, `refold rebuild {slow}` begins anew." in said
+        assert f"`refold rebuild {slow} --from checkpoint` goes on to the end of the rebuild" in said
         assert "Traceback" not in said
     until("nobody is in the group", lambda: not kit.cluster.members(kit.group))
