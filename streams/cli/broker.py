@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from streams.broker import KAFKA_VERSION, EmbeddedBroker
 from streams.cli.signals import interrupted_by_signals
-from streams.cli.wiring import warn_of_unknown_variables
+from streams.cli.wiring import Flag, warn_of_unknown_variables
 
 __all__ = ["broker"]
 
@@ -24,7 +24,7 @@ def broker(
     *,
     port: Annotated[int | None, Parameter(env_var="REFOLD_BROKER_PORT")] = None,
     data_dir: Annotated[Path | None, Parameter(env_var="REFOLD_BROKER_DATA_DIR")] = None,
-    json: bool = False,
+    json: Flag = False,
 ) -> None:
     """Run a real single-node Kafka on this machine, for trying things out, until Ctrl-C.
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
 from streams.cli.output import shown
-from streams.cli.wiring import ProjectionName, StateOptions
+from streams.cli.wiring import Flag, ProjectionName, StateOptions
 
 __all__ = ["count"]
 
@@ -17,7 +13,7 @@ def count(
     /,
     options: StateOptions = StateOptions(),  # noqa: B008 - frozen
     *,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Flag = False,
 ) -> None:
     """Print how many read models a projection has, as last committed.
 

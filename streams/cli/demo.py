@@ -25,7 +25,7 @@ from projections.flights import AircraftLog
 from streams.broker import EmbeddedBroker
 from streams.cli.progress import watch
 from streams.cli.signals import interrupted_by_signals
-from streams.cli.wiring import warn_of_unknown_variables
+from streams.cli.wiring import Flag, warn_of_unknown_variables
 from streams.cluster import Cluster
 from streams.config import FoldSettings, KafkaSettings, load
 from streams.control.live import live_agent
@@ -61,7 +61,7 @@ def demo(
     *,
     bootstrap_servers: Annotated[str | None, Parameter(env_var="REFOLD_BOOTSTRAP_SERVERS")] = None,
     partitions: PositiveInt = 4,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Flag = False,
 ) -> None:
     """Fold a year of real flights live, rebuild from the beginning, and compare the two byte for byte.
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Annotated
 
-from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
 
 from streams.cli.output import named, shown
-from streams.cli.wiring import ProjectionName, StateOptions
+from streams.cli.wiring import Flag, ProjectionName, StateOptions
 
 __all__ = ["dump"]
 
@@ -20,8 +18,8 @@ def dump(
     options: StateOptions = StateOptions(),  # noqa: B008 - frozen
     *,
     limit: NonNegativeInt | None = None,
-    pretty: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = True,  # noqa: ARG001 - as everywhere
+    pretty: Flag = False,
+    json: Flag = True,  # noqa: ARG001 - as everywhere
 ) -> None:
     """Print all read models, one JSON object a line: {"id": …, "model": …}, by partition and then by id.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from streams.cli.output import named, shown
-from streams.cli.wiring import ProjectionName, StateOptions
+from streams.cli.wiring import Flag, ProjectionName, StateOptions
 from streams.errors import ModelNotFound
 
 __all__ = ["get"]
@@ -19,8 +19,8 @@ def get(
     /,
     *more_ids: Annotated[str, Parameter(negative=())],
     options: StateOptions = StateOptions(),  # noqa: B008 - frozen
-    pretty: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    pretty: Flag = False,
+    json: Flag = False,
 ) -> None:
     """Print read models as JSON, as last committed, also while they are being folded.
 

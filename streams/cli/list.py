@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from projections.registry import ResolveError
 from streams.cli.output import shown
-from streams.cli.wiring import ClientOptions, StateOptions, find_projection
+from streams.cli.wiring import ClientOptions, Flag, StateOptions, find_projection
 from streams.cluster import Cluster
 from streams.config import KafkaSettings, StateSettings
 from streams.configfile import ConfigFile
@@ -53,7 +53,7 @@ class _Row:
 def list_(
     options: _Options = _Options(),
     *,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Flag = False,
 ) -> None:
     """Print every projection that refold.toml, the state directory or the cluster's groups know.
 

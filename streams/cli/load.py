@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from streams.cli.signals import interrupted_by_signals
-from streams.cli.wiring import ClientOptions
+from streams.cli.wiring import ClientOptions, Flag
 from streams.columns import Columns
 from streams.errors import ConfigError
 from streams.lines import EventLines, Fields
@@ -37,14 +37,14 @@ def load(
     type: str | None = None,  # noqa: A002 - it names the flag
     type_value: str | None = None,
     time: str | None = None,
-    data: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    data: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = (),
     delimiter: str | None = None,
     decimal: str | None = None,
-    columns: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
-    create: Annotated[bool, Parameter(negative=())] = False,
+    columns: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = (),
+    create: Flag = False,
     partitions: PositiveInt | None = None,
     from_line: PositiveInt = 1,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Flag = False,
 ) -> None:
     """Write the events of a file to a topic, each once, the events of a stream in order.
 

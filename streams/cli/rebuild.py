@@ -14,7 +14,7 @@ from rich.console import Console
 from streams.cli.output import duration, shown
 from streams.cli.progress import watch
 from streams.cli.signals import drained_by_signals
-from streams.cli.wiring import FoldOptions, ProjectionName, Wired, naming_commands
+from streams.cli.wiring import Flag, FoldOptions, ProjectionName, Wired, naming_commands
 from streams.control.rebuild import RebuildCoordinator
 from streams.control.status import StateView, view_state
 from streams.control.strategies import FromBeginning, FromCheckpoint, FromPosition, FromTime, RebuildStrategy
@@ -29,9 +29,9 @@ def rebuild(
     options: FoldOptions = FoldOptions(),  # noqa: B008 - frozen
     *,
     from_: Annotated[str, Parameter(name="--from")] = "beginning",
-    adopt: Annotated[bool, Parameter(negative=())] = False,
-    yes: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    adopt: Flag = False,
+    yes: Flag = False,
+    json: Flag = False,
 ) -> None:
     """Fold a projection again: the whole topic into new read models, or from where a rebuild was interrupted.
 

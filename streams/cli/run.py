@@ -10,7 +10,7 @@ from rich.console import Console
 
 from streams.cli.signals import Stop, drained_by_signals
 from streams.cli.view import shown_while
-from streams.cli.wiring import FoldOptions, ProjectionName, naming_commands
+from streams.cli.wiring import Flag, FoldOptions, ProjectionName, naming_commands
 from streams.control.live import live_agent
 from streams.log import get_logger
 
@@ -24,7 +24,7 @@ def run(
     /,
     options: FoldOptions = FoldOptions(),  # noqa: B008 - frozen
     *,
-    adopt: Annotated[bool, Parameter(negative=())] = False,
+    adopt: Flag = False,
     report_seconds: PositiveFloat = 5.0,
     verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), negative=())] = False,
 ) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from streams.cli.output import duration, local_time, shown, size
-from streams.cli.wiring import GroupOptions, Located, ProjectionName
+from streams.cli.wiring import Flag, GroupOptions, Located, ProjectionName
 from streams.cluster import Cluster
 from streams.control.status import GroupView, PartitionView, StateView, view_group, view_state
 from streams.data.build import RebuildRecord
@@ -27,7 +26,7 @@ def status(
     /,
     options: GroupOptions = GroupOptions(),  # noqa: B008 - frozen
     *,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Flag = False,
 ) -> None:
     """Print how far a projection is folded: position, end, lag, models and owner of each partition.
 
@@ -58,7 +57,7 @@ def describe(
     /,
     options: GroupOptions = GroupOptions(),  # noqa: B008 - frozen
     *,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Flag = False,
 ) -> None:
     """Print what a projection's state is of: code, codec, topic, build, directory, size, and the last rebuild.
 

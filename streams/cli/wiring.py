@@ -32,6 +32,7 @@ from streams.log import get_logger
 
 __all__ = [
     "ClientOptions",
+    "Flag",
     "FoldOptions",
     "Found",
     "GroupOptions",
@@ -48,6 +49,8 @@ log = get_logger(__name__)
 
 S = TypeVar("S", bound=BaseSettings)
 
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+"""What is said or not."""
 ProjectionName = Annotated[
     str, Parameter(help="A projection that refold.toml names, a shipped one's name, or module:Class.")
 ]
@@ -208,7 +211,7 @@ class FoldOptions(GroupOptions):
     """Events between two checkpoints, exactly; by default from 100 on, as the load allows."""
     cache_bytes: Annotated[str | None, Parameter(env_var="REFOLD_CACHE_BYTES")] = None
     """Memory for decoded models."""
-    allow_incomplete: Annotated[bool, Parameter(negative=())] = False
+    allow_incomplete: Flag = False
     """Fold what is left where the topic has lost events."""
 
     def wire(self, projection: str) -> Wired:
