@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streams.config import FoldSettings, KafkaSettings
     from streams.control.rebuild import RebuildCoordinator
-    from streams.control.strategies import FromBeginning, FromCheckpoint, FromPosition, FromTime, RebuildStrategy
+    from streams.control.strategies import (
+        FromBeginning,
+        FromCheckpoint,
+        FromPosition,
+        FromSnapshot,
+        FromTime,
+        RebuildStrategy,
+    )
     from streams.control.target import Prepared, Target
     from streams.data.agent import Agent, AgentStatus
     from streams.data.checkpoint import CheckpointStore, KafkaCheckpointStore
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     from streams.data.generation import RocksStore
     from streams.data.reader import ModelReader
     from streams.data.runner import ProcessRunner, ThreadRunner
+    from streams.data.snapshots import Snapshot, Snapshots
     from streams.data.source import KafkaEventStore
     from streams.types import ProjectionCheckpoint, RebuildProgress
 
@@ -28,6 +36,7 @@ __all__ = [
     "FromBeginning",
     "FromCheckpoint",
     "FromPosition",
+    "FromSnapshot",
     "FromTime",
     "Prepared",
     "Target",
@@ -40,6 +49,8 @@ __all__ = [
     "Undecodable",
     "RocksStore",
     "ModelReader",
+    "Snapshot",
+    "Snapshots",
     "CheckpointStore",
     "KafkaCheckpointStore",
     "Agent",
@@ -53,7 +64,14 @@ __all__ = [
 _PLACES = {
     "streams.config": ("FoldSettings", "KafkaSettings"),
     "streams.control.rebuild": ("RebuildCoordinator",),
-    "streams.control.strategies": ("FromBeginning", "FromCheckpoint", "FromPosition", "FromTime", "RebuildStrategy"),
+    "streams.control.strategies": (
+        "FromBeginning",
+        "FromCheckpoint",
+        "FromPosition",
+        "FromSnapshot",
+        "FromTime",
+        "RebuildStrategy",
+    ),
     "streams.control.target": ("Prepared", "Target"),
     "streams.data.agent": ("Agent", "AgentStatus"),
     "streams.data.checkpoint": ("CheckpointStore", "KafkaCheckpointStore"),
@@ -61,6 +79,7 @@ _PLACES = {
     "streams.data.generation": ("RocksStore",),
     "streams.data.reader": ("ModelReader",),
     "streams.data.runner": ("ProcessRunner", "ThreadRunner"),
+    "streams.data.snapshots": ("Snapshot", "Snapshots"),
     "streams.data.source": ("KafkaEventStore",),
     "streams.types": ("ProjectionCheckpoint", "RebuildProgress"),
 }

@@ -43,6 +43,9 @@ COMMANDS = {
         "Print what a projection's state is of: code, codec, topic, build, directory, size, and the last rebuild."
     ),
     "list": "Print every projection that refold.toml, the state directory or the cluster's groups know.",
+    "snapshots": (
+        "Take, list, restore or prune snapshots: read models as of one position of each partition, to go on from later."
+    ),
     "load": "Write the events of a file to a topic, each once, the events of a stream in order.",
     "broker": "Run a real single-node Kafka on this machine, for trying things out, until Ctrl-C.",
 }

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 from rich.console import Console
 
 from streams.cli.output import duration, shown
@@ -17,7 +18,14 @@ from streams.cli.signals import drained_by_signals
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName, Wired, naming_commands
 from streams.control.rebuild import RebuildCoordinator
 from streams.control.status import StateView, view_state
-from streams.control.strategies import FromBeginning, FromCheckpoint, FromPosition, FromTime, RebuildStrategy
+from streams.control.strategies import (
+    FromBeginning,
+    FromCheckpoint,
+    FromPosition,
+    FromSnapshot,
+    FromTime,
+    RebuildStrategy,
+)
 from streams.errors import ConfigError, StoreCorrupt
 
 __all__ = ["rebuild"]
@@ -29,6 +37,7 @@ def rebuild(
     options: FoldOptions = FoldOptions(),  # noqa: B008 - frozen
     *,
     from_: Annotated[str, Parameter(name="--from")] = "beginning",
+    snapshot_every: PositiveInt | None = None,
     adopt: Flag = False,
     yes: Flag = False,
     json: Flag = False,
@@ -44,8 +53,9 @@ def rebuild(
         projection: What to rebuild.
         options: Topic, state and codec.
         from_: Where to begin. beginning: without models, at the first event. checkpoint: where the models are. What
-            follows keeps the models, which must be of that position: time:ISO (2026-03-01T10:00), or
-            offset:PARTITION=OFFSET[,PARTITION=OFFSET…].
+            follows goes on with the models, or a snapshot, of that position: time:ISO (2026-03-01T10:00),
+            offset:PARTITION=OFFSET[,PARTITION=OFFSET…], snapshot:ID.
+        snapshot_every: Take a snapshot each time that so many events were folded, and keep the newest three.
         adopt: Keep models that other code has folded, stating that the change does not alter them.
         yes: Do not ask.
         json: Print the final figures as one JSON object.
@@ -63,6 +73,7 @@ def rebuild(
         settings=wired.settings,
         allow_incomplete=wired.allow_incomplete,
         adopt=adopt,
+        snapshot_every=snapshot_every,
     )
     work = coordinator.rebuild(strategy)  # there before a signal may come, to be cancelled by it
     with naming_commands(projection), drained_by_signals(coordinator.cancel, exit_code=130):
@@ -91,6 +102,8 @@ def parse_strategy(text: str) -> RebuildStrategy:
             return FromBeginning()
         if text == "checkpoint":
             return FromCheckpoint()
+        if kind == "snapshot" and rest:
+            return FromSnapshot(rest)
         if kind == "time":
             return FromTime(datetime.fromisoformat(rest))
         if kind == "offset":
@@ -101,7 +114,7 @@ def parse_strategy(text: str) -> RebuildStrategy:
     raise ConfigError(f"--from {text!r} is none that there is. {_FROM}")
 
 
-_FROM = "Write beginning, checkpoint, time:2026-03-01T10:00:00+01:00, or offset:0=1200,1=1180."
+_FROM = "Write beginning, checkpoint, time:2026-03-01T10:00:00+01:00, offset:0=1200,1=1180, or snapshot:ID."
 
 
 def _ask(console: Console, wired: Wired) -> None:

@@ -398,11 +398,7 @@ def _record(strategy: RebuildStrategy, prepared: Prepared, watermarks: Mapping[i
         strategy=str(strategy),
         starts={partition: min(states[partition].position, marks.high) for partition, marks in watermarks.items()},
         targets={partition: marks.high for partition, marks in watermarks.items()},
-        before=Counts(
-            events=sum(state.events for state in states.values()),
-            declined=sum(state.declined for state in states.values()),
-            deleted=sum(state.deleted for state in states.values()),
-        ),
+        before=prepared.counts(),
         started_at=datetime.now(UTC),
     )
 

@@ -41,6 +41,8 @@ class RebuildCoordinator:
         allow_incomplete: Fold what is left where retention or compaction has taken events; otherwise such a
             rebuild is refused before anything is changed.
         adopt: Keep models that other code has folded, where a strategy keeps them; otherwise that is refused.
+        snapshot_every: Events between two snapshots while a rebuild runs, of which the newest three are kept; None for
+            none (reference: Incremental Snapshots).
         runner: Where the agent runs: on a thread, or in a process of its own (`ProcessRunner`).
     """
 
@@ -54,6 +56,7 @@ class RebuildCoordinator:
         settings: FoldSettings | None = None,
         allow_incomplete: bool = False,
         adopt: bool = False,
+        snapshot_every: int | None = None,
         runner: MakeRunner = ThreadRunner,
     ) -> None:
         self._ground = Ground(
@@ -67,6 +70,7 @@ class RebuildCoordinator:
         )
         fingerprint(projection)  # a service may live long: what is loaded now is what it will fold with
         self._make_runner = runner
+        self._snapshot_every = snapshot_every
         self._runs: WeakSet[Run] = WeakSet()
         """Those that run or are about to; one whose coroutine nobody awaits goes with it."""
         self._newest: Run | None = None
@@ -131,7 +135,7 @@ class RebuildCoordinator:
             BrokerError, StorageError: Kafka or the disk.
             asyncio.CancelledError: The task was cancelled: as `cancel`, then this.
         """
-        run = Run(self._ground, strategy, self._make_runner)
+        run = Run(self._ground, strategy, self._make_runner, self._snapshot_every)
         self._runs.add(run)
         self._newest = run
         return self._await(run)

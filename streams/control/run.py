@@ -13,6 +13,7 @@ import msgspec
 
 from streams.control.claim import Claimed, Ground, claim_rebuild, preflight
 from streams.control.members import Members
+from streams.control.periodic import PeriodicSnapshots
 from streams.control.progress import ProgressTracker
 from streams.control.strategies import RebuildStrategy
 from streams.data.agent import AgentStatus
@@ -41,12 +42,16 @@ class Run:
         ground: What to rebuild.
         strategy: Where to start, and with what state.
         make_runner: Where the agent runs.
+        snapshot_every: Events between two snapshots; None for none.
     """
 
-    def __init__(self, ground: Ground, strategy: RebuildStrategy, make_runner: MakeRunner) -> None:
+    def __init__(
+        self, ground: Ground, strategy: RebuildStrategy, make_runner: MakeRunner, snapshot_every: int | None = None
+    ) -> None:
         self._ground = ground
         self._strategy = strategy
         self._make_runner = make_runner
+        self._snapshot_every = snapshot_every
         self._cancelled = threading.Event()
         self._tracker: ProgressTracker | None = None
         self._before = RebuildProgress()
@@ -109,7 +114,9 @@ class Run:
             runner = self._make_runner(claimed.job)
             runner.start()
             try:
-                self._watch(runner, members, tracker)
+                done = tracker.snapshot.events_processed
+                with PeriodicSnapshots(claimed.job.build, self._snapshot_every, done) as periodic:
+                    self._watch(runner, members, tracker, periodic)
             finally:
                 runner.stop()
                 while not runner.wait(_TELL_S):
@@ -156,13 +163,14 @@ class Run:
         except StorageError as why:  # the models are there all the same, or another error is on its way
             log.warning("rebuild.not_noted", projection=self._ground.projection.name, why=str(why))
 
-    def _watch(self, runner: Runner, members: Members, tracker: ProgressTracker) -> None:
+    def _watch(self, runner: Runner, members: Members, tracker: ProgressTracker, periodic: PeriodicSnapshots) -> None:
         """Look on until the agent has ended, or the whole group is done, or the rebuild is cancelled."""
         while True:
             has_ended = runner.wait(_LOOK_S)
             status = runner.status
             figures = members.figures(status)
             tracker.observe(figures, self._waiting_for(members, status))
+            periodic.observe(tracker.snapshot.events_processed)
             done = all(
                 one.is_halted or one.committed >= tracker.snapshot.partitions[partition].target
                 for partition, one in figures.items()

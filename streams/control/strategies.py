@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
 from streams.control.target import Prepared, Target
+from streams.data.build import RebuildRecord
 from streams.data.checkpoint import belongs
 from streams.errors import CheckpointError, at
 from streams.types import ProjectionCheckpoint
 
-__all__ = ["FromBeginning", "FromCheckpoint", "FromPosition", "FromTime", "RebuildStrategy"]
+__all__ = ["FromBeginning", "FromCheckpoint", "FromPosition", "FromSnapshot", "FromTime", "RebuildStrategy"]
 
 
 @runtime_checkable
@@ -154,6 +155,37 @@ class FromPosition:
 
     def __str__(self) -> str:
         return "from " + ", ".join(f"{number}@{position}" for number, position in sorted(self.positions.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class FromSnapshot:
+    """The models of a snapshot, and the events after it.
+
+    Args:
+        id: The snapshot's.
+        only_restore: Fold nothing; running the projection goes on from there.
+    """
+
+    id: str
+    only_restore: bool = False
+
+    def prepare(self, target: Target) -> Prepared:
+        """Make the build; see the class.
+
+        Raises:
+            CheckpointError: There is no such snapshot, or it is of something else.
+        """
+        prepared = target.restored(target.claim.snapshots.get(self.id))
+        if not self.only_restore:
+            return prepared
+        here = {number: state.position for number, state in prepared.states.items()}
+        nothing = RebuildRecord(
+            strategy=str(self), starts=here, targets=here, before=prepared.counts(), started_at=datetime.now(UTC)
+        )
+        return replace(prepared, resumes=nothing)
+
+    def __str__(self) -> str:
+        return f"from snapshot {self.id}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ from streams.data.build import Build, Manifest, RebuildRecord
 from streams.data.claims import Claim
 from streams.data.history import check_complete, check_readable
 from streams.data.reader import ModelReader
+from streams.data.snapshots import Snapshot, listed
 from streams.data.store import StoreState
-from streams.errors import CheckpointError, at
+from streams.errors import CheckpointError, CodeChanged, at
 from streams.log import get_logger
-from streams.types import TopicInfo, Watermarks
+from streams.types import Counts, TopicInfo, Watermarks
 
 __all__ = ["Prepared", "Target"]
 
@@ -33,6 +34,15 @@ class Prepared:
     """By partition, what its store says of itself; of one that is not there yet, what it will."""
     resumes: RebuildRecord | None = None
     """The rebuild that this one goes on with: its pinned ends and its counts hold."""
+
+    def counts(self) -> Counts:
+        """Give what the models have been folded of."""
+        states = self.states.values()
+        return Counts(
+            events=sum(state.events for state in states),
+            declined=sum(state.declined for state in states),
+            deleted=sum(state.deleted for state in states),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +105,8 @@ class Target:
         """Make a build that goes on with the models that there are.
 
         1. See that they are of this projection, topic, code and codec, and that the topic still has what follows.
-        2. See that they are exactly of these positions.
+        2. See that they are exactly of these positions. Where they are ahead, go on with the newest snapshot that is
+           not: what lies between it and the positions is folded again.
         3. Make the build, and take each partition's store over: hard links, where RocksDB can.
 
         Args:
@@ -122,7 +133,13 @@ class Target:
             self._check_complete(compaction_only=True)
         # Step 2
         for number, position in wanted.items():
-            self._check_position(number, states[number].position, position)
+            if states[number].position < position:
+                raise self._behind(number, states[number].position, position)
+        ahead = {number: position for number, position in wanted.items() if states[number].position > position}
+        if ahead and not self.projection.idempotent:
+            return self.restored(self._snapshot_at(wanted, *next(iter(ahead.items()))))
+        if ahead:
+            log.info("rebuild.folds_again", topic=self.topic.name, begins=ahead)
         # Step 3
         manifest = msgspec.structs.replace(self.wanted, incomplete=found.manifest.incomplete)
         build = self.claim.make(manifest, above=self.above, origin=found.manifest.origin)
@@ -143,31 +160,87 @@ class Target:
             resumes=resumes,
         )
 
-    def _check_position(self, partition: int, found: int, wanted: int) -> None:
-        where = at(self.topic.name, partition)
-        facts: dict[str, Any] = {
-            "projection": self.projection.name,
-            "topic": self.topic.name,
-            "partition": partition,
-            "offset": wanted,
-        }
-        if found < wanted:
+    def restored(self, snapshot: Snapshot) -> Prepared:
+        """Make a build of a snapshot's models, which are gone on with from its positions.
+
+        Raises:
+            CheckpointError, CodeChanged: They are of something else.
+            HistoryIncomplete, TopicChanged: The topic has not what follows.
+            StoreCorrupt, StorageError: They cannot be read or copied.
+        """
+        name = self.projection.name
+        if not self._is_ours(snapshot):
             raise CheckpointError(
-                f"The models of {where} are of position {found}, and the rebuild is to begin at {wanted}: what lies "
-                "between would be skipped. Go on from where they are (`--from checkpoint`), or rebuild from the "
-                "beginning. Nothing was changed.",
-                **facts,
+                f"Snapshot {snapshot.id} is of {snapshot.of.projection!r} and topic {snapshot.of.topic!r} (id "
+                f"{snapshot.of.topic_id}, {snapshot.of.partitions} partitions), and not of {name!r} and "
+                f"{self.topic.name!r} as it is now. Nothing was changed.",
+                projection=name,
+                topic=self.topic.name,
             )
-        if found > wanted and not self.projection.idempotent:
-            raise CheckpointError(
-                f"The models of {where} are of position {found}, and the rebuild is to begin at {wanted}: "
-                f"{found - wanted} offsets would be folded twice. There is no snapshot of an earlier position. Rebuild "
-                "from the beginning, or state `idempotent = True` in the projection, if folding an event again changes "
-                "nothing. Nothing was changed.",
-                **facts,
+        before = (snapshot.of.version, snapshot.of.fingerprint, snapshot.of.codec)
+        if not self.adopt and before != (self.wanted.version, self.wanted.fingerprint, self.wanted.codec):
+            raise CodeChanged(
+                f"Snapshot {snapshot.id} was folded by other code, or read otherwise. Going on would mix two folds. "
+                "Rebuild from the beginning, or adopt it (`--adopt`) if its models are as you want them. Nothing was "
+                "changed.",
+                projection=name,
+                topic=self.topic.name,
             )
-        if found > wanted:
-            log.info("rebuild.folds_again", where=where, begins=wanted, models_are_of=found)
+        for number, marks in self.watermarks.items():
+            if number in snapshot.positions or not self.allow_incomplete:
+                check_readable(self.topic, number, snapshot.positions.get(number, 0), marks, name)
+        if not snapshot.of.incomplete:
+            self._check_complete(compaction_only=True)
+        build = self.claim.make(
+            msgspec.structs.replace(self.wanted, incomplete=snapshot.of.incomplete), above=self.above
+        )
+        try:
+            states = self.claim.snapshots.restore(snapshot, build)
+        except BaseException:
+            self.claim.abandon(build)
+            raise
+        log.info("snapshot.restored", id=snapshot.id, positions=snapshot.positions)
+        for number, marks in self.watermarks.items():
+            states.setdefault(number, build.fresh(number, marks.low))
+        return Prepared(build=build, states=states)
+
+    def _is_ours(self, snapshot: Snapshot) -> bool:
+        of, wanted = snapshot.of, self.wanted
+        return (of.projection, of.topic, of.topic_id, of.partitions) == (
+            wanted.projection,
+            wanted.topic,
+            wanted.topic_id,
+            wanted.partitions,
+        )
+
+    def _snapshot_at(self, positions: Mapping[int, int], partition: int, position: int) -> Snapshot:
+        """Find the newest snapshot from which folding can go on to these positions."""
+        snapshots = self.claim.snapshots.all()
+        usable = [one for one in snapshots if self._is_ours(one) and one.reaches(positions)]
+        if usable:
+            return max(usable, key=lambda one: (sum(one.positions.values()), one.id))
+        found = self.states()[partition].position
+        raise CheckpointError(
+            f"The models of {at(self.topic.name, partition)} are of position {found}, and the rebuild is to begin at "
+            f"{position}: {found - position} offsets would be folded twice. No snapshot is of that position or an "
+            f"earlier one in every partition. {listed(snapshots)} Rebuild from the beginning, or state `idempotent = "
+            "True` in the projection, if folding an event again changes nothing. Nothing was changed.",
+            projection=self.projection.name,
+            topic=self.topic.name,
+            partition=partition,
+            offset=position,
+        )
+
+    def _behind(self, partition: int, found: int, wanted: int) -> CheckpointError:
+        return CheckpointError(
+            f"The models of {at(self.topic.name, partition)} are of position {found}, and the rebuild is to begin at "
+            f"{wanted}: what lies between would be skipped. Go on from where they are (`--from checkpoint`), or "
+            "rebuild from the beginning. Nothing was changed.",
+            projection=self.projection.name,
+            topic=self.topic.name,
+            partition=partition,
+            offset=wanted,
+        )
 
     def _check_complete(self, *, compaction_only: bool) -> bool:
         return check_complete(

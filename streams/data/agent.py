@@ -99,6 +99,7 @@ class Agent:
                 lane.advance()
                 lane.take(slices)
                 lane.checkpoint_if_due(idle=not any(piece.records for piece in slices))
+                lane.answer_snapshots()
                 self._mirror()
                 self._publish()
             clean = True

@@ -237,7 +237,7 @@ def _check_ours(directory: Path) -> None:
         others = sorted(
             entry.name
             for entry in directory.iterdir()
-            if entry.name not in (CLAIM_LOCK, REBUILD_LOCK, "builds") and not entry.name.startswith(".re")
+            if entry.name not in (CLAIM_LOCK, REBUILD_LOCK, "builds", "snapshots") and not entry.name.startswith(".re")
         )
     except FileNotFoundError:
         return

@@ -25,6 +25,7 @@ from streams.data.build import (
     write_record,
 )
 from streams.data.locks import FileLock, Holder, holders, is_free
+from streams.data.snapshots import Snapshots
 from streams.data.store import RocksPartition
 from streams.errors import CodeChanged, ForeignStore, StorageError, StoreCorrupt, StoreLocked, TopicChanged
 from streams.log import get_logger
@@ -230,6 +231,11 @@ class Claim:
             opened.carry(new.path / str(partition), state)
         finally:
             opened.close()
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The snapshots in the directory."""
+        return Snapshots(self.directory)
 
     def switch(self, build: Build) -> Build:
         """Make a build the current one: the instant at which readers and the next start see it."""

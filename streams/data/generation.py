@@ -3,6 +3,7 @@
     <directory>/current.json    which build is current; replaced atomically
     <directory>/claim.lock      held for a moment by whoever founds, joins, adopts or replaces
     <directory>/rebuild.lock    held by a rebuild to its end
+    <directory>/snapshots/      see `snapshots`
     <directory>/builds/1/ 2/ …  see `build`; only the one that `current.json` names is ever opened
 
 Nothing is cleared in place: a rebuild makes the next build, replaces the record, and removes the old build behind it.

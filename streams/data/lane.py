@@ -14,6 +14,7 @@ from streams.data.job import AgentStatus, Job
 from streams.data.ownership import check_members, check_offset
 from streams.data.partition import HeldPartition, Phase
 from streams.data.serde import serde_for
+from streams.data.snapshots import requests
 from streams.data.source import Slice
 from streams.data.split import SplitWatch
 from streams.data.store import RocksPartition
@@ -37,6 +38,8 @@ __all__ = ["Lane"]
 
 log = get_logger(__name__)
 
+_LOOK_S = 0.2
+"""How often to look whether somebody waits for a snapshot."""
 _ANSWER_S = 3.0
 """How long one question to Kafka may take: meanwhile nobody is asked whether to stop."""
 
@@ -77,6 +80,7 @@ class Lane:
         self._is_proven = False  # that this group is folded into this directory alone
         self._topic = TopicWatch(self._cluster, job.topic, job.projection.name)
         self._splits = SplitWatch(job.build)
+        self._looked_s = 0.0
         self._reading: Reading
 
     def begin(self, reading: Reading) -> None:
@@ -356,6 +360,23 @@ class Lane:
         fold.carefully = False
         self._unmirrored.add(held.number)
         return True
+
+    def answer_snapshots(self) -> None:
+        """Copy the stores that are open here into the snapshots that somebody waits for, as of a commit."""
+        if time.monotonic() - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        for taking in requests(self._job.build):
+            wanted = [held for held in self._held.values() if held.store and not (taking / str(held.number)).is_dir()]
+            if any(held.fold is not None and held.fold.has_moved for held in wanted):
+                self.checkpoint()
+            for held in wanted:
+                if held.store is None or held.fold is None or (held.fold.has_moved and held.phase is Phase.READY):
+                    continue  # not committed after all: the next time
+                try:
+                    held.store.snapshot(taking / str(held.number))
+                except StorageError as error:  # of the snapshot, and not of what is folded
+                    log.warning("snapshot.failed", partition=held.number, why=str(error))
 
     def take_unmirrored(self, refused: Iterable[int]) -> dict[int, Committed]:
         """Give what the group is to be told: positions that were committed since it was last asked for.

@@ -16,7 +16,7 @@ from rocksdict import AccessType, BlockBasedOptions, Checkpoint, Options, Rdict,
 from streams.errors import ForeignStore, StorageError, StoreCorrupt, StoreLocked
 from streams.log import get_logger
 
-__all__ = ["PartitionReader", "PartitionStore", "RocksPartition", "StoreState", "read_only"]
+__all__ = ["PartitionReader", "PartitionStore", "RocksPartition", "StoreState", "read_only", "read_state"]
 
 log = get_logger(__name__)
 
@@ -162,6 +162,40 @@ class RocksPartition:
         except Exception as error:
             raise _failure(path, "write", error) from error
 
+    def snapshot(self, path: Path) -> None:
+        """Copy the store as committed, by hard links where RocksDB can; under its name there is all of it or nothing.
+
+        Args:
+            path: Where; its directory must exist and it must not.
+
+        Raises:
+            StorageError: The disk.
+        """
+        new = path.with_name(f"new-{path.name}")
+        try:
+            shutil.rmtree(new, ignore_errors=True)
+            Checkpoint(self._db).create_checkpoint(str(new))
+            new.rename(path)
+        except Exception as error:
+            shutil.rmtree(new, ignore_errors=True)
+            raise _failure(path, "write", error) from error
+
+    @staticmethod
+    def stamp(path: Path, state: StoreState) -> None:
+        """Say of a copy, that nobody has open, what it is now.
+
+        Raises:
+            StoreCorrupt, StorageError: It cannot be.
+        """
+        db = _open_db(path)
+        try:
+            db.put(_STATE, msgspec.json.encode(state))
+            db.flush(True)
+        except Exception as error:
+            raise _failure(path, "write", error) from error
+        finally:
+            db.close()
+
     @property
     def state(self) -> StoreState:
         """The state as last committed; the fresh one where nothing was yet."""
@@ -252,6 +286,25 @@ def _ids(db: Rdict, path: Path) -> Iterator[bytes]:
         raise
     except Exception as error:
         raise _failure(path, "read", error) from error
+
+
+def read_state(path: Path) -> StoreState:
+    """Read what a store says of itself, where nobody writes to it.
+
+    Raises:
+        StoreCorrupt, StorageError: It cannot be read.
+    """
+    try:
+        db = Rdict(str(path), _options(create=False), access_type=AccessType.read_only())
+    except Exception as error:
+        raise _failure(path, "open", error) from error
+    try:
+        raw = _get(db, path, _STATE)
+    finally:
+        db.close()
+    if raw is None:
+        raise StoreCorrupt(f"{path} has no state record. {_WAY_OUT}")
+    return _decode_state(path, raw)
 
 
 def read_only(path: Path, scratch: Path) -> PartitionReader:
