@@ -77,16 +77,18 @@ def _watched(
 ) -> Iterator[None]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    for number in _SIGNALS:
+        signal.signal(number, handler)
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_wait, args=(ours, stop, exit_code), name="refold-signals", daemon=True)
     thread.start()
     try:
         yield
     finally:
+        # The command is at its end. A signal that comes now must not turn its exit code into another.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(wakeup)
-        for number, previous in before.items():
-            signal.signal(number, previous)
         theirs.close()
         thread.join()
         ours.close()

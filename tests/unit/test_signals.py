@@ -121,3 +121,19 @@ def test_errors_without_an_interruption_and_errors_of_ours_stay_as_they_are(rais
         assert process.wait(_WAIT_S) == 0
         assert process.stdout is not None
         assert process.stdout.read() == "as it was\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_after_the_end_does_not_change_the_exit_code(number: signal.Signals) -> None:
+    script = """
+        import sys, time
+        from streams.cli.signals import drained_by_signals
+        with drained_by_signals(lambda: None, exit_code=0):
+            pass
+        print("ready", flush=True)
+        time.sleep(1)
+        sys.exit(3)
+    """
+    with running(script) as process:
+        process.send_signal(number)
+        assert process.wait(_WAIT_S) == 3
