@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 
 from rich.console import Console, Group, RenderableType
@@ -44,7 +45,9 @@ async def watch(
             await _lines(coordinator, work, console)
     except asyncio.CancelledError:
         work.cancel()
-        await asyncio.wait([work])
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):  # another one hastens nothing
+                await asyncio.wait([work])
         raise
     return await work
 

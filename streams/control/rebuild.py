@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -147,7 +148,9 @@ class RebuildCoordinator:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             run.cancel()
-            await asyncio.wait([work])
+            while not work.done():
+                with contextlib.suppress(asyncio.CancelledError):  # another one hastens nothing
+                    await asyncio.wait([work])
             if not work.cancelled():
                 work.exception()  # seen: the cancellation is what the caller is told
             raise

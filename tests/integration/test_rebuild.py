@@ -290,6 +290,23 @@ async def test_cancelling_the_task_does_the_same(new_kit: NewKit, how: str) -> N
     assert kit.check() == 50_000
 
 
+async def test_cancelling_the_task_again_and_again_waits_for_its_end_all_the_same(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(50_000))
+    coordinator = kit.coordinator()
+    work = asyncio.ensure_future(coordinator.rebuild_from_beginning())
+    await asyncio.to_thread(
+        until, "some events are folded", lambda: coordinator.get_progress().events_processed >= 1000
+    )
+    for _ in range(5):
+        work.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert kit.cluster.members(kit.group) == []
+    assert kit.check() < 50_000
+
+
 @pytest.mark.slow
 def test_rebuild_killed_at_random_moments_is_gone_on_with(new_kit: NewKit) -> None:
     kit = new_kit()
