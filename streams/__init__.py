@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from streams.control.strategies import (
         FromBeginning,
         FromCheckpoint,
+        FromEvent,
         FromPosition,
         FromSnapshot,
         FromTime,
@@ -35,6 +36,7 @@ __all__ = [
     "RebuildStrategy",
     "FromBeginning",
     "FromCheckpoint",
+    "FromEvent",
     "FromPosition",
     "FromSnapshot",
     "FromTime",
@@ -67,6 +69,7 @@ _PLACES = {
     "streams.control.strategies": (
         "FromBeginning",
         "FromCheckpoint",
+        "FromEvent",
         "FromPosition",
         "FromSnapshot",
         "FromTime",

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from projections.registry import ResolveError
 from streams.cli.output import shown
-from streams.cli.wiring import ClientOptions, Flag, StateOptions, find_projection
+from streams.cli.wiring import Flag, PlaceOptions, find_projection
 from streams.cluster import Cluster
 from streams.config import KafkaSettings, StateSettings
 from streams.configfile import ConfigFile
@@ -27,12 +26,6 @@ from streams.types import TopicInfo
 __all__ = ["list_"]
 
 _PREFIX = "refold."
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class _Options(ClientOptions, StateOptions):
-    pass
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +44,7 @@ class _Row:
 
 
 def list_(
-    options: _Options = _Options(),
+    options: PlaceOptions = PlaceOptions(),  # noqa: B008 - frozen
     *,
     json: Flag = False,
 ) -> None:

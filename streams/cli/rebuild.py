@@ -21,6 +21,7 @@ from streams.control.status import StateView, view_state
 from streams.control.strategies import (
     FromBeginning,
     FromCheckpoint,
+    FromEvent,
     FromPosition,
     FromSnapshot,
     FromTime,
@@ -53,8 +54,8 @@ def rebuild(
         projection: What to rebuild.
         options: Topic, state and codec.
         from_: Where to begin. beginning: without models, at the first event. checkpoint: where the models are. What
-            follows goes on with the models, or a snapshot, of that position: time:ISO (2026-03-01T10:00),
-            offset:PARTITION=OFFSET[,PARTITION=OFFSET…], snapshot:ID.
+            follows goes on with the models, or a snapshot, of that position: event:ID (right after it), time:ISO
+            (2026-03-01T10:00), offset:PARTITION=OFFSET[,PARTITION=OFFSET…], snapshot:ID.
         snapshot_every: Take a snapshot each time that so many events were folded, and keep the newest three.
         adopt: Keep models that other code has folded, stating that the change does not alter them.
         yes: Do not ask.
@@ -102,6 +103,8 @@ def parse_strategy(text: str) -> RebuildStrategy:
             return FromBeginning()
         if text == "checkpoint":
             return FromCheckpoint()
+        if kind == "event" and rest:
+            return FromEvent(rest)
         if kind == "snapshot" and rest:
             return FromSnapshot(rest)
         if kind == "time":
@@ -114,7 +117,7 @@ def parse_strategy(text: str) -> RebuildStrategy:
     raise ConfigError(f"--from {text!r} is none that there is. {_FROM}")
 
 
-_FROM = "Write beginning, checkpoint, time:2026-03-01T10:00:00+01:00, offset:0=1200,1=1180, or snapshot:ID."
+_FROM = "Write beginning, checkpoint, event:ID, time:2026-03-01T10:00:00+01:00, offset:0=1200,1=1180, or snapshot:ID."
 
 
 def _ask(console: Console, wired: Wired) -> None:

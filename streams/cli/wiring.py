@@ -38,6 +38,7 @@ __all__ = [
     "GroupOptions",
     "Located",
     "Options",
+    "PlaceOptions",
     "StateOptions",
     "Wired",
     "find_projection",
@@ -145,7 +146,13 @@ class StateOptions(Options):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class GroupOptions(ClientOptions, StateOptions):
+class PlaceOptions(ClientOptions, StateOptions):
+    """What every command takes that looks at state and at groups."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions(PlaceOptions):
     """What every command takes that looks at a projection's group."""
 
     topic: Annotated[str | None, Parameter(env_var="REFOLD_TOPIC")] = None

@@ -348,7 +348,7 @@ def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Ca
         prepared = strategy.prepare(
             Target(
                 projection=ground.projection,
-                cluster=cluster,
+                events=ground.events,
                 topic=topic,
                 claim=claim,
                 found=found,
@@ -357,6 +357,7 @@ def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Ca
                 above=newest_build(committed),
                 allow_incomplete=ground.allow_incomplete,
                 adopt=ground.adopt,
+                check_cancelled=check_cancelled,
             )
         )
         record = prepared.resumes or _record(strategy, prepared, watermarks)

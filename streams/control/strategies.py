@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol, runtime_checkable
 
+from streams.control.search import Search
 from streams.control.target import Prepared, Target
 from streams.data.build import RebuildRecord
 from streams.data.checkpoint import belongs
 from streams.errors import CheckpointError, at
+from streams.log import get_logger
 from streams.types import ProjectionCheckpoint
 
-__all__ = ["FromBeginning", "FromCheckpoint", "FromPosition", "FromSnapshot", "FromTime", "RebuildStrategy"]
+log = get_logger(__name__)
+
+__all__ = [
+    "FromBeginning",
+    "FromCheckpoint",
+    "FromEvent",
+    "FromPosition",
+    "FromSnapshot",
+    "FromTime",
+    "RebuildStrategy",
+]
 
 
 @runtime_checkable
@@ -123,6 +135,46 @@ class FromCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class FromEvent:
+    """The models as they are right after one event, and the events that follow (reference: FromEvent).
+
+    In the event's own partition it begins behind it. Partitions have no order among each other, so the others begin at
+    the first record that Kafka stamped with its time or a later one.
+
+    An id that is a UUIDv7 or a ULID carries its time, and is looked for around it first; any other in the whole topic.
+
+    Args:
+        event_id: The event's id, as the codec gives it.
+        skew: How far the time in an id may be from its record's timestamp, to be found at once.
+    """
+
+    event_id: str
+    skew: timedelta = timedelta(minutes=10)
+
+    def prepare(self, target: Target) -> Prepared:
+        """Make the build; see the class.
+
+        Raises:
+            CheckpointError: There is no such event, and where was looked is said; or the models are not of there.
+        """
+        search = Search(target.events, target.topic, target.watermarks, self.event_id, target.check_cancelled)
+        found = search.find(self.skew)
+        if found is None:
+            raise CheckpointError(
+                f"There is no event {self.event_id!r} in {target.topic.name}: {search.how_far()}. Nothing was changed.",
+                projection=target.projection.name,
+                topic=target.topic.name,
+                event_id=self.event_id,
+            )
+        log.info("event.found", event_id=self.event_id, where=at(target.topic.name, found.partition, found.offset))
+        positions = target.events.cluster.positions_at(target.topic, found.record_ms)
+        return FromPosition(positions | {found.partition: found.offset + 1}).prepare(target)
+
+    def __str__(self) -> str:
+        return f"from event {self.event_id}"
+
+
+@dataclass(frozen=True, slots=True)
 class FromPosition:
     """The models as they are at these positions, and the events from there on.
 
@@ -204,7 +256,7 @@ class FromTime:
         Raises:
             CheckpointError: The models are not of that time.
         """
-        positions = target.cluster.positions_at(target.topic, int(self.time.timestamp() * 1000))
+        positions = target.events.cluster.positions_at(target.topic, int(self.time.timestamp() * 1000))
         return FromPosition(positions).prepare(target)
 
     def __str__(self) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from projections.contract import CqrsProjection
-from streams.cluster import Cluster
 from streams.data.build import Build, Manifest, RebuildRecord
 from streams.data.claims import Claim
 from streams.data.history import check_complete, check_readable
 from streams.data.reader import ModelReader
 from streams.data.snapshots import Snapshot, listed
+from streams.data.source import KafkaEventStore
 from streams.data.store import StoreState
 from streams.errors import CheckpointError, CodeChanged, at
 from streams.log import get_logger
@@ -50,7 +50,7 @@ class Target:
     """What a strategy works on. Nobody folds in it: the group has no members and the directory is held."""
 
     projection: CqrsProjection[Any]
-    cluster: Cluster
+    events: KafkaEventStore
     topic: TopicInfo
     claim: Claim
     found: Build | None
@@ -64,6 +64,8 @@ class Target:
     allow_incomplete: bool = False
     adopt: bool = False
     """The code or the codec changed, and that does not alter the models that are kept."""
+    check_cancelled: Callable[[], None] = lambda: None
+    """Raises where the rebuild is not wanted any more; to be called where preparing takes long."""
     _states: dict[int, StoreState] = field(default_factory=dict)
 
     def empty(self) -> Prepared:
@@ -244,7 +246,7 @@ class Target:
 
     def _check_complete(self, *, compaction_only: bool) -> bool:
         return check_complete(
-            self.cluster,
+            self.events.cluster,
             self.topic,
             self.watermarks,
             projection=self.projection.name,

@@ -37,6 +37,7 @@ _TAKING = ".taking-"
 _REQUEST = "request.json"
 _LOCK = "taking.lock"
 _LOOK_S = 0.05
+_NEW_S = 5.0
 _CHUNK_BYTES = 1 << 20
 
 
@@ -147,7 +148,9 @@ class Snapshots:
             if not self._gather(build, taking, wait_s, stop):
                 return None
             # Step 3
-            snapshot = self._describe(build, taking, name, now)
+            snapshot = self._describe(build, taking, name, now, stop)
+            if snapshot is None:
+                return None
             write_record(taking / MANIFEST, snapshot)
             with contextlib.suppress(OSError):
                 (taking / _REQUEST).unlink()
@@ -190,8 +193,15 @@ class Snapshots:
             time.sleep(_LOOK_S)
         return True
 
-    def _describe(self, build: Build, taking: Path, name: str, now: datetime) -> Snapshot:
+    def _describe(
+        self, build: Build, taking: Path, name: str, now: datetime, stop: Callable[[], bool]
+    ) -> Snapshot | None:
         states = {int(path.name): read_state(path) for path in taking.iterdir() if path.name.isdigit()}
+        files = {}
+        for relative, path in _files(taking):
+            if stop():
+                return None
+            files[relative] = _digest(path)
         current = build.current
         return Snapshot(
             id=name,
@@ -203,7 +213,7 @@ class Snapshots:
             events=sum(state.events for state in states.values()),
             models=sum(state.models for state in states.values()),
             size_bytes=sum(path.stat().st_size for _, path in _files(taking)),
-            files={relative: _digest(path) for relative, path in _files(taking)},
+            files=files,
         )
 
     def verify(self, snapshot: Snapshot) -> None:
@@ -273,8 +283,11 @@ class Snapshots:
     def _sweep(self) -> None:
         """Remove what a crash left."""
         for path in self._root.glob(f"{_TAKING}*"):
-            if peek(path / _LOCK) is None:
-                shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                # One that has no lock yet may be about to take it.
+                is_new = not (path / _LOCK).exists() and time.time() - path.stat().st_mtime < _NEW_S
+                if not is_new and peek(path / _LOCK) is None:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def listed(snapshots: list[Snapshot]) -> str:

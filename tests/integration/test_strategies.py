@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import Callable
-from dataclasses import replace
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,19 @@ import pytest
 from streams import (
     FromBeginning,
     FromCheckpoint,
+    FromEvent,
     FromPosition,
     FromTime,
     Prepared,
     ProjectionCheckpoint,
     RebuildProgress,
     RebuildStrategy,
+    Snapshots,
     Target,
 )
 from streams.cli.rebuild import parse_strategy
+from streams.control.search import Found, Search
+from streams.data.codec import JsonCodec, Outcome, Record
 from streams.errors import (
     CheckpointError,
     CodeChanged,
@@ -37,7 +43,7 @@ from streams.errors import (
 )
 from tests.integration.kit import Kit, produce, tally_events, until, wait_for_log
 from tests.integration.slow import SlowTally
-from tests.support import Tally
+from tests.support import Tally, envelope
 
 NewKit = Callable[..., Kit]
 SLOW = "tests.integration.slow:SlowTally"
@@ -277,6 +283,99 @@ async def test_time_is_the_first_record_of_it_or_after_it(new_kit: NewKit) -> No
     assert kit.check() == 200
 
 
+# Events
+
+
+def uuid7(milliseconds: int, number: int) -> str:
+    return str(uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | 0x2 << 62 | number))
+
+
+def with_ids(ids: Sequence[str]) -> list[tuple[str, bytes]]:
+    return [
+        (f"stream-{number % 20}", orjson.dumps({"id": one, "type": "add", "data": {"n": number}}))
+        for number, one in enumerate(ids)
+    ]
+
+
+@pytest.mark.parametrize(("kind", "looks"), [("uuid7", 1), ("own", 1), ("coordinates", 1), ("late", 2)])
+async def test_rebuild_from_an_event_begins_right_after_it(
+    new_kit: NewKit, monkeypatch: pytest.MonkeyPatch, kind: str, looks: int
+) -> None:
+    kit = new_kit(partitions=1)
+    now = time.time_ns() // 1_000_000 - (86_400_000 if kind == "late" else 0)  # it was produced a day later
+    made = {"own": "own-{}", "coordinates": kit.topic + "-0-{}"}
+    ids = [made[kind].format(number) if kind in made else uuid7(now, number) for number in range(300)]
+    produce(kit.bootstrap, kit.topic, with_ids(ids[:200]))
+    kit.fold_all()
+    produce(kit.bootstrap, kit.topic, with_ids(ids[200:]))
+    looked: list[dict[int, tuple[int, int]]] = []
+    look = Search._look
+
+    def noted(search: Search, ranges: dict[int, tuple[int, int]]) -> Found | None:
+        looked.append(ranges)
+        return look(search, ranges)
+
+    monkeypatch.setattr(Search, "_look", noted)
+    progress = await kit.coordinator().rebuild(FromEvent(ids[199]))
+    assert progress.events_processed == 100
+    assert len(looked) == looks
+    assert kind != "coordinates" or looked == [{0: (199, 200)}]
+    assert kit.check() == 300
+
+
+async def test_event_in_the_past_needs_a_snapshot_and_others_are_cut_by_its_time(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=3)
+    produce(kit.bootstrap, kit.topic, tally_events(100))
+    kit.fold_all()
+    build = kit.store.current()
+    assert build is not None
+    Snapshots(kit.store.directory).take(build, wait_s=10)
+    await asyncio.sleep(0.05)
+    produce(kit.bootstrap, kit.topic, [("stream-1", envelope(777))])
+    await asyncio.sleep(0.05)
+    produce(kit.bootstrap, kit.topic, tally_events(100, first=100))
+    kit.fold_all()
+    progress = await kit.coordinator().rebuild(FromEvent("e777"))
+    assert progress.events_processed == 101  # from the snapshot
+    assert kit.check() == 201
+    Snapshots(kit.store.directory).prune(keep=0)
+    await unchanged(kit, FromEvent("e777"), CheckpointError, r"There are no snapshots\.")
+
+
+async def test_event_that_is_not_there_is_said_with_how_far_was_looked(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(100))
+    kit.fold_all()
+    await unchanged(
+        kit,
+        FromEvent("e100"),
+        CheckpointError,
+        r"There is no event 'e100' in .*: looked at 100 events \(.*\[0\] offsets 0 to",
+    )
+    late = uuid7(time.time_ns() // 1_000_000, 1)
+    await unchanged(kit, FromEvent(late), CheckpointError, "looked at 100 events")
+
+
+async def test_search_can_be_cancelled(new_kit: NewKit) -> None:
+    kit = new_kit(codec=SlowCodec())
+    produce(kit.bootstrap, kit.topic, tally_events(3000, first=1))
+    coordinator = kit.coordinator()
+    work = asyncio.ensure_future(coordinator.rebuild(FromEvent("nothing")))
+    await asyncio.sleep(1)
+    coordinator.cancel()
+    with pytest.raises(RebuildCancelled, match="before anything was changed"):
+        await asyncio.wait_for(work, 10)
+
+
+@dataclass(frozen=True)
+class SlowCodec:
+    """Takes its time for each record."""
+
+    def decode(self, records: Sequence[Record]) -> Sequence[Outcome]:
+        time.sleep(0.005 * len(records))
+        return JsonCodec().decode(records)
+
+
 # Strategies of one's own, and the command's words
 
 
@@ -315,6 +414,7 @@ async def test_strategy_that_fails_leaves_everything_as_it_was(new_kit: NewKit) 
         ("beginning", FromBeginning()),
         ("checkpoint", FromCheckpoint()),
         ("offset:0=12,3=4", FromPosition({0: 12, 3: 4})),
+        ("event:e:1", FromEvent("e:1")),
         ("time:2026-03-01T10:00:00+00:00", FromTime(datetime(2026, 3, 1, 10, tzinfo=UTC))),
     ],
 )
@@ -322,7 +422,7 @@ def test_words_of_the_command_are_strategies(text: str, strategy: RebuildStrateg
     assert parse_strategy(text) == strategy
 
 
-@pytest.mark.parametrize("text", ["", "end", "offset:", "offset:0", "offset:a=b", "time:", "time:soon", "event"])
+@pytest.mark.parametrize("text", ["", "end", "offset:", "offset:0", "offset:a=b", "time:", "time:soon", "event:"])
 def test_other_words_are_refused_with_those_that_there_are(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"Write beginning, checkpoint, time:"):
+    with pytest.raises(ConfigError, match=r"Write beginning, checkpoint, event:ID, time:"):
         parse_strategy(text)
