@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streams.control.target import Prepared, Target
     from streams.data.agent import Agent, AgentStatus
     from streams.data.checkpoint import CheckpointStore, KafkaCheckpointStore
+    from streams.data.checkpoint_stores import MemoryCheckpointStore, RocksCheckpointStore
     from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec, Undecodable
     from streams.data.generation import RocksStore
     from streams.data.reader import ModelReader
@@ -55,6 +56,8 @@ __all__ = [
     "Snapshots",
     "CheckpointStore",
     "KafkaCheckpointStore",
+    "MemoryCheckpointStore",
+    "RocksCheckpointStore",
     "Agent",
     "AgentStatus",
     "ThreadRunner",
@@ -78,6 +81,7 @@ _PLACES = {
     "streams.control.target": ("Prepared", "Target"),
     "streams.data.agent": ("Agent", "AgentStatus"),
     "streams.data.checkpoint": ("CheckpointStore", "KafkaCheckpointStore"),
+    "streams.data.checkpoint_stores": ("MemoryCheckpointStore", "RocksCheckpointStore"),
     "streams.data.codec": ("CloudEventsCodec", "EventCodec", "JsonCodec", "Undecodable"),
     "streams.data.generation": ("RocksStore",),
     "streams.data.reader": ("ModelReader",),
