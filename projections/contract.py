@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args,
 
 import msgspec
 
-__all__ = ["CqrsProjection", "Event"]
+__all__ = ["CqrsProjection", "Event", "TransientError"]
 
 ReadModel = TypeVar("ReadModel")
 
@@ -78,6 +78,14 @@ class Event(msgspec.Struct, frozen=True, gc=False, eq=False):
             return datetime.fromtimestamp(self.recorded_at / 1000, UTC)
         time = datetime.fromisoformat(self.recorded_at)
         return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+class TransientError(Exception):
+    """Raise it where an event cannot be folded now, and the same event may be later: nothing is wrong with either.
+
+    A rebuild that retries then goes on at this event. The fold stays pure: what it gives must not depend on how often
+    it was tried.
+    """
 
 
 class CqrsProjection(ABC, Generic[ReadModel]):

@@ -24,6 +24,7 @@ _LIBRARIES = {"msgspec", "pydantic"}
 """Where read models' own base classes come from."""
 _STDLIB = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
 _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+_PARSINGS = 10
 _parsing = threading.Lock()
 """Python 3.11 fails now and then where two threads parse at once (CPython gh-106905)."""
 _seen: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()
@@ -97,7 +98,7 @@ def _follow(name: str, sources: dict[str, str]) -> bool:
     if source is None:
         return False
     try:
-        tree = ast.parse(source)
+        tree = _parsed(source)
     except SyntaxError:
         return False
     sources[name] = _normalised(tree)
@@ -105,6 +106,20 @@ def _follow(name: str, sources: dict[str, str]) -> bool:
         if imported != CqrsProjection.__module__ and _is_kin(imported, name):
             _follow(imported, sources)
     return True
+
+
+def _parsed(source: str) -> ast.Module:
+    """Parse, again where somebody else has parsed meanwhile.
+
+    CPython before 3.12 counts the depth of all parsers together: one in another thread, or one that the garbage
+    collector sets off in this one (writing a traceback parses its lines), makes it fail with a SystemError.
+    """
+    for _ in range(_PARSINGS):
+        try:
+            return ast.parse(source)
+        except SystemError:
+            continue
+    return ast.parse(source)
 
 
 def _source(name: str) -> str | None:

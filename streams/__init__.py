@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streams.config import FoldSettings, KafkaSettings
     from streams.control.rebuild import RebuildCoordinator
+    from streams.control.retry import Retry
     from streams.control.strategies import (
         FromBeginning,
         FromCheckpoint,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RebuildCoordinator",
+    "Retry",
     "RebuildStrategy",
     "FromBeginning",
     "FromCheckpoint",
@@ -69,6 +71,7 @@ __all__ = [
 _PLACES = {
     "streams.config": ("FoldSettings", "KafkaSettings"),
     "streams.control.rebuild": ("RebuildCoordinator",),
+    "streams.control.retry": ("Retry",),
     "streams.control.strategies": (
         "FromBeginning",
         "FromCheckpoint",

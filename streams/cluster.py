@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import io
+import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -32,6 +36,8 @@ QUIET = 2
 """librdkafka's own log lines only where critical: what it reports reaches us as errors, and is told in context."""
 
 _MISSING = object()
+_KEPT = 4
+_EVERY_BROKER_S = 2.0
 _JUST_MADE_S = 0.5
 """How long after its making a broker may not know of a topic."""
 _ASK_AGAIN_S = 0.1
@@ -98,6 +104,55 @@ def _refusal(config: dict[str, Any]) -> str | None:
     return None
 
 
+def _member(described: Any) -> Member:
+    return Member(
+        client_id=described.client_id,
+        host=described.client_host,
+        partitions=tuple(sorted(_assigned(described.assignment))),
+    )
+
+
+def _assigned(assignment: bytes) -> Iterator[int]:
+    """Yield the partitions in a member's assignment: Kafka's ConsumerProtocolAssignment, of whichever version."""
+    data = io.BytesIO(assignment)
+
+    def number(form: str) -> int:
+        return int(struct.unpack(form, data.read(struct.calcsize(form)))[0])
+
+    if len(assignment) < struct.calcsize(">hi"):
+        return  # nothing, as while the group is being rebalanced
+    number(">h")  # its version
+    for _ in range(number(">i")):
+        data.read(number(">h"))  # the topic
+        for _ in range(number(">i")):
+            yield number(">i")
+
+
+class _Admins:
+    """The admin client, and a new one where it no longer answers.
+
+    After a broker's restart, librdkafka's DescribeConsumerGroups times out for ever on a client that had asked before
+    (2.16); a new client is answered at once.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        # The futures of a client that is gone never complete, and other threads may wait for some.
+        self._kept: deque[AdminClient] = deque([self._new()], maxlen=_KEPT)
+
+    @property
+    def newest(self) -> AdminClient:
+        """The one to ask."""
+        return self._kept[-1]
+
+    def renew(self) -> None:
+        """Ask a new one from now on."""
+        self._kept.append(self._new())
+
+    def _new(self) -> AdminClient:
+        return AdminClient(self._settings.client(log_level=QUIET))
+
+
 class Cluster:
     """A cluster's admin interface. Every call blocks for at most `request_timeout_s`.
 
@@ -114,7 +169,7 @@ class Cluster:
         self.settings = settings
         self._timeout = settings.request_timeout_s
         check_client_settings(settings)
-        self._admin = AdminClient(settings.client(log_level=QUIET))
+        self._admins = _Admins(settings)
         self._outsiders: dict[str, Consumer] = {}
         self._guard = threading.Lock()
 
@@ -138,7 +193,9 @@ class Cluster:
         while True:
             described = self._ask(
                 f"describe topic {name!r}",
-                lambda: self._admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name],
+                lambda: self._admins.newest.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[
+                    name
+                ],
                 {KafkaError.UNKNOWN_TOPIC_OR_PART: _MISSING, KafkaError.TOPIC_EXCEPTION: _MISSING},
             )
             if described is not _MISSING:
@@ -147,6 +204,12 @@ class Cluster:
                 raise self._no_topic(name, advice)
             time.sleep(_ASK_AGAIN_S)
         return TopicInfo(name=name, id=str(described.topic_id), partitions=len(described.partitions))
+
+    def _describe(self, topic: str) -> Future[Any]:
+        found: dict[str, Future[Any]] = self._admins.newest.describe_topics(
+            TopicCollection([topic]), request_timeout=self._timeout
+        )
+        return found[topic]
 
     def _no_topic(self, name: str, advice: str | None) -> TopicNotFound:
         existing = [topic for topic in self.topics() if not topic.startswith("__")]
@@ -162,7 +225,7 @@ class Cluster:
     def topics(self) -> dict[str, int]:
         """Name all topics, each with its number of partitions."""
         try:
-            found = self._admin.list_topics(timeout=self._timeout).topics
+            found = self._admins.newest.list_topics(timeout=self._timeout).topics
             return {name: len(found[name].partitions) for name in sorted(found)}
         except KafkaException as error:
             raise broker_error(error.args[0], "list topics", self.settings) from error
@@ -172,7 +235,7 @@ class Cluster:
         new = NewTopic(name, num_partitions=partitions, replication_factor=-1, config=config or {})
         self._ask(
             f"create topic {name!r}",
-            lambda: self._admin.create_topics([new], request_timeout=self._timeout)[name],
+            lambda: self._admins.newest.create_topics([new], request_timeout=self._timeout)[name],
             {KafkaError.TOPIC_ALREADY_EXISTS: None},
         )
 
@@ -180,7 +243,7 @@ class Cluster:
         """Delete a topic. One that does not exist is as good as deleted."""
         self._ask(
             f"delete topic {name!r}",
-            lambda: self._admin.delete_topics([name], request_timeout=self._timeout)[name],
+            lambda: self._admins.newest.delete_topics([name], request_timeout=self._timeout)[name],
             {KafkaError.UNKNOWN_TOPIC_OR_PART: None},
         )
 
@@ -189,7 +252,7 @@ class Cluster:
         resource = ConfigResource(ResourceType.TOPIC, name)
         entries = self._ask(
             f"read the configuration of topic {name!r}",
-            lambda: self._admin.describe_configs([resource], request_timeout=self._timeout)[resource],
+            lambda: self._admins.newest.describe_configs([resource], request_timeout=self._timeout)[resource],
         )
         return {key: entry.value for key, entry in entries.items()}
 
@@ -207,7 +270,7 @@ class Cluster:
     def _offsets(self, topic: TopicInfo, spec: OffsetSpec) -> dict[int, int]:
         def ask(partition: int) -> Future[Any]:
             where = TopicPartition(topic.name, partition)
-            futures: dict[TopicPartition, Future[Any]] = self._admin.list_offsets(
+            futures: dict[TopicPartition, Future[Any]] = self._admins.newest.list_offsets(
                 {where: spec}, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout
             )
             return futures[where]
@@ -250,15 +313,38 @@ class Cluster:
     def groups(self) -> list[str]:
         """Name all consumer groups."""
         listed = self._ask(
-            "list the consumer groups", lambda: self._admin.list_consumer_groups(request_timeout=self._timeout)
+            "list the consumer groups", lambda: self._admins.newest.list_consumer_groups(request_timeout=self._timeout)
         )
         return sorted(group.group_id for group in listed.valid)
 
     def members(self, group: str) -> list[Member]:
-        """Name who is in a group now; nobody in a group that does not exist."""
+        """Name who is in a group now; nobody in a group that does not exist.
+
+        By librdkafka's old call, which asks every broker: the newer DescribeConsumerGroups never recovers on a client
+        that had asked before a broker's restart, and may end the process (2.16: "Assertion `eonce->refcnt > 0'
+        failed"). It is asked only where some brokers answer and others do not.
+        """
+        deadline = time.monotonic() + min(_EVERY_BROKER_S, self._timeout)
+        warnings.filterwarnings("ignore", message=r"list_groups\(\) is deprecated", category=DeprecationWarning)
+        while True:
+            try:
+                found = self._admins.newest.list_groups(group, timeout=self._timeout)
+            except KafkaException as failure:
+                error: KafkaError = failure.args[0]
+            else:
+                error = next((one.error for one in found if one.error is not None), None)
+                if error is None:
+                    return [_member(member) for one in found for member in one.members]
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_ASK_AGAIN_S)
+        self.topics()  # raises where nobody answers
+        return self._described_members(group)
+
+    def _described_members(self, group: str) -> list[Member]:
         described = self._ask(
             f"describe group {group!r}",
-            lambda: self._admin.describe_consumer_groups([group], request_timeout=self._timeout)[group],
+            lambda: self._admins.newest.describe_consumer_groups([group], request_timeout=self._timeout)[group],
             {KafkaError.GROUP_ID_NOT_FOUND: _MISSING},
         )
         if described is _MISSING:
@@ -267,7 +353,6 @@ class Cluster:
             Member(
                 client_id=member.client_id,
                 host=member.host,
-                instance_id=member.group_instance_id,
                 partitions=tuple(sorted(where.partition for where in member.assignment.topic_partitions)),
             )
             for member in described.members
@@ -297,7 +382,7 @@ class Cluster:
         self.check_inactive(group)
         self._ask(
             f"delete the offsets of group {group!r}",
-            lambda: self._admin.delete_consumer_groups([group], request_timeout=self._timeout)[group],
+            lambda: self._admins.newest.delete_consumer_groups([group], request_timeout=self._timeout)[group],
             {KafkaError.GROUP_ID_NOT_FOUND: None},
         )
 
@@ -353,6 +438,7 @@ class Cluster:
             try:
                 return call()
             except TimeoutError:
+                self._admins.renew()
                 raise BrokerUnavailable(
                     f"Kafka at {self.settings.bootstrap_servers} gave no answer within {self._timeout:g} s, so "
                     f"refold could not {doing}."
@@ -361,6 +447,8 @@ class Cluster:
                 error: KafkaError = failure.args[0]
                 if instead is not None and error.code() in instead:
                     return instead[error.code()]
+                if error.code() == KafkaError._TIMED_OUT:
+                    self._admins.renew()
                 if error.code() not in _MOVING or time.monotonic() > deadline:
                     raise broker_error(error, doing, self.settings) from failure
                 if error.code() in _STALE:
@@ -369,4 +457,4 @@ class Cluster:
 
     def _refresh(self) -> None:
         with contextlib.suppress(KafkaException):  # the next try says more
-            self._admin.list_topics(timeout=min(1.0, self._timeout))
+            self._admins.newest.list_topics(timeout=min(1.0, self._timeout))

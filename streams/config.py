@@ -81,8 +81,11 @@ class KafkaSettings(BaseSettings):
         return kafka
 
     def client(self, **settings: Any) -> dict[str, Any]:
-        """Give a librdkafka configuration: these settings, the user's own over them, and the address."""
-        return {**settings, **self.kafka, "bootstrap.servers": self.bootstrap_servers}
+        """Give a librdkafka configuration: these settings, the user's own over them, and the address.
+
+        A broker that comes back is found within a second: librdkafka's own 10 s are as long as an answer is waited for.
+        """
+        return {"reconnect.backoff.max.ms": 1000, **settings, **self.kafka, "bootstrap.servers": self.bootstrap_servers}
 
 
 class FoldSettings(BaseSettings):

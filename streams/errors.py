@@ -149,6 +149,8 @@ class ProjectionError(CqrsError):
     """
 
     user_traceback: str = ""
+    is_transient: bool = False
+    """The projection raised `TransientError`: the same event may be folded later."""
 
 
 class ModelSplit(ProjectionError):

@@ -46,8 +46,6 @@ class Member:
 
     client_id: str
     host: str
-    instance_id: str | None
-    """group.instance.id of a static member (KIP-345)."""
     partitions: tuple[int, ...]
 
     @staticmethod

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Annotated
 
 from cyclopts import Parameter
-from cyclopts.types import PositiveInt
+from cyclopts.types import NonNegativeInt, PositiveInt
 from rich.console import Console
 
 from streams.cli.output import duration, shown
@@ -17,6 +17,7 @@ from streams.cli.progress import watch
 from streams.cli.signals import drained_by_signals
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName, Wired, naming_commands
 from streams.control.rebuild import RebuildCoordinator
+from streams.control.retry import Retry
 from streams.control.status import StateView, view_state
 from streams.control.strategies import (
     FromBeginning,
@@ -39,6 +40,7 @@ def rebuild(
     *,
     from_: Annotated[str, Parameter(name="--from")] = "beginning",
     snapshot_every: PositiveInt | None = None,
+    retries: NonNegativeInt = 0,
     adopt: Flag = False,
     yes: Flag = False,
     json: Flag = False,
@@ -57,6 +59,8 @@ def rebuild(
             follows goes on with the models, or a snapshot, of that position: event:ID (right after it), time:ISO
             (2026-03-01T10:00), offset:PARTITION=OFFSET[,PARTITION=OFFSET…], snapshot:ID.
         snapshot_every: Take a snapshot each time that so many events were folded, and keep the newest three.
+        retries: How often to try again where no broker answers, the disk is full, or the projection says that the
+            event may be folded later; each time from where it was.
         adopt: Keep models that other code has folded, stating that the change does not alter them.
         yes: Do not ask.
         json: Print the final figures as one JSON object.
@@ -75,6 +79,7 @@ def rebuild(
         allow_incomplete=wired.allow_incomplete,
         adopt=adopt,
         snapshot_every=snapshot_every,
+        retry=Retry(attempts=retries + 1) if retries else None,
     )
     work = coordinator.rebuild(strategy)  # there before a signal may come, to be cancelled by it
     with naming_commands(projection), drained_by_signals(coordinator.cancel, exit_code=130):

@@ -14,6 +14,7 @@ from projections.contract import CqrsProjection
 from projections.fingerprint import fingerprint
 from streams.config import FoldSettings, load
 from streams.control.claim import Ground
+from streams.control.retry import Retry, retried
 from streams.control.run import Run
 from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy
 from streams.data.checkpoint import KafkaCheckpointStore
@@ -44,6 +45,7 @@ class RebuildCoordinator:
         adopt: Keep models that other code has folded, where a strategy keeps them; otherwise that is refused.
         snapshot_every: Events between two snapshots while a rebuild runs, of which the newest three are kept; None for
             none (reference: Incremental Snapshots).
+        retry: How often to try again where what ended a rebuild may pass (see `is_transient`); None: never.
         runner: Where the agent runs: on a thread, or in a process of its own (`ProcessRunner`).
     """
 
@@ -58,6 +60,7 @@ class RebuildCoordinator:
         allow_incomplete: bool = False,
         adopt: bool = False,
         snapshot_every: int | None = None,
+        retry: Retry | None = None,
         runner: MakeRunner = ThreadRunner,
     ) -> None:
         self._ground = Ground(
@@ -72,6 +75,7 @@ class RebuildCoordinator:
         fingerprint(projection)  # a service may live long: what is loaded now is what it will fold with
         self._make_runner = runner
         self._snapshot_every = snapshot_every
+        self._retry = retry
         self._runs: WeakSet[Run] = WeakSet()
         """Those that run or are about to; one whose coroutine nobody awaits goes with it."""
         self._newest: Run | None = None
@@ -136,10 +140,16 @@ class RebuildCoordinator:
             BrokerError, StorageError: Kafka or the disk.
             asyncio.CancelledError: The task was cancelled: as `cancel`, then this.
         """
+        run = self._new_run(strategy)
+        if self._retry is None:
+            return self._await(run)
+        return retried(self._retry, strategy, self._new_run, self._await, run)
+
+    def _new_run(self, strategy: RebuildStrategy) -> Run:
         run = Run(self._ground, strategy, self._make_runner, self._snapshot_every)
         self._runs.add(run)
         self._newest = run
-        return self._await(run)
+        return run
 
     async def _await(self, run: Run) -> RebuildProgress:
         run.begin()

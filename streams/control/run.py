@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ __all__ = ["Run"]
 log = get_logger(__name__)
 
 _LOOK_S = 0.02
+_SESSION_LOOK_S = 0.5
 _TELL_S = 5.0
 _WAITS_S = 4.0
 
@@ -55,6 +57,7 @@ class Run:
         self._cancelled = threading.Event()
         self._tracker: ProgressTracker | None = None
         self._before = RebuildProgress()
+        self._follows: Run | None = None
         self._told_s = 0.0
         self._waits_since = time.monotonic()
 
@@ -67,9 +70,30 @@ class Run:
         """Stop after the event at hand."""
         self._cancelled.set()
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._cancelled.is_set()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its build is the current one."""
+        return self._tracker is not None
+
+    def follows(self, before: Run, waiting_for: str) -> None:
+        """Count as what goes on with another run that has ended, and is waiting to begin.
+
+        Args:
+            before: The other one.
+            waiting_for: For what.
+        """
+        self._before = replace(before.progress, is_running=True, error=None, waiting_for=waiting_for)
+        self._follows = before if before.has_begun else None
+
     def begin(self) -> None:
         """Count as running from now on; `rebuild` follows."""
-        self._before = RebuildProgress(started_at=datetime.now(UTC), is_running=True)
+        if not self._before.is_running:
+            self._before = RebuildProgress(started_at=datetime.now(UTC), is_running=True)
 
     def ended(self, error: BaseException) -> None:
         """Close the books of a rebuild that never began."""
@@ -98,6 +122,7 @@ class Run:
         ground = self._ground
         self._check_cancelled()
         with ground.store.rebuilding(f"rebuild of {ground.name}"):
+            self._wait_for_own_session()
             preflight(ground)
             claimed = claim_rebuild(ground, self._strategy, self._check_cancelled)
             with claimed.lock:
@@ -105,6 +130,17 @@ class Run:
                 self._tracker = ProgressTracker(claimed.pinned, claimed.before, done)
                 self._waits_since = time.monotonic()
                 return self._fold(claimed, self._tracker)
+
+    def _wait_for_own_session(self) -> None:
+        """Wait until the group has dropped the member that the attempt before this one could not take out of it."""
+        if self._follows is None:
+            return
+        cluster, group = self._ground.events.cluster, self._ground.checkpoints.group
+        deadline = time.monotonic() + self._ground.settings.session_timeout_s + _TELL_S
+        while time.monotonic() < deadline and any(one.pid == os.getpid() for one in cluster.members(group)):
+            self._check_cancelled()
+            self._before = replace(self._before, waiting_for="the session of the attempt before to end")
+            time.sleep(_SESSION_LOOK_S)
 
     def _fold(self, claimed: Claimed, tracker: ProgressTracker) -> RebuildProgress:
         """Run an agent until the group has committed every target; whatever happens, close the tracker's books."""
@@ -202,9 +238,14 @@ class Run:
                     partition=partition,
                 )
         if any(one.committed < claimed.pinned[partition].target for partition, one in figures.items()):
-            raise self._cancellation(claimed, sum(one.events for one in figures.values()) - claimed.before.events)
+            events = sum(one.events for one in figures.values()) - claimed.before.events
+            raise self._cancelled_at(claimed.job.build, events)
 
     def _check_cancelled(self) -> None:
+        if self._cancelled.is_set() and self._follows is not None:
+            build = self._ground.store.current()
+            assert build is not None
+            raise self._cancelled_at(build, self._before.events_processed)
         if self._cancelled.is_set():
             raise RebuildCancelled(
                 f"The rebuild of {self._ground.projection.name!r} was cancelled before anything was changed.",
@@ -212,15 +253,15 @@ class Run:
                 topic=self._ground.events.topic,
             )
 
-    def _cancellation(self, claimed: Claimed, events: int) -> RebuildCancelled:
+    def _cancelled_at(self, build: Build, events: int) -> RebuildCancelled:
         name = self._ground.projection.name
         cancelled = RebuildCancelled(
             f"The rebuild of {name!r} was cancelled after {events:,} events. What was folded is committed.",
             projection=name,
             topic=self._ground.events.topic,
         )
-        with ModelReader(claimed.job.build, None) as reader:
-            cancelled.checkpoint = checkpoint_of(claimed.job.build, self._ground.name, reader.states())
+        with ModelReader(build, None) as reader:
+            cancelled.checkpoint = checkpoint_of(build, self._ground.name, reader.states())
         return cancelled
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
-from projections.contract import CqrsProjection, Event
+from projections.contract import CqrsProjection, Event, TransientError
 from streams.data.cache import MISSING, ModelCache
 from streams.data.codec import EventCodec, Outcome, Record, Tombstone, Undecodable, decoded
 from streams.data.serde import Serde
@@ -323,6 +323,7 @@ class Fold:
             event_id=str(event.id),
         )
         failure.user_traceback = _users_frames(error)
+        failure.is_transient = isinstance(error, TransientError)
         return failure
 
     def close(self) -> None:

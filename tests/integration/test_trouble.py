@@ -411,3 +411,23 @@ class Keeps(Tally):
     def apply_to_model(self, model: dict[str, Any] | None, event: Any) -> dict[str, Any] | None:
         model = super().apply_to_model(model, event)
         return model if model is None else model | {"text": event.data["text"]}
+
+
+def test_group_is_described_again_after_a_brokers_restart(private_broker: EmbeddedBroker, tmp_path: Path) -> None:
+    kit = Kit(private_broker.bootstrap_servers, "t", "g", tmp_path, kafka_settings={"request_timeout_s": 2.0})
+    kit.cluster.create_topic("t", 1)
+    produce(kit.bootstrap, "t", tally_events(10))
+    with kit.process():
+        until("it is a member", lambda: len(kit.cluster.members("g")) == 1)
+    private_broker.kill()
+    with pytest.raises(BrokerUnavailable):
+        kit.cluster.members("g")
+    private_broker.restart()
+
+    def is_described() -> bool:
+        try:
+            return kit.cluster.members("g") is not None
+        except BrokerUnavailable:  # the client that had asked before never recovers
+            return False
+
+    until("the group is described", is_described)

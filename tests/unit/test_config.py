@@ -21,6 +21,7 @@ def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert load(KafkaSettings).bootstrap_servers == "env:1"
     settings = load(KafkaSettings, bootstrap_servers="argument:2")
     assert settings.client(**{"group.id": "g"}) == {
+        "reconnect.backoff.max.ms": 1000,
         "group.id": "g",
         "security.protocol": "SASL_SSL",
         "bootstrap.servers": "argument:2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import linecache
 import sys
@@ -11,7 +12,7 @@ from textwrap import dedent
 import pytest
 
 from projections.contract import CqrsProjection
-from projections.fingerprint import StaleSource, fingerprint
+from projections.fingerprint import StaleSource, _parsed, fingerprint
 from projections.orders import OrderSummary
 from projections.registry import SHIPPED, ResolveError, resolve
 
@@ -296,3 +297,15 @@ def test_copy_of_refold_in_the_current_directory_is_no_clash(tmp_path: Path, mon
     (tmp_path / "projections" / "registry.py").touch()
     monkeypatch.chdir(tmp_path)
     assert resolve("aircraft-log").name == "aircraft-log"
+
+
+def test_parser_that_another_one_disturbed_parses_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, failures = ast.parse, [SystemError("AST constructor recursion depth mismatch")] * 3
+
+    def disturbed(source: str) -> ast.Module:
+        if failures:
+            raise failures.pop()
+        return parse(source)
+
+    monkeypatch.setattr(ast, "parse", disturbed)
+    assert ast.unparse(_parsed("x = 1")) == "x = 1"
