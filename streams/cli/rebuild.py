@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import select
 import sys
 from datetime import datetime
 from typing import Annotated
@@ -31,6 +32,8 @@ from streams.control.strategies import (
 from streams.errors import ConfigError, StoreCorrupt
 
 __all__ = ["rebuild"]
+
+_LOOK_S = 0.1
 
 
 def rebuild(
@@ -152,10 +155,12 @@ def _ask(console: Console, wired: Wired) -> None:
     if not console.is_terminal or not sys.stdin.isatty():
         console.print("refold: nothing was changed. Say --yes to do it.")
         raise SystemExit(2)
+    console.print("Go on? [y/N] ", end="")
     try:
-        answer = console.input("Go on? [y/N] ", markup=False)
-    except EOFError:
-        answer = ""
+        # Not `input`: an interrupt that comes just before it reads would wait for the answer too.
+        while not select.select([sys.stdin], [], [], _LOOK_S)[0]:
+            pass
+        answer = sys.stdin.readline()
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; nothing was changed.") from None
     if answer.strip().lower() not in ("y", "yes"):
