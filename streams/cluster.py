@@ -324,22 +324,18 @@ class Cluster:
         that had asked before a broker's restart, and may end the process (2.16: "Assertion `eonce->refcnt > 0'
         failed"). It is asked only where some brokers answer and others do not.
         """
-        deadline = time.monotonic() + min(_EVERY_BROKER_S, self._timeout)
+        began = time.monotonic()
+        limit_s = min(_EVERY_BROKER_S, self._timeout)
         warnings.filterwarnings("ignore", message=r"list_groups\(\) is deprecated", category=DeprecationWarning)
-        while True:
-            try:
-                found = self._admins.newest.list_groups(group, timeout=self._timeout)
-            except KafkaException as failure:
-                error: KafkaError = failure.args[0]
-            else:
-                error = next((one.error for one in found if one.error is not None), None)
-                if error is None:
+        while (left_s := began + limit_s - time.monotonic()) > 0:
+            with contextlib.suppress(KafkaException):
+                found = self._admins.newest.list_groups(group, timeout=left_s)
+                if all(one.error is None for one in found):
                     return [_member(member) for one in found for member in one.members]
-            if time.monotonic() > deadline:
-                break
             time.sleep(_ASK_AGAIN_S)
-        self.topics()  # raises where nobody answers
-        return self._described_members(group)
+        rest = self.within(max(1.0, self._timeout - limit_s))
+        rest.topics()  # raises where nobody answers
+        return rest._described_members(group)
 
     def _described_members(self, group: str) -> list[Member]:
         described = self._ask(

@@ -95,6 +95,9 @@ class ConfigFile:
                 f'{self.path} [projections.{projection}] gives no class: write class = "module:Class", or the name of '
                 "a shipped projection."
             )
+        place, colon, name = found.rpartition(":")
+        if colon and place.endswith(".py") and self.path is not None:
+            return f"{self.path.parent / place}:{name}"
         return found
 
     def unknown(self, projection: str | None, known: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 
 from streams.cluster import QUIET, Cluster
 from streams.errors import at
@@ -78,7 +78,7 @@ def _read(consumer: Consumer, topic: TopicInfo, starts: Mapping[int, int], *, to
             error = message.error()
             if error is None:
                 read.append(message)
-            if (error is None and not to_the_end) or (error is not None and error.code() == KafkaError._PARTITION_EOF):
+            if error is not None or not to_the_end:  # its end, or, for example, it may be written only
                 done.add(message.partition())
     return read
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import select
-import sys
 from datetime import datetime
 from typing import Annotated
 
@@ -13,13 +11,12 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 from rich.console import Console
 
-from streams.cli.output import duration, shown
+from streams.cli.output import shown
+from streams.cli.plan import agree_to_rebuild
 from streams.cli.progress import watch
 from streams.cli.signals import drained_by_signals
-from streams.cli.wiring import Flag, FoldOptions, ProjectionName, Wired, naming_commands
-from streams.control.rebuild import RebuildCoordinator
+from streams.cli.wiring import Flag, FoldOptions, ProjectionName, naming_commands
 from streams.control.retry import Retry
-from streams.control.status import StateView, view_state
 from streams.control.strategies import (
     FromBeginning,
     FromCheckpoint,
@@ -29,11 +26,9 @@ from streams.control.strategies import (
     FromTime,
     RebuildStrategy,
 )
-from streams.errors import ConfigError, StoreCorrupt
+from streams.errors import ConfigError
 
 __all__ = ["rebuild"]
-
-_LOOK_S = 0.1
 
 
 def rebuild(
@@ -71,18 +66,10 @@ def rebuild(
     strategy = parse_strategy(from_)
     wired = options.wire(projection)
     console = Console(stderr=True, highlight=False, markup=False)
-    if not yes and isinstance(strategy, FromBeginning):  # the others keep the models
-        _ask(console, wired)
-    coordinator = RebuildCoordinator(
-        wired.projection,
-        wired.events,
-        wired.store,
-        wired.checkpoints,
-        settings=wired.settings,
-        allow_incomplete=wired.allow_incomplete,
-        adopt=adopt,
-        snapshot_every=snapshot_every,
-        retry=Retry(attempts=retries + 1) if retries else None,
+    if not yes:
+        agree_to_rebuild(console, wired, strategy)
+    coordinator = wired.coordinator(
+        adopt=adopt, snapshot_every=snapshot_every, retry=Retry(attempts=retries + 1) if retries else None
     )
     work = coordinator.rebuild(strategy)  # there before a signal may come, to be cancelled by it
     with naming_commands(projection), drained_by_signals(coordinator.cancel, exit_code=130):
@@ -126,50 +113,3 @@ def parse_strategy(text: str) -> RebuildStrategy:
 
 
 _FROM = "Write beginning, checkpoint, event:ID, time:2026-03-01T10:00:00+01:00, offset:0=1200,1=1180, or snapshot:ID."
-
-
-def _ask(console: Console, wired: Wired) -> None:
-    """Say what the rebuild will do, and ask; where there are no models yet, there is nothing to ask.
-
-    Raises:
-        SystemExit: The answer is no, or nobody can be asked; nothing was changed.
-    """
-    try:
-        state = view_state(wired.store)
-        if state is None:
-            return
-        now = f"build {state.build.manifest.build} with {state.models:,} models"
-    except StoreCorrupt as error:
-        state, now = None, f"it cannot be read ({error})"
-    cluster = wired.events.cluster
-    marks = cluster.watermarks(cluster.topic(wired.events.topic))
-    events = sum(one.high - one.low for one in marks.values())
-    where = ", ".join(f"{number}: {one.low:,} to {one.high:,}" for number, one in sorted(marks.items()))
-    console.print(
-        f"This rebuilds {wired.projection.name!r} from the beginning of topic {wired.events.topic!r}.\n"
-        f"  models  {wired.store.directory.absolute()}, {now}; they are replaced\n"
-        f"  events  up to {events:,}, by partition from offset {where}\n"
-        f"  time    {_expected(state, events)}",
-        soft_wrap=True,
-    )
-    if not console.is_terminal or not sys.stdin.isatty():
-        console.print("refold: nothing was changed. Say --yes to do it.")
-        raise SystemExit(2)
-    console.print("Go on? [y/N] ", end="")
-    try:
-        # Not `input`: an interrupt that comes just before it reads would wait for the answer too.
-        while not select.select([sys.stdin], [], [], _LOOK_S)[0]:
-            pass
-        answer = sys.stdin.readline()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; nothing was changed.") from None
-    if answer.strip().lower() not in ("y", "yes"):
-        console.print("Nothing was changed.")
-        raise SystemExit(2)
-
-
-def _expected(state: StateView | None, events: int) -> str:
-    rate = 0.0 if state is None or state.rebuild is None else state.rebuild.events_per_second
-    if not rate:
-        return "unknown before it runs: there is no earlier rebuild to go by"
-    return f"about {duration(events / rate)}, at the {rate:,.0f} events/s of the last rebuild"

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from streams.cli.output import local_time, shown, size
+from streams.cli.plan import agreed_or_end
 from streams.cli.signals import drained_by_signals
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName, naming_commands
-from streams.control.rebuild import RebuildCoordinator
 from streams.control.strategies import FromSnapshot
 from streams.data.snapshots import Snapshot, Snapshots
 from streams.errors import ConfigError, StateNotFound
@@ -33,6 +33,7 @@ def snapshots(
     keep: NonNegativeInt | None = None,
     older_than_days: PositiveFloat | None = None,
     adopt: Flag = False,
+    yes: Flag = False,
     json: Flag = False,
 ) -> None:
     """Take, list, restore or prune snapshots: read models as of one position of each partition, to go on from later.
@@ -51,6 +52,7 @@ def snapshots(
         keep: prune: all but the newest so many.
         older_than_days: prune: all that are older.
         adopt: restore: also where other code has folded it, stating that its models are as they should be.
+        yes: restore: do not ask.
         json: Print one JSON object for each snapshot that was taken, found, restored or removed.
     """
     if (id is not None) != (action == "restore"):
@@ -59,7 +61,7 @@ def snapshots(
         raise ConfigError("prune needs --keep or --older-than-days, and nothing else takes them.")
     if action == "restore":
         assert id is not None
-        _print([_restore(projection, options, id, adopt=adopt)], "restored", json=json)
+        _print([_restore(projection, options, id, adopt=adopt, yes=yes)], "restored", json=json)
         return
     found = options.find(projection)
     there = Snapshots(found.store.directory)
@@ -77,18 +79,18 @@ def snapshots(
         _print([taken], "taken", json=json)
 
 
-def _restore(projection: str, options: FoldOptions, id: str, *, adopt: bool) -> Snapshot:  # noqa: A002
+def _restore(projection: str, options: FoldOptions, id: str, *, adopt: bool, yes: bool) -> Snapshot:  # noqa: A002
     wired = options.wire(projection)
     snapshot = Snapshots(wired.store.directory).get(id)
-    coordinator = RebuildCoordinator(
-        wired.projection,
-        wired.events,
-        wired.store,
-        wired.checkpoints,
-        settings=wired.settings,
-        allow_incomplete=wired.allow_incomplete,
-        adopt=adopt,
-    )
+    if not yes:
+        console = Console(stderr=True, highlight=False, markup=False)
+        console.print(
+            f"This makes the models of {snapshot} the current ones of {wired.projection.name!r}, in "
+            f"{wired.store.directory.absolute()}; later events are then to be folded again.",
+            soft_wrap=True,
+        )
+        agreed_or_end(console)
+    coordinator = wired.coordinator(adopt=adopt)
     work = coordinator.rebuild(FromSnapshot(id, only_restore=True))
     with naming_commands(projection), drained_by_signals(coordinator.cancel, exit_code=130):
         asyncio.run(_awaited(work))

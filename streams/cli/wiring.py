@@ -23,6 +23,7 @@ from streams.config import (
     variable,
 )
 from streams.configfile import ConfigFile
+from streams.control.rebuild import RebuildCoordinator
 from streams.data.checkpoint import KafkaCheckpointStore, generation_id
 from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec
 from streams.data.generation import RocksStore
@@ -278,12 +279,14 @@ def naming_commands(called: str) -> Iterator[None]:
             topic=error.topic,
         ) from error
     except RebuildCancelled as error:
-        raise RebuildCancelled(
+        named = RebuildCancelled(
             f"{error} `refold rebuild {called} --from checkpoint` goes on to the end of the rebuild, and "
             f"`refold run {called}` goes on for good.",
             projection=error.projection,
             topic=error.topic,
-        ) from error
+        )
+        named.checkpoint = error.checkpoint
+        raise named from error
 
 
 def find_projection(projection: str, file: ConfigFile) -> CqrsProjection[Any]:
@@ -317,3 +320,19 @@ class Wired:
     checkpoints: KafkaCheckpointStore
     settings: FoldSettings
     allow_incomplete: bool
+
+    def coordinator(self, **options: Any) -> RebuildCoordinator:
+        """Give what rebuilds it.
+
+        Args:
+            options: Further ones of `RebuildCoordinator`.
+        """
+        return RebuildCoordinator(
+            self.projection,
+            self.events,
+            self.store,
+            self.checkpoints,
+            settings=self.settings,
+            allow_incomplete=self.allow_incomplete,
+            **options,
+        )

@@ -113,4 +113,8 @@ async def retried(
         sleep=sleep,
         reraise=True,
     )
-    return await retrying(once)
+    try:
+        return await retrying(once)
+    except BaseException as error:
+        run.ended(error)  # where it was to begin yet
+        raise

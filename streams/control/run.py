@@ -77,8 +77,8 @@ class Run:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its build is the current one."""
-        return self._tracker is not None
+        """Whether the build of it, or of the run that it goes on with, has become current."""
+        return self._tracker is not None or self._follows is not None
 
     def follows(self, before: Run, waiting_for: str) -> None:
         """Count as what goes on with another run that has ended, and is waiting to begin.

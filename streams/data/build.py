@@ -24,9 +24,12 @@ from projections.fingerprint import fingerprint
 from streams.data.codec import EventCodec, describe
 from streams.data.store import RocksPartition, StoreState
 from streams.errors import BuildChanged, ForeignStore, StorageError, StoreCorrupt
+from streams.log import get_logger
 from streams.types import Counts, TopicInfo
 
 __all__ = ["Build", "Current", "Manifest", "RebuildRecord", "current_build", "read_record", "write_record"]
+
+log = get_logger(__name__)
 
 FORMAT = 2
 CURRENT = "current.json"
@@ -171,12 +174,16 @@ class Build:
         )
 
     def rebuild(self) -> RebuildRecord | None:
-        """Give the record of the rebuild that made this build; None where none did.
+        """Give the record of the rebuild that made this build; None where none did, or it cannot be understood.
 
         Raises:
-            ForeignStore, StoreCorrupt, StorageError: It cannot be read.
+            ForeignStore, StorageError: It cannot be read.
         """
-        return read_record(self.path / REBUILD, RebuildRecord)
+        try:
+            return read_record(self.path / REBUILD, RebuildRecord)
+        except StoreCorrupt as error:
+            log.warning("rebuild.record_unreadable", path=str(self.path / REBUILD), why=str(error))
+            return None
 
     def write_rebuild(self, record: RebuildRecord) -> None:
         """Keep the record of the rebuild that makes this build.

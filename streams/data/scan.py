@@ -16,6 +16,7 @@ __all__ = ["scan"]
 
 _BATCH = 500
 _WAIT_S = 0.2
+_END = KafkaError._PARTITION_EOF
 _GONE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 _PASSING = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE, KafkaError._TIMED_OUT)
 
@@ -60,7 +61,7 @@ def scan(
         while left:
             check()
             messages = consumer.consume(_BATCH, _WAIT_S)
-            if messages:
+            if any(message.error() is None or message.error().code() == _END for message in messages):
                 heard_s = time.monotonic()
             elif time.monotonic() - heard_s > events.kafka.outage_limit_s:
                 raise BrokerUnavailable(
@@ -86,7 +87,7 @@ def _records(events: KafkaEventStore, messages: list[Message], partition: int, l
                 records.append(message)
             if message.offset() + 1 >= left.get(partition, 0):
                 left.pop(partition, None)
-        elif error.code() == KafkaError._PARTITION_EOF:
+        elif error.code() == _END:
             left.pop(partition, None)
         elif error.code() in _GONE:
             raise HistoryIncomplete(

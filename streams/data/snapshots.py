@@ -253,7 +253,9 @@ class Snapshots:
                 read_state(target), directory=build.manifest.directory, build=build.manifest.build
             )
             RocksPartition.stamp(target, state)
+            sync_directory(target)
             states[number] = state
+        sync_directory(build.path)
         return states
 
     def prune(self, *, keep: int | None = None, older_than: timedelta | None = None) -> list[Snapshot]:

@@ -134,6 +134,10 @@ async def test_last_rebuild_is_told_and_one_that_was_killed_too(new_kit: NewKit)
     assert looked(kit, "status")["rebuild"]["outcome"] == "died"
     out, _ = refold(kit, "describe", TALLY, "--topic", kit.topic, "--group", kit.group)
     assert "ended without a word, at" in " ".join(out.split())
+    build = kit.store.current()
+    assert build is not None
+    (build.path / "rebuild.json").write_text("{oops")
+    assert looked(kit, "describe")["rebuild"] is None  # and the models are there all the same
 
 
 def test_list_names_what_the_file_the_disk_and_the_cluster_know(new_kit: NewKit) -> None:

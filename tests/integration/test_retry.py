@@ -103,6 +103,12 @@ async def test_cancelling_while_it_waits_is_prompt_and_keeps_what_was_folded(new
         await work
     assert time.monotonic() - began < 25  # of a wait of 50
     assert raised.value.checkpoint.positions == {0: 250}
+    again = asyncio.ensure_future(coordinator.rebuild_from_checkpoint())
+    await asyncio.to_thread(until, "it waits", lambda: "attempt 2 of 3" in coordinator.get_progress().waiting_for)
+    again.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await again
+    assert not coordinator.get_progress().is_running
     Moody.left = 0
     await kit.coordinator().rebuild_from_checkpoint(raised.value.checkpoint)
     assert kit.check() == 500
@@ -127,7 +133,7 @@ async def test_broker_that_comes_back_is_gone_on_with(
     work = asyncio.ensure_future(coordinator.rebuild_from_beginning())
     await asyncio.to_thread(until, "it folds", lambda: coordinator.get_progress().events_processed > 100)
     private_broker.kill()
-    await asyncio.to_thread(until, "it waits", lambda: "attempt" in coordinator.get_progress().waiting_for)
+    await asyncio.to_thread(until, "it waits", lambda: "attempt 4" in coordinator.get_progress().waiting_for)
     threading.Thread(target=private_broker.restart).start()
     progress = await work
     assert (progress.events_processed, progress.completion_percentage()) == (1500, 100.0)

@@ -99,7 +99,7 @@ def test_snapshot_is_taken_while_processes_fold_and_is_exact(new_kit: NewKit) ->
     assert len(snapshots) == 3
     until("the group is empty", lambda: not kit.cluster.members(kit.group))
     for snapshot in snapshots:
-        refold(kit, "snapshots", slow, "restore", snapshot.id)
+        refold(kit, "snapshots", slow, "restore", snapshot.id, "--yes")
         assert kit.positions() == snapshot.positions
         expected: dict[str, Any] = {}
         for number, position in snapshot.positions.items():
@@ -235,7 +235,9 @@ def test_command_takes_lists_restores_and_prunes(new_kit: NewKit) -> None:
     produce(kit.bootstrap, kit.topic, tally_events(100, first=1200))
     kit.fold_all()
     assert kit.positions() == {0: 1300}
-    assert "restored" in refold(kit, "snapshots", TALLY, "restore", taken["id"])
+    assert "nothing was changed. Say --yes" in refold(kit, "snapshots", TALLY, "restore", taken["id"], ok=2)
+    assert kit.positions() == {0: 1300}
+    assert "restored" in refold(kit, "snapshots", TALLY, "restore", taken["id"], "--yes")
     assert kit.positions() == {0: 1200}
     kit.check()
     assert taken["id"] in refold(kit, "snapshots", TALLY, "prune", "--keep", "0")

@@ -29,10 +29,13 @@ from streams import (
     Snapshots,
     Target,
 )
+from streams.broker import EmbeddedBroker
 from streams.cli.rebuild import parse_strategy
 from streams.control.search import Found, Search
 from streams.data.codec import JsonCodec, Outcome, Record
+from streams.data.scan import scan
 from streams.errors import (
+    BrokerUnavailable,
     CheckpointError,
     CodeChanged,
     ConfigError,
@@ -365,6 +368,23 @@ async def test_search_can_be_cancelled(new_kit: NewKit) -> None:
     coordinator.cancel()
     with pytest.raises(RebuildCancelled, match="before anything was changed"):
         await asyncio.wait_for(work, 10)
+
+
+@pytest.mark.slow
+def test_reading_ends_where_no_broker_answers_any_more(private_broker: EmbeddedBroker, tmp_path: Path) -> None:
+    kit = Kit(
+        private_broker.bootstrap_servers,
+        "scanned",
+        "scanned",
+        tmp_path,
+        kafka_settings={"outage_limit_s": 2.0, "request_timeout_s": 2.0},
+    )
+    kit.cluster.create_topic("scanned", 1)
+    produce(kit.bootstrap, "scanned", tally_events(100))
+    assert sum(map(len, scan(kit.events, {0: (10, 60)}))) == 50
+    private_broker.kill()
+    with pytest.raises(BrokerUnavailable, match="has sent nothing of scanned for 2 s"):
+        list(scan(kit.events, {0: (0, 100)}))
 
 
 @dataclass(frozen=True)

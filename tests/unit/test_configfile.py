@@ -147,6 +147,14 @@ def test_module_beside_the_file_is_found_from_anywhere(place: Path) -> None:
     assert find_projection("m", ConfigFile.find()).name == "mine"
 
 
+def test_class_in_a_file_is_found_beside_the_configuration(place: Path) -> None:
+    (place / "mine.py").write_text(
+        "from projections.orders import OrderSummary\nclass Mine(OrderSummary):\n    name = 'mine'\n"
+    )
+    (place / "refold.toml").write_text('[projections.m]\nclass = "mine.py:Mine"\n')
+    assert find_projection("m", ConfigFile.find()).name == "mine"
+
+
 def test_no_file_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert ConfigFile.find() == ConfigFile()

@@ -1,0 +1,82 @@
+"""What a command is about to do with read models, and whether that is agreed to."""
+
+from __future__ import annotations
+
+import select
+import sys
+
+from rich.console import Console
+
+from streams.cli.output import duration
+from streams.cli.wiring import Wired
+from streams.control.status import StateView, view_state
+from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy
+from streams.errors import StoreCorrupt
+
+__all__ = ["agree_to_rebuild", "agreed_or_end"]
+
+_LOOK_S = 0.1
+
+
+def agree_to_rebuild(console: Console, wired: Wired, strategy: RebuildStrategy) -> None:
+    """Say what a rebuild will do, and ask.
+
+    There is nothing to ask where there are no models yet, and where those that there are stay as they are.
+
+    Raises:
+        SystemExit: The answer is no, or nobody can be asked; nothing was changed.
+    """
+    if isinstance(strategy, FromCheckpoint):
+        return
+    try:
+        state = view_state(wired.store)
+        if state is None:
+            return
+        now = f"build {state.build.manifest.build} with {state.models:,} models"
+    except StoreCorrupt as error:
+        state, now = None, f"it cannot be read ({error})"
+    cluster = wired.events.cluster
+    marks = cluster.watermarks(cluster.topic(wired.events.topic))
+    lines = [
+        f"This rebuilds {wired.projection.name!r} {strategy} of topic {wired.events.topic!r}.",
+        f"  models  {wired.store.directory.absolute()}, {now}; they are replaced",
+    ]
+    if isinstance(strategy, FromBeginning):
+        events = sum(one.high - one.low for one in marks.values())
+        where = ", ".join(f"{number}: {one.low:,} to {one.high:,}" for number, one in sorted(marks.items()))
+        lines.append(f"  events  up to {events:,}, by partition from offset {where}")
+        lines.append(f"  time    {_expected(state, events)}")
+    else:
+        where = ", ".join(f"{number}: {one.high:,}" for number, one in sorted(marks.items()))
+        lines.append(f"  events  from there, or from the newest snapshot before it, to the end, by partition {where}")
+    console.print("\n".join(lines), soft_wrap=True)
+    agreed_or_end(console)
+
+
+def agreed_or_end(console: Console) -> None:
+    """Ask whether to go on with what was just said.
+
+    Raises:
+        SystemExit: The answer is no, or nobody can be asked; nothing was changed.
+    """
+    if not console.is_terminal or not sys.stdin.isatty():
+        console.print("refold: nothing was changed. Say --yes to do it.")
+        raise SystemExit(2)
+    console.print("Go on? [y/N] ", end="")
+    try:
+        # Not `input`: an interrupt that comes just before it reads would wait for the answer too.
+        while not select.select([sys.stdin], [], [], _LOOK_S)[0]:
+            pass
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; nothing was changed.") from None
+    if answer.strip().lower() not in ("y", "yes"):
+        console.print("Nothing was changed.")
+        raise SystemExit(2)
+
+
+def _expected(state: StateView | None, events: int) -> str:
+    rate = 0.0 if state is None or state.rebuild is None else state.rebuild.events_per_second
+    if not rate:
+        return "unknown before it runs: there is no earlier rebuild to go by"
+    return f"about {duration(events / rate)}, at the {rate:,.0f} events/s of the last rebuild"
