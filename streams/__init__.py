@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from streams.data.agent import Agent, AgentStatus
     from streams.data.checkpoint import CheckpointStore, KafkaCheckpointStore
     from streams.data.checkpoint_stores import MemoryCheckpointStore, RocksCheckpointStore
-    from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec, Undecodable
+    from streams.data.cloudevents import CloudEventsCodec
+    from streams.data.codec import EventCodec, Undecodable
     from streams.data.generation import RocksStore
+    from streams.data.json_codec import JsonCodec
     from streams.data.reader import ModelReader
     from streams.data.runner import ProcessRunner, ThreadRunner
     from streams.data.snapshots import Snapshot, Snapshots
@@ -85,7 +87,9 @@ _PLACES = {
     "streams.data.agent": ("Agent", "AgentStatus"),
     "streams.data.checkpoint": ("CheckpointStore", "KafkaCheckpointStore"),
     "streams.data.checkpoint_stores": ("MemoryCheckpointStore", "RocksCheckpointStore"),
-    "streams.data.codec": ("CloudEventsCodec", "EventCodec", "JsonCodec", "Undecodable"),
+    "streams.data.cloudevents": ("CloudEventsCodec",),
+    "streams.data.codec": ("EventCodec", "Undecodable"),
+    "streams.data.json_codec": ("JsonCodec",),
     "streams.data.generation": ("RocksStore",),
     "streams.data.reader": ("ModelReader",),
     "streams.data.runner": ("ProcessRunner", "ThreadRunner"),

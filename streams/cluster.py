@@ -7,101 +7,33 @@ import copy
 import difflib
 import io
 import struct
-import threading
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 from confluent_kafka import (
-    Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import ConfigResource, NewTopic, OffsetSpec, ResourceType
 
+from streams.calls import MISSING, Calls, broker_error, check_client_settings
 from streams.config import KafkaSettings
-from streams.errors import BrokerError, BrokerUnavailable, ConfigError, CqrsError, GroupActive, TopicNotFound, at
+from streams.errors import GroupActive, TopicNotFound, at
 from streams.types import Committed, Member, TopicInfo, Watermarks
 
-__all__ = ["QUIET", "Cluster", "broker_error", "check_client_settings"]
+__all__ = ["Cluster"]
 
-QUIET = 2
-"""librdkafka's own log lines only where critical: what it reports reaches us as errors, and is told in context."""
-
-_MISSING = object()
-_KEPT = 4
 _EVERY_BROKER_S = 2.0
 _JUST_MADE_S = 0.5
 """How long after its making a broker may not know of a topic."""
 _ASK_AGAIN_S = 0.1
-_MOVING = {
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.FENCED_LEADER_EPOCH,
-    KafkaError.UNKNOWN_LEADER_EPOCH,
-}
-_STALE = {KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.NOT_LEADER_FOR_PARTITION}
-"""What a broker says to a client that knows an older leader; librdkafka does not always ask for the new one then."""
-_AWAY = {
-    *_MOVING,
-    KafkaError._TRANSPORT,
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._TIMED_OUT,
-    KafkaError._RESOLVE,
-    KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.BROKER_NOT_AVAILABLE,
-    KafkaError._TIMED_OUT_QUEUE,
-}
-
-
-def broker_error(error: KafkaError, doing: str, settings: KafkaSettings) -> CqrsError:
-    """Turn Kafka's error into one of ours.
-
-    Args:
-        error: What librdkafka or the broker said.
-        doing: What was tried, to follow "could not".
-        settings: Where it was tried.
-    """
-    if error.code() in _AWAY:
-        return BrokerUnavailable(
-            f"No Kafka broker at {settings.bootstrap_servers} answered within {settings.request_timeout_s:g} s "
-            f"({error.str()}), so refold could not {doing}. Check the address (--bootstrap-servers or "
-            "REFOLD_BOOTSTRAP_SERVERS) and that the broker runs; `refold broker` starts one here."
-        )
-    return BrokerError(f"Kafka at {settings.bootstrap_servers} would not {doing}: {error.name()}: {error.str()}")
-
-
-def check_client_settings(settings: KafkaSettings) -> None:
-    """Make sure that librdkafka takes the user's own settings.
-
-    Raises:
-        ConfigError: It does not; all that it would not take are named, and no value is shown.
-    """
-    wrong = [why for key in settings.kafka if (why := _refusal({key: settings.kafka[key]}))]
-    if not wrong and settings.kafka and (why := _refusal(settings.client())):
-        wrong = [why]
-    if wrong:
-        raise ConfigError(f"Settings are wrong: REFOLD_KAFKA: {'; '.join(wrong)}. Its keys are librdkafka's.")
-
-
-def _refusal(config: dict[str, Any]) -> str | None:
-    try:
-        Consumer({**config, "group.id": "unused", "log_level": QUIET}).close()
-    except KafkaException as error:
-        return str(error.args[0].str())
-    except (TypeError, ValueError) as error:
-        return str(error)
-    return None
 
 
 def _member(described: Any) -> Member:
@@ -128,31 +60,6 @@ def _assigned(assignment: bytes) -> Iterator[int]:
             yield number(">i")
 
 
-class _Admins:
-    """The admin client, and a new one where it no longer answers.
-
-    After a broker's restart, librdkafka's DescribeConsumerGroups times out for ever on a client that had asked before
-    (2.16); a new client is answered at once.
-    """
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-        # The futures of a client that is gone never complete, and other threads may wait for some.
-        self._kept: deque[AdminClient] = deque([self._new()], maxlen=_KEPT)
-
-    @property
-    def newest(self) -> AdminClient:
-        """The one to ask."""
-        return self._kept[-1]
-
-    def renew(self) -> None:
-        """Ask a new one from now on."""
-        self._kept.append(self._new())
-
-    def _new(self) -> AdminClient:
-        return AdminClient(self._settings.client(log_level=QUIET))
-
-
 class Cluster:
     """A cluster's admin interface. Every call blocks for at most `request_timeout_s`.
 
@@ -167,16 +74,13 @@ class Cluster:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
-        self._timeout = settings.request_timeout_s
         check_client_settings(settings)
-        self._admins = _Admins(settings)
-        self._outsiders: dict[str, Consumer] = {}
-        self._guard = threading.Lock()
+        self._calls = Calls(settings)
 
     def within(self, timeout_s: float) -> Cluster:
         """Give the same cluster, by the same connections, whose calls take at most so many seconds."""
         hurried = copy.copy(self)
-        hurried._timeout = min(timeout_s, self._timeout)
+        hurried._calls = self._calls.within(timeout_s)
         return hurried
 
     def topic(self, name: str, *, advice: str | None = None) -> TopicInfo:
@@ -191,25 +95,19 @@ class Cluster:
         """
         deadline = time.monotonic() + _JUST_MADE_S
         while True:
-            described = self._ask(
+            described = self._calls.ask(
                 f"describe topic {name!r}",
-                lambda: self._admins.newest.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[
-                    name
-                ],
-                {KafkaError.UNKNOWN_TOPIC_OR_PART: _MISSING, KafkaError.TOPIC_EXCEPTION: _MISSING},
+                lambda: self._calls.admin.describe_topics(
+                    TopicCollection([name]), request_timeout=self._calls.timeout_s
+                )[name],
+                {KafkaError.UNKNOWN_TOPIC_OR_PART: MISSING, KafkaError.TOPIC_EXCEPTION: MISSING},
             )
-            if described is not _MISSING:
+            if described is not MISSING:
                 break
             if time.monotonic() > deadline:
                 raise self._no_topic(name, advice)
             time.sleep(_ASK_AGAIN_S)
         return TopicInfo(name=name, id=str(described.topic_id), partitions=len(described.partitions))
-
-    def _describe(self, topic: str) -> Future[Any]:
-        found: dict[str, Future[Any]] = self._admins.newest.describe_topics(
-            TopicCollection([topic]), request_timeout=self._timeout
-        )
-        return found[topic]
 
     def _no_topic(self, name: str, advice: str | None) -> TopicNotFound:
         existing = [topic for topic in self.topics() if not topic.startswith("__")]
@@ -225,7 +123,7 @@ class Cluster:
     def topics(self) -> dict[str, int]:
         """Name all topics, each with its number of partitions."""
         try:
-            found = self._admins.newest.list_topics(timeout=self._timeout).topics
+            found = self._calls.admin.list_topics(timeout=self._calls.timeout_s).topics
             return {name: len(found[name].partitions) for name in sorted(found)}
         except KafkaException as error:
             raise broker_error(error.args[0], "list topics", self.settings) from error
@@ -233,26 +131,26 @@ class Cluster:
     def create_topic(self, name: str, partitions: int, config: dict[str, str] | None = None) -> None:
         """Create a topic with the broker's default replication; one that exists already is left as it is."""
         new = NewTopic(name, num_partitions=partitions, replication_factor=-1, config=config or {})
-        self._ask(
+        self._calls.ask(
             f"create topic {name!r}",
-            lambda: self._admins.newest.create_topics([new], request_timeout=self._timeout)[name],
+            lambda: self._calls.admin.create_topics([new], request_timeout=self._calls.timeout_s)[name],
             {KafkaError.TOPIC_ALREADY_EXISTS: None},
         )
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic. One that does not exist is as good as deleted."""
-        self._ask(
+        self._calls.ask(
             f"delete topic {name!r}",
-            lambda: self._admins.newest.delete_topics([name], request_timeout=self._timeout)[name],
+            lambda: self._calls.admin.delete_topics([name], request_timeout=self._calls.timeout_s)[name],
             {KafkaError.UNKNOWN_TOPIC_OR_PART: None},
         )
 
     def topic_config(self, name: str) -> dict[str, str]:
         """Give a topic's configuration, defaults included."""
         resource = ConfigResource(ResourceType.TOPIC, name)
-        entries = self._ask(
+        entries = self._calls.ask(
             f"read the configuration of topic {name!r}",
-            lambda: self._admins.newest.describe_configs([resource], request_timeout=self._timeout)[resource],
+            lambda: self._calls.admin.describe_configs([resource], request_timeout=self._calls.timeout_s)[resource],
         )
         return {key: entry.value for key, entry in entries.items()}
 
@@ -270,13 +168,15 @@ class Cluster:
     def _offsets(self, topic: TopicInfo, spec: OffsetSpec) -> dict[int, int]:
         def ask(partition: int) -> Future[Any]:
             where = TopicPartition(topic.name, partition)
-            futures: dict[TopicPartition, Future[Any]] = self._admins.newest.list_offsets(
-                {where: spec}, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout
+            futures: dict[TopicPartition, Future[Any]] = self._calls.admin.list_offsets(
+                {where: spec}, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._calls.timeout_s
             )
             return futures[where]
 
         return {
-            partition: self._ask(f"list the offsets of {at(topic.name, partition)}", partial(ask, partition)).offset
+            partition: self._calls.ask(
+                f"list the offsets of {at(topic.name, partition)}", partial(ask, partition)
+            ).offset
             for partition in range(topic.partitions)
         }
 
@@ -297,8 +197,8 @@ class Cluster:
         """
         wanted = [TopicPartition(topic, partition) for topic, count in topics.items() for partition in range(count)]
         doing = f"read the offsets of group {group!r}"
-        found: list[TopicPartition] = self._outside(
-            group, doing, lambda consumer: consumer.committed(wanted, timeout=self._timeout)
+        found: list[TopicPartition] = self._calls.outside(
+            group, doing, lambda consumer: consumer.committed(wanted, timeout=self._calls.timeout_s)
         )
         for where in found:
             if where.error is not None:
@@ -312,8 +212,9 @@ class Cluster:
 
     def groups(self) -> list[str]:
         """Name all consumer groups."""
-        listed = self._ask(
-            "list the consumer groups", lambda: self._admins.newest.list_consumer_groups(request_timeout=self._timeout)
+        listed = self._calls.ask(
+            "list the consumer groups",
+            lambda: self._calls.admin.list_consumer_groups(request_timeout=self._calls.timeout_s),
         )
         return sorted(group.group_id for group in listed.valid)
 
@@ -325,25 +226,25 @@ class Cluster:
         failed"). It is asked only where some brokers answer and others do not.
         """
         began = time.monotonic()
-        limit_s = min(_EVERY_BROKER_S, self._timeout)
+        limit_s = min(_EVERY_BROKER_S, self._calls.timeout_s)
         warnings.filterwarnings("ignore", message=r"list_groups\(\) is deprecated", category=DeprecationWarning)
         while (left_s := began + limit_s - time.monotonic()) > 0:
             with contextlib.suppress(KafkaException):
-                found = self._admins.newest.list_groups(group, timeout=left_s)
+                found = self._calls.admin.list_groups(group, timeout=left_s)
                 if all(one.error is None for one in found):
                     return [_member(member) for one in found for member in one.members]
             time.sleep(_ASK_AGAIN_S)
-        rest = self.within(max(1.0, self._timeout - limit_s))
+        rest = self.within(max(1.0, self._calls.timeout_s - limit_s))
         rest.topics()  # raises where nobody answers
         return rest._described_members(group)
 
     def _described_members(self, group: str) -> list[Member]:
-        described = self._ask(
+        described = self._calls.ask(
             f"describe group {group!r}",
-            lambda: self._admins.newest.describe_consumer_groups([group], request_timeout=self._timeout)[group],
-            {KafkaError.GROUP_ID_NOT_FOUND: _MISSING},
+            lambda: self._calls.admin.describe_consumer_groups([group], request_timeout=self._calls.timeout_s)[group],
+            {KafkaError.GROUP_ID_NOT_FOUND: MISSING},
         )
-        if described is _MISSING:
+        if described is MISSING:
             return []
         return [
             Member(
@@ -376,9 +277,9 @@ class Cluster:
             GroupActive: It has members, who are named.
         """
         self.check_inactive(group)
-        self._ask(
+        self._calls.ask(
             f"delete the offsets of group {group!r}",
-            lambda: self._admins.newest.delete_consumer_groups([group], request_timeout=self._timeout)[group],
+            lambda: self._calls.admin.delete_consumer_groups([group], request_timeout=self._calls.timeout_s)[group],
             {KafkaError.GROUP_ID_NOT_FOUND: None},
         )
 
@@ -395,62 +296,12 @@ class Cluster:
             TopicPartition(topic, partition, committed.position, committed.metadata)
             for partition, committed in offsets.items()
         ]
-        answer = self._outside(
+        answer = self._calls.outside(
             group,
             f"commit offsets of group {group!r}",
             lambda consumer: consumer.commit(offsets=wanted, asynchronous=False),
-            {KafkaError.UNKNOWN_MEMBER_ID: _MISSING, KafkaError.ILLEGAL_GENERATION: _MISSING},
+            {KafkaError.UNKNOWN_MEMBER_ID: MISSING, KafkaError.ILLEGAL_GENERATION: MISSING},
         )
-        if answer is _MISSING:
+        if answer is MISSING:
             self.check_inactive(group)
             raise GroupActive(f"Group {group!r} had a member when its offsets were to be set. Nothing was changed.")
-
-    def _outside(
-        self, group: str, doing: str, call: Callable[[Consumer], Any], instead: Mapping[int, Any] | None = None
-    ) -> Any:
-        """Call a consumer that knows the group and is no member of it; it is kept, for it knows the group's broker."""
-        with self._guard:
-            consumer = self._outsiders.get(group)
-            if consumer is None:
-                consumer = self._outsiders[group] = Consumer(
-                    self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False})
-                )
-        return self._again(doing, lambda: call(consumer), instead)
-
-    def _ask(self, doing: str, ask: Callable[[], Future[Any]], instead: Mapping[int, Any] | None = None) -> Any:
-        """Ask the admin interface; see `_again`."""
-        return self._again(doing, lambda: ask().result(self._timeout + 1), instead)
-
-    def _again(self, doing: str, call: Callable[[], Any], instead: Mapping[int, Any] | None = None) -> Any:
-        """Call until there is an answer, at most for `request_timeout_s`: a leader may be moving meanwhile.
-
-        Args:
-            doing: What for, to follow "could not".
-            call: Calls once.
-            instead: Error codes that are an answer, and what they answer.
-        """
-        deadline = time.monotonic() + self._timeout
-        while True:
-            try:
-                return call()
-            except TimeoutError:
-                self._admins.renew()
-                raise BrokerUnavailable(
-                    f"Kafka at {self.settings.bootstrap_servers} gave no answer within {self._timeout:g} s, so "
-                    f"refold could not {doing}."
-                ) from None
-            except KafkaException as failure:
-                error: KafkaError = failure.args[0]
-                if instead is not None and error.code() in instead:
-                    return instead[error.code()]
-                if error.code() == KafkaError._TIMED_OUT:
-                    self._admins.renew()
-                if error.code() not in _MOVING or time.monotonic() > deadline:
-                    raise broker_error(error, doing, self.settings) from failure
-                if error.code() in _STALE:
-                    self._refresh()
-                time.sleep(_ASK_AGAIN_S)
-
-    def _refresh(self) -> None:
-        with contextlib.suppress(KafkaException):  # the next try says more
-            self._admins.newest.list_topics(timeout=min(1.0, self._timeout))

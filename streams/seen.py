@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from streams.cluster import QUIET, Cluster
+from streams.calls import QUIET
+from streams.cluster import Cluster
 from streams.errors import at
 from streams.log import get_logger
 from streams.types import TopicInfo, Watermarks

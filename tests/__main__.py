@@ -20,9 +20,14 @@ CHECKS: dict[str, list[str]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run all checks; `--quick` leaves the slow tests out, and anything else goes on to pytest."""
+    """Run all checks; `--quick` leaves the slow tests out, and anything else goes on to pytest.
+
+    Tests run two at a time, each with a broker of its own: they wait for brokers more than they compute.
+    """
     quick = "--quick" in arguments
     pytest_arguments = [argument for argument in arguments if argument != "--quick"]
+    if not {"-n", "--bootstrap-servers"} & set(pytest_arguments):  # on a given broker the README's names would clash
+        pytest_arguments += ["-n", "2", "--dist", "worksteal"]
     if quick:
         pytest_arguments += ["-m", "not slow"]
     failed, took = [], []

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pyte
@@ -93,6 +94,16 @@ class Screen:
         return code
 
 
+def _take_terminal(descriptor: int) -> None:
+    fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
+    heed_ctrl_c()
+
+
+def heed_ctrl_c() -> None:
+    """Be interrupted by Ctrl-C, as a terminal's command is: a shell's background job, and what it starts, is not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def on_screen(
     command: Sequence[str], *, columns: int = 80, environment: Mapping[str, str], cwd: Path | None = None
@@ -110,7 +121,7 @@ def on_screen(
             env=env | {"TERM": "xterm-256color"},
             cwd=cwd,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+            preexec_fn=partial(_take_terminal, theirs),
         )
     finally:
         os.close(theirs)

@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 
 from projections.contract import CqrsProjection, Event
-from streams.data.codec import JsonCodec, Record
+from streams.data.codec import Record
+from streams.data.json_codec import JsonCodec
 
 
 @dataclass(frozen=True, slots=True)

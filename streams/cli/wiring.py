@@ -25,8 +25,10 @@ from streams.config import (
 from streams.configfile import ConfigFile
 from streams.control.rebuild import RebuildCoordinator
 from streams.data.checkpoint import KafkaCheckpointStore, generation_id
-from streams.data.codec import CloudEventsCodec, EventCodec, JsonCodec
+from streams.data.cloudevents import CloudEventsCodec
+from streams.data.codec import EventCodec
 from streams.data.generation import RocksStore
+from streams.data.json_codec import JsonCodec
 from streams.data.source import KafkaEventStore
 from streams.errors import CodeChanged, RebuildCancelled
 from streams.log import get_logger

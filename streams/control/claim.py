@@ -6,87 +6,22 @@ directory's lock; between machines it is the group, whose offsets the broker let
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Mapping
 
-import msgspec
-
-from projections.contract import CqrsProjection
-from streams.config import FoldSettings
-from streams.control.strategies import RebuildStrategy
-from streams.control.target import Prepared, Target
-from streams.data.agent import Job
-from streams.data.build import Build, Manifest, RebuildRecord
-from streams.data.checkpoint import KafkaCheckpointStore, Stamp, belongs, generation_id
+from streams.control.ground import Claimed, Committed, Ground, begin, check_group, incomplete, newest_build
+from streams.data.build import Build, Manifest
 from streams.data.claims import Claim
-from streams.data.codec import check_tombstones
-from streams.data.generation import RocksStore
 from streams.data.history import check_complete
-from streams.data.locks import FileLock
-from streams.data.ownership import claimed_elsewhere, foreign_offset
-from streams.data.partition import PartitionStatus, Phase
+from streams.data.ownership import foreign_offset
 from streams.data.reader import ModelReader
 from streams.data.serde import serde_for
-from streams.data.source import KafkaEventStore
-from streams.errors import ForeignOffset, GroupActive, StoreCorrupt
+from streams.errors import ForeignOffset
 from streams.log import get_logger
-from streams.types import Counts, Lag, Member, TopicInfo, Watermarks
+from streams.types import Lag, TopicInfo, Watermarks
 
-__all__ = ["Claimed", "Ground", "claim_live", "claim_rebuild", "preflight"]
+__all__ = ["claim_live"]
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
-    """What is to be folded, from where and into what."""
-
-    projection: CqrsProjection[Any]
-    events: KafkaEventStore
-    store: RocksStore
-    checkpoints: KafkaCheckpointStore
-    settings: FoldSettings
-    allow_incomplete: bool = False
-    """Fold what is left where retention or compaction has taken events."""
-    adopt: bool = False
-    """The code or the codec changed, and that does not alter the models that are kept."""
-
-    def __post_init__(self) -> None:
-        check_tombstones(self.projection, self.events.codec)
-
-    @property
-    def name(self) -> str:
-        """The projection's generation."""
-        return generation_id(self.projection.name, self.projection.version)
-
-    def job(self, topic: TopicInfo, build: Build, until: Mapping[int, int] | None = None) -> Job:
-        """Describe the folding of a build."""
-        return Job(
-            projection=self.projection,
-            events=self.events,
-            topic=topic,
-            build=build,
-            group=self.checkpoints.group,
-            settings=self.settings,
-            allow_incomplete=self.allow_incomplete,
-            until=until,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
-    """What this process may fold. Release the lock when that has ended."""
-
-    job: Job
-    lock: FileLock
-    pinned: Mapping[int, Lag]
-    """Where each partition's fold starts, where it is, and the topic's end as it was then."""
-    figures: Mapping[int, PartitionStatus] = field(default_factory=dict)
-    """Where each partition's store is now."""
-    before: Counts = field(default_factory=Counts)
-    """What the models had been folded of before the rebuild began."""
 
 
 def claim_live(ground: Ground, *, adopt: bool = False) -> Claimed:
@@ -135,45 +70,6 @@ def claim_live(ground: Ground, *, adopt: bool = False) -> Claimed:
     return Claimed(job=ground.job(topic, build), lock=lock, pinned=pinned)
 
 
-Committed = Mapping[int, tuple[int, Stamp | None]]
-
-
-def check_group(
-    ground: Ground, claim: Claim, found: Build | None, members: Iterable[Member], committed: Committed
-) -> None:
-    """Make sure that a group is this projection's, and folded into this directory alone.
-
-    Raises:
-        ForeignOffset: It is another projection's.
-        GroupActive: A member folds it into another directory, or a rebuild there has just claimed it.
-    """
-    group, name = ground.checkpoints.group, ground.projection.name
-    directory = None if found is None else found.manifest.directory
-    stamps = [stamp for _, stamp in committed.values() if stamp is not None]
-    for stamp in stamps:
-        if not belongs(stamp.generation, name):
-            raise ForeignOffset(
-                f"Group {group!r} holds the positions of {stamp.generation!r}, and this is {ground.name!r}: two "
-                "projections cannot share a group. Name another group (--group).",
-                projection=name,
-            )
-    others = [member for member in members if member.directory != directory]
-    if others:
-        raise GroupActive(
-            f"Group {group!r} is folded into another state directory than {ground.store.directory}, by "
-            f"{', '.join(map(str, others))}. Nothing was changed. Stop these processes (SIGTERM drains them; "
-            "one that was "
-            "killed is dropped by the broker after its session timeout, "
-            f"{ground.settings.session_timeout_s:g} s unless "
-            "set otherwise), or name another group (--group).",
-            projection=name,
-        )
-    for stamp in stamps:
-        is_ours = stamp.directory == directory or claim.has_made(stamp.directory)
-        if stamp.is_fresh_claim(ground.settings.session_timeout_s) and not is_ours:
-            raise claimed_elsewhere(group, stamp, ground.store.directory, name)
-
-
 def _found(
     ground: Ground,
     claim: Claim,
@@ -216,18 +112,8 @@ def _found(
         allow_incomplete=ground.allow_incomplete,
     )
     # Steps 2 to 4
-    build = claim.make(_incomplete(wanted, not complete), above=newest_build(committed))
-    return _begin(ground, claim, build, {partition: marks.low for partition, marks in watermarks.items()})
-
-
-def _begin(ground: Ground, claim: Claim, build: Build, positions: Mapping[int, int]) -> Build:
-    """Set the group's offsets to where a build begins, and make it current; or remove it again."""
-    try:
-        ground.checkpoints.claim(ground.name, build, positions)
-        return claim.switch(build)
-    except BaseException:
-        claim.abandon(build)
-        raise
+    build = claim.make(incomplete(wanted, not complete), above=newest_build(committed))
+    return begin(ground, claim, build, {partition: marks.low for partition, marks in watermarks.items()})
 
 
 def _judge(
@@ -280,7 +166,7 @@ def _judge(
     if not resets:
         return found
     claim.check_nobody_folds(found, "honour the offsets that somebody set")
-    build = claim.make(_incomplete(wanted, found.manifest.incomplete or not complete), above=newest_build(committed))
+    build = claim.make(incomplete(wanted, found.manifest.incomplete or not complete), above=newest_build(committed))
     try:
         for partition in kept:
             claim.carry(found, build, partition)
@@ -288,7 +174,7 @@ def _judge(
         claim.abandon(build)
         raise
     log.warning("offsets.reset_honoured", topic=topic.name, group=ground.checkpoints.group, partitions=sorted(resets))
-    return _begin(
+    return begin(
         ground, claim, build, {partition: kept.get(partition, marks.low) for partition, marks in watermarks.items()}
     )
 
@@ -296,126 +182,3 @@ def _judge(
 def _positions(ground: Ground, build: Build) -> dict[int, int]:
     with ModelReader(build, ground.projection) as reader:
         return {partition: state.position for partition, state in reader.states().items()}
-
-
-def preflight(ground: Ground) -> None:
-    """Look, without touching anything, whether a rebuild could begin.
-
-    Raises:
-        TopicNotFound, BrokerUnavailable: From Kafka.
-        GroupActive: Somebody is in the group.
-    """
-    serde_for(ground.projection.model_type())
-    ground.events.cluster.topic(ground.events.topic)
-    ground.events.cluster.check_inactive(ground.checkpoints.group)
-
-
-def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Callable[[], None]) -> Claimed:
-    """Claim a directory and its group for a rebuild, and put state and offsets to where it begins.
-
-    1. Hold the directory. See that it is this projection's, that nobody folds in it or in the group, and that the topic
-       has its history; pin each partition's end.
-    2. Let the strategy make the build, and note in it where the rebuild begins and ends. Nobody sees it yet.
-    3. Set the group's offsets to its beginning, which the broker does only while the group is empty.
-    4. Make it current: the instant at which the old models are gone. Join it.
-
-    A crash before step 4 leaves the old build current, and offsets of one that never was: the store is right.
-
-    Args:
-        ground: What is to be rebuilt. The caller holds `RocksStore.rebuilding`.
-        strategy: Where it begins, with what state.
-        check_cancelled: Raises where the rebuild is not wanted any more.
-
-    Raises:
-        See `preflight` and `Claim`. Nothing was changed.
-    """
-    cluster, checkpoints = ground.events.cluster, ground.checkpoints
-    with ground.store.claiming(f"rebuild of {ground.name}", group=checkpoints.group) as claim:
-        # Step 1
-        topic = cluster.topic(ground.events.topic)
-        wanted = Manifest.of(ground.projection, topic, ground.events.codec)
-        found = _found_for_rebuild(claim)
-        if found is not None:
-            claim.check_owner(found.manifest, wanted)
-            claim.check_nobody_folds(found, "rebuild it")
-        committed = checkpoints.stamped(topic)
-        cluster.check_inactive(checkpoints.group)
-        check_group(ground, claim, found, (), committed)
-        watermarks = cluster.watermarks(topic)
-        check_cancelled()
-        # Step 2
-        log.debug("rebuild.strategy_selected", projection=ground.projection.name, strategy=str(strategy))
-        prepared = strategy.prepare(
-            Target(
-                projection=ground.projection,
-                events=ground.events,
-                topic=topic,
-                claim=claim,
-                found=found,
-                wanted=wanted,
-                watermarks=watermarks,
-                above=newest_build(committed),
-                allow_incomplete=ground.allow_incomplete,
-                adopt=ground.adopt,
-                check_cancelled=check_cancelled,
-            )
-        )
-        record = prepared.resumes or _record(strategy, prepared, watermarks)
-        try:
-            check_cancelled()
-            prepared.build.write_rebuild(msgspec.structs.replace(record, outcome="running", ended_at=None, error=None))
-        except BaseException:
-            claim.abandon(prepared.build)
-            raise
-        # Steps 3 and 4
-        positions = {partition: state.position for partition, state in prepared.states.items()}
-        build = _begin(ground, claim, prepared.build, positions)
-        lock = claim.join(build)
-    pinned = {
-        partition: Lag(start=record.starts[partition], position=positions[partition], target=target)
-        for partition, target in record.targets.items()
-    }
-    figures = {
-        partition: PartitionStatus(
-            position=state.position,
-            committed=state.position,
-            events=state.events,
-            declined=state.declined,
-            deleted=state.deleted,
-            models=state.models,
-            phase=Phase.OPENING,
-        )
-        for partition, state in prepared.states.items()
-    }
-    return Claimed(
-        job=ground.job(topic, build, record.targets), lock=lock, pinned=pinned, figures=figures, before=record.before
-    )
-
-
-def _record(strategy: RebuildStrategy, prepared: Prepared, watermarks: Mapping[int, Watermarks]) -> RebuildRecord:
-    """Pin where a rebuild begins and ends."""
-    states = prepared.states
-    return RebuildRecord(
-        strategy=str(strategy),
-        starts={partition: min(states[partition].position, marks.high) for partition, marks in watermarks.items()},
-        targets={partition: marks.high for partition, marks in watermarks.items()},
-        before=prepared.counts(),
-        started_at=datetime.now(UTC),
-    )
-
-
-def _found_for_rebuild(claim: Claim) -> Build | None:
-    try:
-        return claim.current()
-    except StoreCorrupt as error:
-        log.warning("state.unreadable", why=str(error))
-        return None
-
-
-def newest_build(committed: Committed) -> int:
-    """Give the highest number of a build that the group's offsets know."""
-    return max((stamp.build for _, stamp in committed.values() if stamp is not None), default=0)
-
-
-def _incomplete(wanted: Manifest, incomplete: bool) -> Manifest:
-    return msgspec.structs.replace(wanted, incomplete=incomplete)

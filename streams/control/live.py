@@ -8,7 +8,8 @@ from typing import Any
 
 from projections.contract import CqrsProjection
 from streams.config import FoldSettings
-from streams.control.claim import Ground, claim_live
+from streams.control.claim import claim_live
+from streams.control.ground import Ground
 from streams.data.agent import Agent
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.generation import RocksStore

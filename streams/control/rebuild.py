@@ -13,7 +13,7 @@ from weakref import WeakSet
 from projections.contract import CqrsProjection
 from projections.fingerprint import fingerprint
 from streams.config import FoldSettings, load
-from streams.control.claim import Ground
+from streams.control.ground import Ground
 from streams.control.retry import Retry, retried
 from streams.control.run import Run
 from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy

@@ -12,7 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from streams.control.claim import Claimed, Ground, claim_rebuild, preflight
+from streams.control.claim_rebuild import claim_rebuild, preflight
+from streams.control.ground import Claimed, Ground
 from streams.control.members import Members
 from streams.control.periodic import PeriodicSnapshots
 from streams.control.progress import ProgressTracker

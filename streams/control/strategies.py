@@ -123,12 +123,7 @@ class FromCheckpoint:
 
     @staticmethod
     def _refused(target: Target, why: str) -> CheckpointError:
-        return CheckpointError(
-            f"The checkpoint cannot be gone on from: {why}. Use FromBeginning (`--from beginning`). Nothing was "
-            "changed.",
-            projection=target.projection.name,
-            topic=target.topic.name,
-        )
+        return target.refusal(f"The checkpoint cannot be gone on from: {why}. Use FromBeginning (`--from beginning`).")
 
     def __str__(self) -> str:
         return "from a checkpoint"
@@ -160,10 +155,8 @@ class FromEvent:
         search = Search(target.events, target.topic, target.watermarks, self.event_id, target.check_cancelled)
         found = search.find(self.skew)
         if found is None:
-            raise CheckpointError(
-                f"There is no event {self.event_id!r} in {target.topic.name}: {search.how_far()}. Nothing was changed.",
-                projection=target.projection.name,
-                topic=target.topic.name,
+            raise target.refusal(
+                f"There is no event {self.event_id!r} in {target.topic.name}: {search.how_far()}.",
                 event_id=self.event_id,
             )
         log.info("event.found", event_id=self.event_id, where=at(target.topic.name, found.partition, found.offset))
@@ -195,11 +188,8 @@ class FromPosition:
             marks = target.watermarks.get(number)
             if marks is None or not marks.low <= position <= marks.high:
                 has = "has no such partition" if marks is None else f"has offsets {marks.low} to {marks.high}"
-                raise CheckpointError(
-                    f"There is no {at(target.topic.name, number, position)} to begin at: the topic {has}. Nothing was "
-                    "changed.",
-                    projection=target.projection.name,
-                    topic=target.topic.name,
+                raise target.refusal(
+                    f"There is no {at(target.topic.name, number, position)} to begin at: the topic {has}.",
                     partition=number,
                     offset=position,
                 )

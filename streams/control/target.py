@@ -90,11 +90,9 @@ class Target:
             StoreCorrupt, StorageError: It cannot be read.
         """
         if self.found is None:
-            raise CheckpointError(
+            raise self.refusal(
                 f"There are no models in {self.claim.directory} to go on from. Rebuild from the beginning "
-                "(FromBeginning, `--from beginning`). Nothing was changed.",
-                projection=self.projection.name,
-                topic=self.topic.name,
+                "(FromBeginning, `--from beginning`)."
             )
         if not self._states:
             with ModelReader(self.found, None) as reader:
@@ -172,12 +170,10 @@ class Target:
         """
         name = self.projection.name
         if not self._is_ours(snapshot):
-            raise CheckpointError(
+            raise self.refusal(
                 f"Snapshot {snapshot.id} is of {snapshot.of.projection!r} and topic {snapshot.of.topic!r} (id "
                 f"{snapshot.of.topic_id}, {snapshot.of.partitions} partitions), and not of {name!r} and "
-                f"{self.topic.name!r} as it is now. Nothing was changed.",
-                projection=name,
-                topic=self.topic.name,
+                f"{self.topic.name!r} as it is now."
             )
         before = (snapshot.of.version, snapshot.of.fingerprint, snapshot.of.codec)
         if not self.adopt and before != (self.wanted.version, self.wanted.fingerprint, self.wanted.codec):
@@ -222,26 +218,33 @@ class Target:
         if usable:
             return max(usable, key=lambda one: (sum(one.positions.values()), one.id))
         found = self.states()[partition].position
-        raise CheckpointError(
+        raise self.refusal(
             f"The models of {at(self.topic.name, partition)} are of position {found}, and the rebuild is to begin at "
             f"{position}: {found - position} offsets would be folded twice. No snapshot is of that position or an "
             f"earlier one in every partition. {listed(snapshots)} Rebuild from the beginning, or state `idempotent = "
-            "True` in the projection, if folding an event again changes nothing. Nothing was changed.",
-            projection=self.projection.name,
-            topic=self.topic.name,
+            "True` in the projection, if folding an event again changes nothing.",
             partition=partition,
             offset=position,
         )
 
     def _behind(self, partition: int, found: int, wanted: int) -> CheckpointError:
-        return CheckpointError(
+        return self.refusal(
             f"The models of {at(self.topic.name, partition)} are of position {found}, and the rebuild is to begin at "
             f"{wanted}: what lies between would be skipped. Go on from where they are (`--from checkpoint`), or "
-            "rebuild from the beginning. Nothing was changed.",
-            projection=self.projection.name,
-            topic=self.topic.name,
+            "rebuild from the beginning.",
             partition=partition,
             offset=wanted,
+        )
+
+    def refusal(self, why: str, **where: Any) -> CheckpointError:
+        """Give the error of a strategy that cannot begin, before anything was changed.
+
+        Args:
+            why: What is wrong and what to do, in whole sentences.
+            where: partition, offset or event_id.
+        """
+        return CheckpointError(
+            f"{why} Nothing was changed.", projection=self.projection.name, topic=self.topic.name, **where
         )
 
     def _check_complete(self, *, compaction_only: bool) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from streams.data.collector import rare_collections
 from streams.data.job import AgentStatus, Job
 from streams.data.lane import Lane
-from streams.data.source import Subscription
+from streams.data.subscription import Subscription
 from streams.log import get_logger
 from streams.types import Member
 

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import traceback
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import msgspec
 
-from projections.contract import CqrsProjection, Event, TransientError
+from projections.contract import CqrsProjection, Event
 from streams.data.cache import MISSING, ModelCache
 from streams.data.codec import EventCodec, Outcome, Record, Tombstone, Undecodable, decoded
+from streams.data.failures import failed, not_its_stream
 from streams.data.serde import Serde
 from streams.data.store import PartitionStore
-from streams.errors import CqrsError, ProjectionError, at
+from streams.errors import CqrsError
 from streams.log import get_logger
 
 __all__ = ["Fold", "feed"]
 
 log = get_logger(__name__)
 
-_HERE = Path(__file__).parent
 _EVENTS_ONLY = {Event}
 _NEVER = (KeyboardInterrupt, GeneratorExit)
 """What user code may raise that is no failure of it: it comes from outside."""
@@ -195,7 +192,7 @@ class Fold:
                     declined += 1
                 else:
                     if not any_stream and model_id != event.stream:
-                        raise self._not_its_stream(model_id)
+                        raise not_its_stream(model_id)
                     model = get(model_id, MISSING)
                     if model is MISSING:
                         model = load(model_id)
@@ -224,7 +221,7 @@ class Fold:
                     declined += 1
                 else:
                     if not any_stream and model_id != event.stream:
-                        raise self._not_its_stream(model_id)
+                        raise not_its_stream(model_id)
                     model = dirty.get(model_id, MISSING)
                     if model is MISSING:
                         model = load(model_id)
@@ -292,39 +289,13 @@ class Fold:
             try:
                 self.cache.check_storable(model_id)
             except Exception as error:
-                raise self._failed(event, error, f"its model {model_id!r} cannot be stored") from error
+                raise failed(self._projection, event, error, f"its model {model_id!r} cannot be stored") from error
 
     def _raise(self, event: Event, error: BaseException) -> None:
         """Raise what a failure at an event is: the user's, unless it is ours or comes from outside."""
         if isinstance(error, (CqrsError, *_NEVER)):
             raise error
-        raise self._failed(event, error) from error
-
-    def _not_its_stream(self, model_id: str) -> Exception:
-        return ValueError(
-            f"extract_model_id gave {model_id!r}, which is not the event's stream. Kafka orders events within "
-            "a partition "
-            "only, so a model must be fed by one stream's partition. If every event of one model is of one "
-            "stream, say so "
-            'with `partition_by = "stream"` in the projection; if not, write the events to a topic keyed by '
-            "the model's "
-            'id (`partition_by = "model"`, which does that by itself, is planned)'
-        )
-
-    def _failed(self, event: Event, error: BaseException, what: str = "the projection failed") -> ProjectionError:
-        failure = ProjectionError(
-            f"{at(event.topic, event.partition, event.offset)}: {what}: {self._projection.name} on event {event.id} "
-            f"({event.type}, stream {event.stream!r}): {type(error).__name__}: {error}. State and position are as they "
-            "were before this event; correct the projection and start again.",
-            projection=self._projection.name,
-            topic=event.topic,
-            partition=event.partition,
-            offset=event.offset,
-            event_id=str(event.id),
-        )
-        failure.user_traceback = _users_frames(error)
-        failure.is_transient = isinstance(error, TransientError)
-        return failure
+        raise failed(self._projection, event, error) from error
 
     def close(self) -> None:
         """Close the store and the loop that async code ran on, without writing."""
@@ -357,11 +328,3 @@ def feed(
 def _time(time: object) -> str | int | None:
     """Keep a time as its envelope has it, and whatever else stands there as text."""
     return time if time is None or type(time) in (str, int) else str(time)  # type: ignore[return-value]
-
-
-def _users_frames(error: BaseException) -> str:
-    """Write an error's traceback from the first frame on that is not of this package; "" where none is."""
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None and Path(trace.tb_frame.f_code.co_filename).parent == _HERE:
-        trace = trace.tb_next
-    return "" if trace is None else "".join(traceback.format_exception(type(error), error, trace))

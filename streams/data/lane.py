@@ -7,17 +7,18 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from streams.data.cache import ModelCannotBeStored
-from streams.data.checkpoint import Pace, Stamp, generation_id
+from streams.data.checkpoint import Pace
 from streams.data.fold import Fold, feed
 from streams.data.history import TopicWatch, check_readable
 from streams.data.job import AgentStatus, Job
+from streams.data.mirror import Mirror
 from streams.data.ownership import check_members, check_offset
 from streams.data.partition import HeldPartition, Phase
 from streams.data.serde import serde_for
 from streams.data.snapshots import requests
-from streams.data.source import Slice
 from streams.data.split import SplitWatch
 from streams.data.store import RocksPartition
+from streams.data.subscription import Slice
 from streams.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -70,13 +71,12 @@ class Lane:
         self._job = job
         self._interrupts = interrupts
         self._serde = serde_for(job.projection.model_type())
-        self._generation = generation_id(job.projection.name, job.projection.version)
         self._cluster = job.events.cluster.within(_ANSWER_S)
         self._held: dict[int, HeldPartition] = {}
         self._closed: list[HeldPartition] = []
         self._pace = Pace(job.settings)
         self._released_events = 0
-        self._unmirrored: set[int] = set()
+        self._mirror = Mirror(job)
         self._is_proven = False  # that this group is folded into this directory alone
         self._topic = TopicWatch(self._cluster, job.topic, job.projection.name)
         self._splits = SplitWatch(job.build)
@@ -154,7 +154,7 @@ class Lane:
             held = self._held.pop(partition)
             if held.store is not None:
                 self._released_events += held.store.state.events - held.events_before
-            self._unmirrored.discard(partition)
+            self._mirror.forget(partition)
             held.close()
         if going:
             log.info("partitions.released", projection=self._job.projection.name, partitions=going)
@@ -197,7 +197,7 @@ class Lane:
                     store = job.build.open(held.number, marks.low)
                     held.opened(store, self._new_fold(held.number, store))
                     check_offset(job.build, job.group, held.number, committed.get(held.number), store.state.position)
-                    self._unmirrored.add(held.number)
+                    self._mirror.note(held.number)
                 assert held.fold is not None
                 check_readable(job.topic, held.number, held.fold.position, marks, job.projection.name)
             except StoreLocked as error:
@@ -246,7 +246,7 @@ class Lane:
         held.phase, held.error, held.halt = Phase.HALTED, error, None
         self._reading.stop_reading(held.number)
         if held.fold is not None:
-            self._unmirrored.add(held.number)
+            self._mirror.note(held.number)
         # Where nothing goes on, the error itself is about to be raised.
         goes_on = any(one.phase is not Phase.HALTED for one in self._held.values())
         (log.error if goes_on else log.debug)(
@@ -358,7 +358,7 @@ class Lane:
                 self._reading.read(held.number, fold.position)
             return False
         fold.carefully = False
-        self._unmirrored.add(held.number)
+        self._mirror.note(held.number)
         return True
 
     def answer_snapshots(self) -> None:
@@ -384,32 +384,7 @@ class Lane:
         Args:
             refused: Partitions whose last commit the group refused: once more.
         """
-        wanted = self._unmirrored | set(refused)
-        self._unmirrored = set()
-        return {
-            number: self._stamped(held)
-            for number in wanted
-            if (held := self._held.get(number)) is not None and held.store is not None
-        }
-
-    def _stamped(self, held: HeldPartition) -> Committed:
-        assert held.store is not None
-        state = held.store.state
-        stamp = Stamp(
-            generation=self._generation,
-            build=state.build,
-            directory=state.directory,
-            fingerprint=self._job.build.current.fingerprint,
-            events=state.events,
-            declined=state.declined,
-            models=state.models,
-            last_event_time=state.last_event_time,
-            record_ms=state.record_ms,
-            last_event_id=state.last_event_id,
-            time_ms=time.time_ns() // 1_000_000,
-            halted=str(held.error) if held.phase is Phase.HALTED else None,
-        )
-        return Committed(position=state.position, metadata=stamp.encode())
+        return self._mirror.take(refused, self._held)
 
     def close(self) -> None:
         """Close every store, without writing."""

@@ -16,7 +16,8 @@ from projections.contract import CqrsProjection
 from streams.data.build import MANIFEST, Build
 from streams.data.serde import serde_for
 from streams.data.split import first_split, split_error
-from streams.data.store import PartitionReader, StoreState, read_only
+from streams.data.store import StoreState
+from streams.data.store_reader import PartitionReader, read_only
 from streams.errors import ForeignStore, ModelSplit, StateNotFound, StorageError
 
 __all__ = ["ModelReader"]

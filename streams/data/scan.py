@@ -8,7 +8,7 @@ from itertools import groupby
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
-from streams.cluster import QUIET, broker_error
+from streams.calls import QUIET, broker_error
 from streams.data.source import KafkaEventStore
 from streams.errors import BrokerUnavailable, HistoryIncomplete, at
 

@@ -24,7 +24,8 @@ import msgspec
 
 from streams.data.build import FORMAT, MANIFEST, Build, Manifest, read_record, sync_directory, write_record
 from streams.data.locks import FileLock, Holder, peek
-from streams.data.store import RocksPartition, StoreState, read_state
+from streams.data.store import RocksPartition, StoreState
+from streams.data.store_reader import read_state
 from streams.errors import CheckpointError, StorageError, StoreCorrupt, StoreLocked
 from streams.log import get_logger
 

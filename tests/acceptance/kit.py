@@ -15,6 +15,8 @@ from typing import TypeVar
 
 from confluent_kafka.admin import AdminClient
 
+from tests.screen import heed_ctrl_c
+
 T = TypeVar("T")
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_S = 120.0
@@ -89,10 +91,6 @@ class Command:
         return found
 
 
-def _heed_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @contextmanager
 def command(
     arguments: Sequence[str],
@@ -115,8 +113,7 @@ def command(
             cwd=cwd,
             env={**quiet_environment(), **(environment or {}), "TMPDIR": str(tmp)},
             start_new_session=True,
-            # A shell's background job ignores Ctrl-C, and so would what it starts.
-            preexec_fn=_heed_ctrl_c,
+            preexec_fn=heed_ctrl_c,
         )
     running = Command(process, tmp, stdout, stderr)
     try:

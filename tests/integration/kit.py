@@ -18,9 +18,11 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, 
 from confluent_kafka.admin import AdminClient
 
 from projections.contract import CqrsProjection
-from streams.cluster import QUIET, Cluster
+from streams.calls import QUIET
+from streams.cluster import Cluster
 from streams.config import FoldSettings, KafkaSettings
-from streams.control.claim import Ground, claim_live
+from streams.control.claim import claim_live
+from streams.control.ground import Ground
 from streams.control.live import live_agent
 from streams.control.rebuild import RebuildCoordinator
 from streams.data.agent import Agent, AgentStatus

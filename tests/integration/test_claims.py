@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from streams.data.build import write_record
-from streams.data.codec import JsonCodec
+from streams.data.json_codec import JsonCodec
 from streams.errors import (
     BuildChanged,
     CodeChanged,

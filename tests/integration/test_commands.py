@@ -19,6 +19,7 @@ from confluent_kafka import Producer
 from projections.contract import Event
 from streams.cli.main import COMMANDS, app
 from tests.integration.kit import TALLY, Kit, Process, produce, tally_events, until, wait_for_log
+from tests.screen import heed_ctrl_c
 from tests.support import Tally, envelope
 
 NewKit = Callable[..., Kit]
@@ -262,6 +263,7 @@ def test_early_ctrl_c_is_silent(tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            preexec_fn=heed_ctrl_c,
         )
         command_line = Path(f"/proc/{process.pid}/cmdline")
         until("Python runs", partial(_is_python, command_line))

@@ -16,7 +16,7 @@ from projections.contract import CqrsProjection, Event
 from streams.config import FoldSettings
 from streams.data.agent import AgentStatus
 from streams.data.checkpoint import Stamp
-from streams.data.codec import CloudEventsCodec
+from streams.data.cloudevents import CloudEventsCodec
 from streams.errors import (
     CodeChanged,
     EventError,

@@ -218,7 +218,7 @@ def test_brokers_that_stop_answering_end_the_load_with_what_is_not_delivered(
     def producer_without_broker(config: dict[str, Any]) -> Producer:
         return Producer({**config, "bootstrap.servers": AWAY})
 
-    monkeypatch.setattr("streams.loader.Producer", producer_without_broker)
+    monkeypatch.setattr("streams.delivery.Producer", producer_without_broker)
     name = topic()
     with pytest.raises(BrokerUnavailable, match="acknowledged nothing for 1 s") as caught:
         Loader(settings(bootstrap_servers, request_timeout_s=1.0), name).load(numbered(50))

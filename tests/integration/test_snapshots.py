@@ -22,6 +22,8 @@ from tests.integration.slow import SlowTally
 from tests.support import folded
 
 NewKit = Callable[..., Kit]
+QUICKLY = {"REFOLD_SESSION_TIMEOUT_S": "6"}
+"""How soon the group drops those who are killed."""
 
 
 def there(kit: Kit) -> Snapshots:
@@ -88,7 +90,7 @@ def test_snapshot_is_taken_while_processes_fold_and_is_exact(new_kit: NewKit) ->
     kit = new_kit(partitions=4)
     produce(kit.bootstrap, kit.topic, tally_events(300, first=1))
     slow = "tests.integration.slow:SlowTally"
-    with kit.process(projection=slow) as one, kit.process(projection=slow):
+    with kit.process(projection=slow, env=QUICKLY) as one, kit.process(projection=slow, env=QUICKLY):
         until("both fold", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [2, 2])
         for _ in range(3):
             taken = orjson.loads(refold(kit, "snapshots", slow, "take", "--json"))
@@ -112,15 +114,15 @@ def test_snapshot_is_taken_while_processes_fold_and_is_exact(new_kit: NewKit) ->
 
 async def test_rebuild_takes_snapshots_and_keeps_the_newest(new_kit: NewKit) -> None:
     kit = new_kit(projection=SlowTally())
-    produce(kit.bootstrap, kit.topic, tally_events(400, first=1))
-    await kit.coordinator(snapshot_every=50).rebuild_from_beginning()
+    produce(kit.bootstrap, kit.topic, tally_events(160, first=1))
+    await kit.coordinator(snapshot_every=30).rebuild_from_beginning()
     kit.check()
     snapshots = there(kit).all()
     assert 1 <= len(snapshots) <= 3
-    assert all(0 < one.events < 400 for one in snapshots)
+    assert all(0 < one.events < 160 for one in snapshots)
     progress = await kit.coordinator().rebuild(FromSnapshot(snapshots[0].id))
-    assert progress.events_processed == 400 - snapshots[0].events
-    assert kit.check() == 400
+    assert progress.events_processed == 160 - snapshots[0].events
+    assert kit.check() == 160
 
 
 async def test_snapshot_of_other_code_is_gone_on_from_only_where_that_is_said(new_kit: NewKit) -> None:

@@ -116,6 +116,8 @@ def test_stopped_member_costs_its_partitions_a_wait_and_never_the_others_life(ne
     fast = {"REFOLD_SESSION_TIMEOUT_S": "6"}
     with kit.process(env=fast) as first, kit.process(env=fast) as second:
         until("both hold partitions", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [2, 2])
+        for one in (first, second):
+            wait_for_log(one, ["partitions.assigned"])  # and have them open
         until("lag 0", lambda: kit.lag() == 0)
         with paused(first.process.pid):
             until("the second has all", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [4])

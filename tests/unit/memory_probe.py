@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 
 from projections.contract import CqrsProjection, Event
-from streams.data.codec import JsonCodec
 from streams.data.fold import Fold, feed
+from streams.data.json_codec import JsonCodec
 from streams.data.serde import serde_for
 from streams.data.store import RocksPartition, StoreState
 from tests.support import MadeRecord

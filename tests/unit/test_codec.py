@@ -11,18 +11,9 @@ import orjson
 import pytest
 
 from projections.contract import Event
-from streams.data.codec import (
-    CloudEventsCodec,
-    EventCodec,
-    JsonCodec,
-    Outcome,
-    Record,
-    Tombstone,
-    Undecodable,
-    check_tombstones,
-    decoded,
-    describe,
-)
+from streams.data.cloudevents import CloudEventsCodec
+from streams.data.codec import EventCodec, Outcome, Record, Tombstone, Undecodable, check_tombstones, decoded, describe
+from streams.data.json_codec import JsonCodec
 from streams.errors import ConfigError, EventError
 from tests.support import MadeRecord, Tally
 

@@ -1,0 +1,190 @@
+"""Calls to Kafka: with a deadline, again where a leader is moving, and with what went wrong as an error of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from streams.config import KafkaSettings
+from streams.errors import BrokerError, BrokerUnavailable, ConfigError, CqrsError
+
+__all__ = ["MISSING", "QUIET", "Calls", "broker_error", "check_client_settings"]
+
+QUIET = 2
+"""librdkafka's own log lines only where critical: what it reports reaches us as errors, and is told in context."""
+
+MISSING = object()
+"""The answer that there is no such thing."""
+_KEPT = 4
+_ASK_AGAIN_S = 0.1
+_MOVING = {
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+}
+_STALE = {KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.NOT_LEADER_FOR_PARTITION}
+"""What a broker says to a client that knows an older leader; librdkafka does not always ask for the new one then."""
+_AWAY = {
+    *_MOVING,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._RESOLVE,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.BROKER_NOT_AVAILABLE,
+    KafkaError._TIMED_OUT_QUEUE,
+}
+
+
+def broker_error(error: KafkaError, doing: str, settings: KafkaSettings) -> CqrsError:
+    """Turn Kafka's error into one of ours.
+
+    Args:
+        error: What librdkafka or the broker said.
+        doing: What was tried, to follow "could not".
+        settings: Where it was tried.
+    """
+    if error.code() in _AWAY:
+        return BrokerUnavailable(
+            f"No Kafka broker at {settings.bootstrap_servers} answered within {settings.request_timeout_s:g} s "
+            f"({error.str()}), so refold could not {doing}. Check the address (--bootstrap-servers or "
+            "REFOLD_BOOTSTRAP_SERVERS) and that the broker runs; `refold broker` starts one here."
+        )
+    return BrokerError(f"Kafka at {settings.bootstrap_servers} would not {doing}: {error.name()}: {error.str()}")
+
+
+def check_client_settings(settings: KafkaSettings) -> None:
+    """Make sure that librdkafka takes the user's own settings.
+
+    Raises:
+        ConfigError: It does not; all that it would not take are named, and no value is shown.
+    """
+    wrong = [why for key in settings.kafka if (why := _refusal({key: settings.kafka[key]}))]
+    if not wrong and settings.kafka and (why := _refusal(settings.client())):
+        wrong = [why]
+    if wrong:
+        raise ConfigError(f"Settings are wrong: REFOLD_KAFKA: {'; '.join(wrong)}. Its keys are librdkafka's.")
+
+
+def _refusal(config: dict[str, Any]) -> str | None:
+    try:
+        Consumer({**config, "group.id": "unused", "log_level": QUIET}).close()
+    except KafkaException as error:
+        return str(error.args[0].str())
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+class _Admins:
+    """The admin client, and a new one where it no longer answers.
+
+    After a broker's restart, librdkafka's DescribeConsumerGroups times out for ever on a client that had asked before
+    (2.16); a new client is answered at once.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        # The futures of a client that is gone never complete, and other threads may wait for some.
+        self._kept: deque[AdminClient] = deque([self._new()], maxlen=_KEPT)
+
+    @property
+    def newest(self) -> AdminClient:
+        """The one to ask."""
+        return self._kept[-1]
+
+    def renew(self) -> None:
+        """Ask a new one from now on."""
+        self._kept.append(self._new())
+
+    def _new(self) -> AdminClient:
+        return AdminClient(self._settings.client(log_level=QUIET))
+
+
+class Calls:
+    """A cluster's clients, and how they are asked. Every call blocks for at most `timeout_s`.
+
+    Args:
+        settings: Where the cluster is.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.settings = settings
+        self.timeout_s = settings.request_timeout_s
+        self._admins = _Admins(settings)
+        self._outsiders: dict[str, Consumer] = {}
+        self._guard = threading.Lock()
+
+    def within(self, timeout_s: float) -> Calls:
+        """Give the same clients, whose calls take at most so many seconds."""
+        hurried = copy.copy(self)
+        hurried.timeout_s = min(timeout_s, self.timeout_s)
+        return hurried
+
+    @property
+    def admin(self) -> AdminClient:
+        """The client to ask."""
+        return self._admins.newest
+
+    def outside(
+        self, group: str, doing: str, call: Callable[[Consumer], Any], instead: Mapping[int, Any] | None = None
+    ) -> Any:
+        """Call a consumer that knows the group and is no member of it; it is kept, for it knows the group's broker."""
+        with self._guard:
+            consumer = self._outsiders.get(group)
+            if consumer is None:
+                consumer = self._outsiders[group] = Consumer(
+                    self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False})
+                )
+        return self.again(doing, lambda: call(consumer), instead)
+
+    def ask(self, doing: str, ask: Callable[[], Future[Any]], instead: Mapping[int, Any] | None = None) -> Any:
+        """Ask the admin interface; see `_again`."""
+        return self.again(doing, lambda: ask().result(self.timeout_s + 1), instead)
+
+    def again(self, doing: str, call: Callable[[], Any], instead: Mapping[int, Any] | None = None) -> Any:
+        """Call until there is an answer, at most for `request_timeout_s`: a leader may be moving meanwhile.
+
+        Args:
+            doing: What for, to follow "could not".
+            call: Calls once.
+            instead: Error codes that are an answer, and what they answer.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                return call()
+            except TimeoutError:
+                self._admins.renew()
+                raise BrokerUnavailable(
+                    f"Kafka at {self.settings.bootstrap_servers} gave no answer within {self.timeout_s:g} s, so "
+                    f"refold could not {doing}."
+                ) from None
+            except KafkaException as failure:
+                error: KafkaError = failure.args[0]
+                if instead is not None and error.code() in instead:
+                    return instead[error.code()]
+                if error.code() == KafkaError._TIMED_OUT:
+                    self._admins.renew()
+                if error.code() not in _MOVING or time.monotonic() > deadline:
+                    raise broker_error(error, doing, self.settings) from failure
+                if error.code() in _STALE:
+                    self._refresh()
+                time.sleep(_ASK_AGAIN_S)
+
+    def _refresh(self) -> None:
+        with contextlib.suppress(KafkaException):  # the next try says more
+            self.admin.list_topics(timeout=min(1.0, self.timeout_s))

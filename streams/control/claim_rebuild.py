@@ -1,0 +1,137 @@
+"""Claiming a directory and its group for a rebuild."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+import msgspec
+
+from streams.control.ground import Claimed, Ground, begin, check_group, newest_build
+from streams.control.strategies import RebuildStrategy
+from streams.control.target import Prepared, Target
+from streams.data.build import Build, Manifest, RebuildRecord
+from streams.data.claims import Claim
+from streams.data.partition import PartitionStatus, Phase
+from streams.data.serde import serde_for
+from streams.errors import StoreCorrupt
+from streams.log import get_logger
+from streams.types import Lag, Watermarks
+
+__all__ = ["claim_rebuild", "preflight"]
+
+log = get_logger(__name__)
+
+
+def preflight(ground: Ground) -> None:
+    """Look, without touching anything, whether a rebuild could begin.
+
+    Raises:
+        TopicNotFound, BrokerUnavailable: From Kafka.
+        GroupActive: Somebody is in the group.
+    """
+    serde_for(ground.projection.model_type())
+    ground.events.cluster.topic(ground.events.topic)
+    ground.events.cluster.check_inactive(ground.checkpoints.group)
+
+
+def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Callable[[], None]) -> Claimed:
+    """Claim a directory and its group for a rebuild, and put state and offsets to where it begins.
+
+    1. Hold the directory. See that it is this projection's, that nobody folds in it or in the group, and that the topic
+       has its history; pin each partition's end.
+    2. Let the strategy make the build, and note in it where the rebuild begins and ends. Nobody sees it yet.
+    3. Set the group's offsets to its beginning, which the broker does only while the group is empty.
+    4. Make it current: the instant at which the old models are gone. Join it.
+
+    A crash before step 4 leaves the old build current, and offsets of one that never was: the store is right.
+
+    Args:
+        ground: What is to be rebuilt. The caller holds `RocksStore.rebuilding`.
+        strategy: Where it begins, with what state.
+        check_cancelled: Raises where the rebuild is not wanted any more.
+
+    Raises:
+        See `preflight` and `Claim`. Nothing was changed.
+    """
+    cluster, checkpoints = ground.events.cluster, ground.checkpoints
+    with ground.store.claiming(f"rebuild of {ground.name}", group=checkpoints.group) as claim:
+        # Step 1
+        topic = cluster.topic(ground.events.topic)
+        wanted = Manifest.of(ground.projection, topic, ground.events.codec)
+        found = _found_for_rebuild(claim)
+        if found is not None:
+            claim.check_owner(found.manifest, wanted)
+            claim.check_nobody_folds(found, "rebuild it")
+        committed = checkpoints.stamped(topic)
+        cluster.check_inactive(checkpoints.group)
+        check_group(ground, claim, found, (), committed)
+        watermarks = cluster.watermarks(topic)
+        check_cancelled()
+        # Step 2
+        log.debug("rebuild.strategy_selected", projection=ground.projection.name, strategy=str(strategy))
+        prepared = strategy.prepare(
+            Target(
+                projection=ground.projection,
+                events=ground.events,
+                topic=topic,
+                claim=claim,
+                found=found,
+                wanted=wanted,
+                watermarks=watermarks,
+                above=newest_build(committed),
+                allow_incomplete=ground.allow_incomplete,
+                adopt=ground.adopt,
+                check_cancelled=check_cancelled,
+            )
+        )
+        record = prepared.resumes or _record(strategy, prepared, watermarks)
+        try:
+            check_cancelled()
+            prepared.build.write_rebuild(msgspec.structs.replace(record, outcome="running", ended_at=None, error=None))
+        except BaseException:
+            claim.abandon(prepared.build)
+            raise
+        # Steps 3 and 4
+        positions = {partition: state.position for partition, state in prepared.states.items()}
+        build = begin(ground, claim, prepared.build, positions)
+        lock = claim.join(build)
+    pinned = {
+        partition: Lag(start=record.starts[partition], position=positions[partition], target=target)
+        for partition, target in record.targets.items()
+    }
+    figures = {
+        partition: PartitionStatus(
+            position=state.position,
+            committed=state.position,
+            events=state.events,
+            declined=state.declined,
+            deleted=state.deleted,
+            models=state.models,
+            phase=Phase.OPENING,
+        )
+        for partition, state in prepared.states.items()
+    }
+    return Claimed(
+        job=ground.job(topic, build, record.targets), lock=lock, pinned=pinned, figures=figures, before=record.before
+    )
+
+
+def _record(strategy: RebuildStrategy, prepared: Prepared, watermarks: Mapping[int, Watermarks]) -> RebuildRecord:
+    """Pin where a rebuild begins and ends."""
+    states = prepared.states
+    return RebuildRecord(
+        strategy=str(strategy),
+        starts={partition: min(states[partition].position, marks.high) for partition, marks in watermarks.items()},
+        targets={partition: marks.high for partition, marks in watermarks.items()},
+        before=prepared.counts(),
+        started_at=datetime.now(UTC),
+    )
+
+
+def _found_for_rebuild(claim: Claim) -> Build | None:
+    try:
+        return claim.current()
+    except StoreCorrupt as error:
+        log.warning("state.unreadable", why=str(error))
+        return None

@@ -1,0 +1,138 @@
+"""What is claimed, and what every claim looks at: the projection, the topic, the directory and the group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from projections.contract import CqrsProjection
+from streams.config import FoldSettings
+from streams.data.agent import Job
+from streams.data.build import Build, Manifest
+from streams.data.checkpoint import KafkaCheckpointStore, Stamp, belongs, generation_id
+from streams.data.claims import Claim
+from streams.data.codec import check_tombstones
+from streams.data.generation import RocksStore
+from streams.data.locks import FileLock
+from streams.data.ownership import claimed_elsewhere
+from streams.data.partition import PartitionStatus
+from streams.data.source import KafkaEventStore
+from streams.errors import ForeignOffset, GroupActive
+from streams.log import get_logger
+from streams.types import Counts, Lag, Member, TopicInfo
+
+__all__ = ["Claimed", "Committed", "Ground", "begin", "check_group", "incomplete", "newest_build"]
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What is to be folded, from where and into what."""
+
+    projection: CqrsProjection[Any]
+    events: KafkaEventStore
+    store: RocksStore
+    checkpoints: KafkaCheckpointStore
+    settings: FoldSettings
+    allow_incomplete: bool = False
+    """Fold what is left where retention or compaction has taken events."""
+    adopt: bool = False
+    """The code or the codec changed, and that does not alter the models that are kept."""
+
+    def __post_init__(self) -> None:
+        check_tombstones(self.projection, self.events.codec)
+
+    @property
+    def name(self) -> str:
+        """The projection's generation."""
+        return generation_id(self.projection.name, self.projection.version)
+
+    def job(self, topic: TopicInfo, build: Build, until: Mapping[int, int] | None = None) -> Job:
+        """Describe the folding of a build."""
+        return Job(
+            projection=self.projection,
+            events=self.events,
+            topic=topic,
+            build=build,
+            group=self.checkpoints.group,
+            settings=self.settings,
+            allow_incomplete=self.allow_incomplete,
+            until=until,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """What this process may fold. Release the lock when that has ended."""
+
+    job: Job
+    lock: FileLock
+    pinned: Mapping[int, Lag]
+    """Where each partition's fold starts, where it is, and the topic's end as it was then."""
+    figures: Mapping[int, PartitionStatus] = field(default_factory=dict)
+    """Where each partition's store is now."""
+    before: Counts = field(default_factory=Counts)
+    """What the models had been folded of before the rebuild began."""
+
+
+Committed = Mapping[int, tuple[int, Stamp | None]]
+
+
+def check_group(
+    ground: Ground, claim: Claim, found: Build | None, members: Iterable[Member], committed: Committed
+) -> None:
+    """Make sure that a group is this projection's, and folded into this directory alone.
+
+    Raises:
+        ForeignOffset: It is another projection's.
+        GroupActive: A member folds it into another directory, or a rebuild there has just claimed it.
+    """
+    group, name = ground.checkpoints.group, ground.projection.name
+    directory = None if found is None else found.manifest.directory
+    stamps = [stamp for _, stamp in committed.values() if stamp is not None]
+    for stamp in stamps:
+        if not belongs(stamp.generation, name):
+            raise ForeignOffset(
+                f"Group {group!r} holds the positions of {stamp.generation!r}, and this is {ground.name!r}: two "
+                "projections cannot share a group. Name another group (--group).",
+                projection=name,
+            )
+    others = [member for member in members if member.directory != directory]
+    if others:
+        raise GroupActive(
+            f"Group {group!r} is folded into another state directory than {ground.store.directory}, by "
+            f"{', '.join(map(str, others))}. Nothing was changed. Stop these processes (SIGTERM drains them; "
+            "one that was "
+            "killed is dropped by the broker after its session timeout, "
+            f"{ground.settings.session_timeout_s:g} s unless "
+            "set otherwise), or name another group (--group).",
+            projection=name,
+        )
+    for stamp in stamps:
+        is_ours = stamp.directory == directory or claim.has_made(stamp.directory)
+        if stamp.is_fresh_claim(ground.settings.session_timeout_s) and not is_ours:
+            raise claimed_elsewhere(group, stamp, ground.store.directory, name)
+
+
+def begin(ground: Ground, claim: Claim, build: Build, positions: Mapping[int, int]) -> Build:
+    """Set the group's offsets to where a build begins, and make it current; or remove it again."""
+    try:
+        ground.checkpoints.claim(ground.name, build, positions)
+        return claim.switch(build)
+    except BaseException:
+        claim.abandon(build)
+        raise
+
+
+def newest_build(committed: Committed) -> int:
+    """Give the highest number of a build that the group's offsets know."""
+    return max((stamp.build for _, stamp in committed.values() if stamp is not None), default=0)
+
+
+def incomplete(wanted: Manifest, is_incomplete: bool) -> Manifest:
+    """Say in a manifest whether the topic had lost events."""
+    return msgspec.structs.replace(wanted, incomplete=is_incomplete)

@@ -1,0 +1,55 @@
+"""What is said where user code fails."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from projections.contract import CqrsProjection, Event, TransientError
+from streams.errors import ProjectionError, at
+
+__all__ = ["failed", "not_its_stream"]
+
+_HERE = Path(__file__).parent
+
+
+def not_its_stream(model_id: str) -> Exception:
+    """Give what is wrong with a model id that is not its event's stream."""
+    return ValueError(
+        f"extract_model_id gave {model_id!r}, which is not the event's stream. Kafka orders events within "
+        "a partition "
+        "only, so a model must be fed by one stream's partition. If every event of one model is of one "
+        "stream, say so "
+        'with `partition_by = "stream"` in the projection; if not, write the events to a topic keyed by '
+        "the model's "
+        'id (`partition_by = "model"`, which does that by itself, is planned)'
+    )
+
+
+def failed(
+    projection: CqrsProjection[Any], event: Event, error: BaseException, what: str = "the projection failed"
+) -> ProjectionError:
+    """Say that a projection failed at an event, with the traceback of its own code."""
+    failure = ProjectionError(
+        f"{at(event.topic, event.partition, event.offset)}: {what}: {projection.name} on event {event.id} "
+        f"({event.type}, stream {event.stream!r}): {type(error).__name__}: {error}. State and position are as they "
+        "were before this event; correct the projection and start again.",
+        projection=projection.name,
+        topic=event.topic,
+        partition=event.partition,
+        offset=event.offset,
+        event_id=str(event.id),
+    )
+    failure.user_traceback = _users_frames(error)
+    failure.is_transient = isinstance(error, TransientError)
+    return failure
+
+
+def _users_frames(error: BaseException) -> str:
+    """Write an error's traceback from the first frame on that is not of this package; "" where none is."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None and Path(trace.tb_frame.f_code.co_filename).parent == _HERE:
+        trace = trace.tb_next
+    return "" if trace is None else "".join(traceback.format_exception(type(error), error, trace))

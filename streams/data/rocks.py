@@ -1,0 +1,98 @@
+"""RocksDB as every store here opens it, reads it and says what went wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rocksdict
+from rocksdict import BlockBasedOptions, Options, Rdict
+
+from streams.errors import StorageError, StoreCorrupt, StoreLocked
+
+__all__ = ["WAY_OUT", "failure", "get_raw", "is_unlocked", "open_db", "options"]
+
+
+def options(*, create: bool) -> Options:
+    """Give how a store is set up; whoever opens it, opens it so."""
+    options = Options(raw_mode=True)
+    options.create_if_missing(create)
+    options.set_max_open_files(-1)  # a secondary instance must be able to hold what the writer deletes
+    options.set_write_buffer_size(8 << 20)
+    options.set_max_write_buffer_number(2)
+    options.set_max_total_wal_size(32 << 20)
+    options.set_keep_log_file_num(2)
+    options.set_compression_type(rocksdict.DBCompressionType.lz4())
+    table = BlockBasedOptions()
+    table.set_bloom_filter(10, block_based=False)
+    options.set_block_based_table_factory(table)
+    return options
+
+
+def open_db(path: Path) -> Rdict:
+    """Open a store that is there for writing.
+
+    Raises:
+        StoreLocked: Another process has it open.
+        StoreCorrupt, StorageError: It cannot be opened.
+    """
+    try:
+        return Rdict(str(path), options(create=False))
+    except Exception as error:
+        if not _is_lock(error):
+            raise failure(path, "open", error) from error
+        raise StoreLocked(
+            f"{path} is open in another process. One process folds a partition of a build at a time: stop the "
+            "other one "
+            f"(`fuser {path}/LOCK` tells its id), or name another state directory."
+        ) from error
+
+
+def is_unlocked(path: Path) -> bool:
+    """Say whether no process has a store open; a damaged one, or a part of one, has nobody."""
+    try:
+        Rdict(str(path), options(create=True)).close()
+    except Exception as error:  # noqa: BLE001  (it is to be removed: only a lock speaks against that)
+        return not _is_lock(error)
+    return True
+
+
+def _is_lock(error: Exception) -> bool:
+    text = str(error)
+    return "lock" in text.lower() and "LOCK" in text
+
+
+def get_raw(db: Rdict, path: Path, key: bytes) -> bytes | None:
+    """Read one value; None where there is none.
+
+    Raises:
+        StoreCorrupt, StorageError: It cannot be read.
+    """
+    try:
+        value: bytes | None = db.get(key)
+    except Exception as error:
+        raise failure(path, "read", error) from error
+    return value
+
+
+WAY_OUT = (
+    "The log is the truth: rebuild from the beginning, or remove this directory and the partition is folded again at "
+    "the next start."
+)
+_CORRUPT = ("orruption", "checksum", "does not exist", "No such file", "ad table magic", "truncated")
+_FULL = "No space left"
+
+
+def failure(path: Path, doing: str, error: Exception) -> StorageError:
+    """Give what RocksDB's error is, by its words: it has no kinds.
+
+    Args:
+        path: The store.
+        doing: "open", "read" or "write".
+        error: What it raised.
+    """
+    text = str(error)
+    if any(sign in text for sign in _CORRUPT):
+        tried = {"open": "opened", "read": "read"}.get(doing, f"{doing}ten")
+        return StoreCorrupt(f"{path} cannot be {tried}: {text}. {WAY_OUT}")
+    advice = " The disk is full: make space and start again." if _FULL in text else ""
+    return StorageError(f"{path}: RocksDB could not {doing}: {text}. Nothing was committed by this step.{advice}")
