@@ -1,6 +1,7 @@
 """Where `refold` and `python -m streams` begin.
 
-Importing the command's modules takes a moment. A Ctrl-C in it ends the process without a word.
+Importing the command's modules takes a moment. A Ctrl-C in it ends the process without a word, until the command
+itself begins.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line."""
-    before = signal.signal(signal.SIGINT, _end)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _end)
     from streams.cli.main import main as run
 
-    signal.signal(signal.SIGINT, before)
     run()
 
 

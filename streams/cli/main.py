@@ -6,6 +6,7 @@ Commands are loaded when they are called: help must not wait for a Kafka client.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated, Literal
 
@@ -96,7 +97,10 @@ def _launch(
         style=log_format,
         shown_elsewhere=_SHOWN if draws and log_level != "debug" else (),
     )
-    app(tokens)
+    command, bound, _ = app.parse_args(tokens)  # imports the command's modules
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on an interrupt is the command's to heed
+    command(*bound.args, **bound.kwargs)
 
 
 def exit_codes() -> list[tuple[type[BaseException], int]]:
