@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         FromSnapshot,
         FromTime,
         RebuildStrategy,
+        SpecificStreams,
     )
     from streams.control.target import Prepared, Target
     from streams.data.agent import Agent, AgentStatus
@@ -45,6 +46,7 @@ __all__ = [
     "FromPosition",
     "FromSnapshot",
     "FromTime",
+    "SpecificStreams",
     "Prepared",
     "Target",
     "RebuildProgress",
@@ -82,6 +84,7 @@ _PLACES = {
         "FromSnapshot",
         "FromTime",
         "RebuildStrategy",
+        "SpecificStreams",
     ),
     "streams.control.target": ("Prepared", "Target"),
     "streams.data.agent": ("Agent", "AgentStatus"),

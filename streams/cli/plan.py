@@ -10,7 +10,7 @@ from rich.console import Console
 from streams.cli.output import duration
 from streams.cli.wiring import Wired
 from streams.control.status import StateView, view_state
-from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy
+from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy, SpecificStreams
 from streams.errors import StoreCorrupt
 
 __all__ = ["agree_to_rebuild", "agreed_or_end"]
@@ -37,15 +37,18 @@ def agree_to_rebuild(console: Console, wired: Wired, strategy: RebuildStrategy) 
         state, now = None, f"it cannot be read ({error})"
     cluster = wired.events.cluster
     marks = cluster.watermarks(cluster.topic(wired.events.topic))
+    which = "those of these streams are replaced" if isinstance(strategy, SpecificStreams) else "they are replaced"
     lines = [
         f"This rebuilds {wired.projection.name!r} {strategy} of topic {wired.events.topic!r}.",
-        f"  models  {wired.store.directory.absolute()}, {now}; they are replaced",
+        f"  models  {wired.store.directory.absolute()}, {now}; {which}",
     ]
     if isinstance(strategy, FromBeginning):
         events = sum(one.high - one.low for one in marks.values())
         where = ", ".join(f"{number}: {one.low:,} to {one.high:,}" for number, one in sorted(marks.items()))
         lines.append(f"  events  up to {events:,}, by partition from offset {where}")
         lines.append(f"  time    {_expected(state, events)}")
+    elif isinstance(strategy, SpecificStreams):
+        lines.append("  events  all of these streams, up to where the models are")
     else:
         where = ", ".join(f"{number}: {one.high:,}" for number, one in sorted(marks.items()))
         lines.append(f"  events  from there, or from the newest snapshot before it, to the end, by partition {where}")

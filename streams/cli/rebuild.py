@@ -25,6 +25,7 @@ from streams.control.strategies import (
     FromSnapshot,
     FromTime,
     RebuildStrategy,
+    SpecificStreams,
 )
 from streams.errors import ConfigError
 
@@ -45,8 +46,9 @@ def rebuild(
 ) -> None:
     """Fold a projection again: the whole topic into new read models, or from where a rebuild was interrupted.
 
-    Nobody may be folding in the consumer group meanwhile. Events that arrive after the start are left for
-    `refold run`, which goes on from there. An interruption loses nothing: --from checkpoint goes on with the rebuild.
+    Nobody may be folding in the consumer group meanwhile, unless only some streams are folded again. Events that arrive
+    after the start are left for `refold run`, which goes on from there. An interruption loses nothing: --from
+    checkpoint goes on with the rebuild.
 
     Example: refold rebuild aircraft-log --topic flights --yes
 
@@ -55,7 +57,8 @@ def rebuild(
         options: Topic, state and codec.
         from_: Where to begin. beginning: without models, at the first event. checkpoint: where the models are. What
             follows goes on with the models, or a snapshot, of that position: event:ID (right after it), time:ISO
-            (2026-03-01T10:00), offset:PARTITION=OFFSET[,PARTITION=OFFSET…], snapshot:ID.
+            (2026-03-01T10:00), offset:PARTITION=OFFSET[,PARTITION=OFFSET…], snapshot:ID. And stream:ID[,ID…] folds
+            the whole history of these streams, and touches no other model; others may be folding meanwhile.
         snapshot_every: Take a snapshot each time that so many events were folded, and keep the newest three.
         retries: How often to try again where no broker answers, the disk is full, or the projection says that the
             event may be folded later; each time from where it was.
@@ -102,6 +105,8 @@ def parse_strategy(text: str) -> RebuildStrategy:
             return FromEvent(rest)
         if kind == "snapshot" and rest:
             return FromSnapshot(rest)
+        if kind == "stream":
+            return SpecificStreams(rest.split(","))
         if kind == "time":
             return FromTime(datetime.fromisoformat(rest))
         if kind == "offset":
@@ -112,4 +117,7 @@ def parse_strategy(text: str) -> RebuildStrategy:
     raise ConfigError(f"--from {text!r} is none that there is. {_FROM}")
 
 
-_FROM = "Write beginning, checkpoint, event:ID, time:2026-03-01T10:00:00+01:00, offset:0=1200,1=1180, or snapshot:ID."
+_FROM = (
+    "Write beginning, checkpoint, event:ID, time:2026-03-01T10:00:00+01:00, offset:0=1200,1=1180, snapshot:ID, or "
+    "stream:ID,ID."
+)

@@ -13,10 +13,12 @@ from weakref import WeakSet
 from projections.contract import CqrsProjection
 from projections.fingerprint import fingerprint
 from streams.config import FoldSettings, load
+from streams.control.fold_run import FoldRun
 from streams.control.ground import Ground
 from streams.control.retry import Retry, retried
 from streams.control.run import Run
-from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy
+from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy, SpecificStreams
+from streams.control.streams_run import StreamsRun
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.generation import RocksStore
 from streams.data.runner import MakeRunner, ThreadRunner
@@ -146,7 +148,11 @@ class RebuildCoordinator:
         return retried(self._retry, strategy, self._new_run, self._await, run)
 
     def _new_run(self, strategy: RebuildStrategy) -> Run:
-        run = Run(self._ground, strategy, self._make_runner, self._snapshot_every)
+        run: Run
+        if isinstance(strategy, SpecificStreams):
+            run = StreamsRun(self._ground, strategy)
+        else:
+            run = FoldRun(self._ground, strategy, self._make_runner, self._snapshot_every)
         self._runs.add(run)
         self._newest = run
         return run

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, runtime_checkable
 
+from streams.control.refolding import Refolding
 from streams.control.search import Search
 from streams.control.target import Prepared, Target
 from streams.data.build import RebuildRecord
@@ -25,7 +26,10 @@ __all__ = [
     "FromSnapshot",
     "FromTime",
     "RebuildStrategy",
+    "SpecificStreams",
 ]
+
+_NAMED = 5
 
 
 @runtime_checkable
@@ -251,3 +255,47 @@ class FromTime:
 
     def __str__(self) -> str:
         return f"from {self.time.astimezone(UTC).isoformat(timespec='milliseconds')}"
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class SpecificStreams:
+    """The whole history of some streams, and no other model is touched (reference: SpecificStreams).
+
+    Their models are folded from all their events, beside those that there are, and replaced in one batch at one
+    position: that of the store, which is not folded on otherwise. It works while others fold, who then replace them in
+    their own stores; each partition's at its position. Where nobody folds, all are replaced in one step.
+
+    Without `partition_by` a stream is its model's id, and a model that the fold does not give any more is deleted. With
+    it, the models are those that the streams' events are of now; of what other code has made of them under other ids,
+    nothing is known, and nothing is deleted.
+
+    Args:
+        ids: The streams.
+    """
+
+    ids: frozenset[str]
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        found = frozenset([ids] if isinstance(ids, str) else ids)
+        if not found or "" in found:
+            raise ValueError("SpecificStreams needs the ids of one or more streams")
+        object.__setattr__(self, "ids", found)
+
+    def prepare(self, target: Target) -> Prepared:
+        """Make the build; see the class.
+
+        Raises:
+            CheckpointError: There are no models, or one of the streams has neither events nor a model.
+            EventError, ProjectionError: At an event that cannot be folded.
+        """
+        target.states()
+        assert target.found is not None
+        refolding = Refolding(
+            target.projection, target.events, target.topic, target.found, self.ids, str(self), target.watermarks
+        )
+        refolding.read(target.check_cancelled)
+        return refolding.prepared(target)
+
+    def __str__(self) -> str:
+        some = ", ".join(sorted(self.ids)[:_NAMED])
+        return f"{len(self.ids):,} streams: {some}, …" if len(self.ids) > _NAMED else f"streams {some}"

@@ -99,7 +99,7 @@ class Agent:
                 lane.advance()
                 lane.take(slices)
                 lane.checkpoint_if_due(idle=not any(piece.records for piece in slices))
-                lane.answer_snapshots()
+                lane.answer()
                 self._mirror()
                 self._publish()
             clean = True

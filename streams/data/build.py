@@ -38,6 +38,7 @@ REBUILD = "rebuild.json"
 CLAIM_LOCK = "claim.lock"
 REBUILD_LOCK = "rebuild.lock"
 UNFINISHED = ".refold-"
+_OURS = (CLAIM_LOCK, REBUILD_LOCK, "builds", "snapshots", "refolds")
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -242,9 +243,7 @@ def current_build(directory: Path) -> Build | None:
 def _check_ours(directory: Path) -> None:
     try:
         others = sorted(
-            entry.name
-            for entry in directory.iterdir()
-            if entry.name not in (CLAIM_LOCK, REBUILD_LOCK, "builds", "snapshots") and not entry.name.startswith(".re")
+            entry.name for entry in directory.iterdir() if entry.name not in _OURS and not entry.name.startswith(".re")
         )
     except FileNotFoundError:
         return

@@ -26,6 +26,11 @@ class CloudEventsCodec:
     tombstones: Tombstones = "halt"
     """What a record with a null value does that is no CloudEvent without data."""
 
+    @property
+    def streams_are_keys(self) -> bool:
+        """Whether the key of a record that has one names its stream; see EventCodec."""
+        return True
+
     def decode(self, records: Sequence[Record]) -> Sequence[Outcome]:
         """Give one outcome for each record; see EventCodec."""
         return [self._decode_one(record) for record in records]

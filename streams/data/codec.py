@@ -110,6 +110,9 @@ class EventCodec(Protocol):
     """Reads records of one partition as events, in their order.
 
     How it reads is part of what a state is of: where it has options, make it a dataclass, whose fields then count.
+
+    A codec may have an attribute `streams_are_keys`. Where it is true, the stream of a record that has a key is that
+    key, as UTF-8, and some streams' records are found without decoding the others.
     """
 
     def decode(self, records: Sequence[Record]) -> Sequence[Outcome]:

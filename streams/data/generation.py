@@ -4,6 +4,7 @@
     <directory>/claim.lock      held for a moment by whoever founds, joins, adopts or replaces
     <directory>/rebuild.lock    held by a rebuild to its end
     <directory>/snapshots/      see `snapshots`
+    <directory>/refolds/        see `handover`
     <directory>/builds/1/ 2/ …  see `build`; only the one that `current.json` names is ever opened
 
 Nothing is cleared in place: a rebuild makes the next build, replaces the record, and removes the old build behind it.

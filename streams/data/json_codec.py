@@ -36,6 +36,11 @@ class JsonCodec:
     tombstones: Tombstones = "halt"
     """What a record with a null value does."""
 
+    @property
+    def streams_are_keys(self) -> bool:
+        """Whether a record's key names its stream; see EventCodec."""
+        return self.stream is None
+
     def decode(self, records: Sequence[Record]) -> Sequence[Outcome]:
         """Give one outcome for each record; see EventCodec."""
         try:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from streams.data.answers import Answers
 from streams.data.cache import ModelCannotBeStored
 from streams.data.checkpoint import Pace
 from streams.data.fold import Fold, feed
@@ -15,7 +16,6 @@ from streams.data.mirror import Mirror
 from streams.data.ownership import check_members, check_offset
 from streams.data.partition import HeldPartition, Phase
 from streams.data.serde import serde_for
-from streams.data.snapshots import requests
 from streams.data.split import SplitWatch
 from streams.data.store import RocksPartition
 from streams.data.subscription import Slice
@@ -39,8 +39,6 @@ __all__ = ["Lane"]
 
 log = get_logger(__name__)
 
-_LOOK_S = 0.2
-"""How often to look whether somebody waits for a snapshot."""
 _ANSWER_S = 3.0
 """How long one question to Kafka may take: meanwhile nobody is asked whether to stop."""
 
@@ -80,7 +78,7 @@ class Lane:
         self._is_proven = False  # that this group is folded into this directory alone
         self._topic = TopicWatch(self._cluster, job.topic, job.projection.name)
         self._splits = SplitWatch(job.build)
-        self._looked_s = 0.0
+        self._answers = Answers(job, self._serde, interrupts)
         self._reading: Reading
 
     def begin(self, reading: Reading) -> None:
@@ -211,7 +209,7 @@ class Lane:
                 held.ready()
                 positions[held.number] = held.fold.position
                 if not held.fold.is_at_end:
-                    self._reading.read(held.number, held.fold.position)
+                    self._read(held)
         if positions:
             log.info("partitions.assigned", projection=job.projection.name, positions=positions)
 
@@ -222,6 +220,9 @@ class Lane:
             topic=self._job.topic.name,
             partition=partition,
         )
+
+    def _read(self, held: HeldPartition) -> None:
+        self._reading.read(held.number, held.reads_from)
 
     def _new_fold(self, partition: int, store: RocksPartition) -> Fold:
         until = None if self._job.until is None else self._job.until.get(partition)
@@ -278,7 +279,7 @@ class Lane:
                 # the record that failed.
                 held.fold.discard()
                 held.halt = error
-                self._reading.read(held.number, held.fold.position)
+                self._read(held)
                 again.add(held.number)
             except StoreCorrupt as error:
                 held.fold.discard()
@@ -294,14 +295,15 @@ class Lane:
             records = [record for record in records if record.offset() < stop]
         if records:
             self._topic.has_read()
-            feed(self._job.events.codec, records, (fold,), self._interrupts)
+            feed(self._job.events.codec, records, held.folds, self._interrupts)
         elif piece.end is not None:
-            fold.skip_to(piece.end)
+            for one in held.folds:
+                one.skip_to(piece.end)
         if held.halt is not None and len(records) < len(piece.records) and not self._interrupts:
             if self._topic.is_same() and (not fold.has_moved or self._commit(held)):
                 self._halt(held, held.halt)
             elif held.halt is not None:
-                self._reading.read(held.number, fold.position)
+                self._read(held)
         elif fold.is_at_end:
             self._reading.stop_reading(held.number)
 
@@ -355,28 +357,29 @@ class Lane:
             fold.discard()
             fold.carefully = True
             if held.phase is Phase.READY:
-                self._reading.read(held.number, fold.position)
+                self._read(held)
             return False
         fold.carefully = False
         self._mirror.note(held.number)
+        self._replace(held)
         return True
 
-    def answer_snapshots(self) -> None:
-        """Copy the stores that are open here into the snapshots that somebody waits for, as of a commit."""
-        if time.monotonic() - self._looked_s < _LOOK_S:
+    def answer(self) -> None:
+        """Do what others of this machine ask of whoever has the stores open; see `Answers`."""
+        if not self._answers.is_due():
             return
-        self._looked_s = time.monotonic()
-        for taking in requests(self._job.build):
-            wanted = [held for held in self._held.values() if held.store and not (taking / str(held.number)).is_dir()]
-            if any(held.fold is not None and held.fold.has_moved for held in wanted):
-                self.checkpoint()
-            for held in wanted:
-                if held.store is None or held.fold is None or (held.fold.has_moved and held.phase is Phase.READY):
-                    continue  # not committed after all: the next time
-                try:
-                    held.store.snapshot(taking / str(held.number))
-                except StorageError as error:  # of the snapshot, and not of what is folded
-                    log.warning("snapshot.failed", partition=held.number, why=str(error))
+        self._answers.snapshots(self._held, self.checkpoint)
+        for held in self._answers.take_up(self._held.values()):
+            if held.phase is Phase.READY:
+                self._read(held)
+        for held in list(self._held.values()):
+            self._replace(held)
+
+    def _replace(self, held: HeldPartition) -> None:
+        """Replace the models of streams that were folded a second time, once both folds are at one position."""
+        if held.is_level and self._topic.is_same():
+            self._job.build.check_current()
+            self._answers.replace(held)
 
     def take_unmirrored(self, refused: Iterable[int]) -> dict[int, Committed]:
         """Give what the group is to be told: positions that were committed since it was last asked for.

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from streams.data.beside import Beside
 from streams.data.fold import Fold
 from streams.data.store import RocksPartition
 from streams.errors import CqrsError, EventError, ProjectionError
@@ -73,6 +74,8 @@ class HeldPartition:
     """Why it is stalled or halted."""
     halt: EventError | ProjectionError | None = None
     """Why the fold is to halt, and where, while everything before that record is folded again."""
+    beside: Beside | None = None
+    """Some of its streams, that are folded a second time, to replace their models."""
     events_before: int = 0
     retry_at: float = 0.0
     _stalled_since: float = 0.0
@@ -123,8 +126,30 @@ class HeldPartition:
             why=why,
         )
 
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """What is fed with its records."""
+        assert self.fold is not None
+        return (self.fold,) if self.beside is None else (self.fold, self.beside)
+
+    @property
+    def reads_from(self) -> int:
+        """Where it is to be read from, where it is read anew."""
+        return min(fold.position for fold in self.folds)
+
+    @property
+    def is_level(self) -> bool:
+        """Whether the streams that are folded a second time are where the store is."""
+        return (
+            self.beside is not None
+            and self.fold is not None
+            and not self.fold.has_moved
+            and (self.beside.position == self.fold.position or self.beside.failure is not None)
+        )
+
     def close(self) -> None:
         """Let go of the store, without writing."""
+        self.beside = None
         if self.fold is not None:
             self.fold.close()
         self.store = self.fold = None

@@ -91,10 +91,23 @@ class ModelReader:
         Raises:
             ModelSplit: Several partitions have a part of it.
         """
+        found = self._find(model_id)
+        return None if found is None else found[1]
+
+    def partition_of(self, model_id: str) -> int | None:
+        """Say which partition a model is in; None where there is none.
+
+        Raises:
+            ModelSplit: Several partitions have a part of it.
+        """
+        found = self._find(model_id)
+        return None if found is None else found[0]
+
+    def _find(self, model_id: str) -> tuple[int, bytes] | None:
         found = [(number, raw) for number, one in self._partitions.items() if (raw := one.get(model_id)) is not None]
         if len(found) > 1:
             raise self._split(model_id, found[0][0], found[1][0])
-        return found[0][1] if found else None
+        return found[0] if found else None
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Yield every (id, model), by partition and then by id."""

@@ -69,16 +69,28 @@ def scan(
                     f"{events.kafka.outage_limit_s:g} s.",
                     topic=events.topic,
                 )
-            for partition, group in groupby(messages, Message.partition):
-                records = _records(events, list(group), partition, left)
+            for partition, group in _runs(messages):
+                records = _records(events, group, partition, left)
                 if records:
                     yield records
     finally:
         consumer.close()
 
 
+def _runs(messages: list[Message]) -> Iterator[tuple[int, list[Message]]]:
+    """Give the runs of messages of one partition."""
+    partitions = list(map(Message.partition, messages))
+    if partitions and partitions.count(partitions[0]) == len(partitions):
+        yield partitions[0], messages
+        return
+    for partition, group in groupby(messages, Message.partition):
+        yield partition, list(group)
+
+
 def _records(events: KafkaEventStore, messages: list[Message], partition: int, left: dict[int, int]) -> list[Message]:
     """Take what is wanted of some messages of one partition, and note where its end is reached."""
+    if not any(map(Message.error, messages)) and messages[-1].offset() + 1 < left.get(partition, 0):
+        return messages  # nearly always; found by a loop in C, since this is per record of history
     records: list[Message] = []
     for message in messages:
         error = message.error()

@@ -1,0 +1,183 @@
+"""Models that were folded again beside, handed over to whoever has the store open.
+
+    <directory>/refolds/<id>/asking.lock   held by whoever asks; without him nobody answers
+    <directory>/refolds/<id>/0.json        what is to replace models of partition 0, as of which position
+    <directory>/refolds/<id>/0.done        where and how that ended
+
+A store can be written by one process only. Whoever folds takes the streams up where they were folded to, folds them on
+beside the rest until both are at one position, and then replaces their models in one batch. So at each instant every
+model is the fold of all events up to the store's position.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from streams.data.build import FORMAT, Build, read_record, write_record
+from streams.data.locks import FileLock, Holder, peek
+from streams.data.refold import StreamsFold
+from streams.data.store import RocksPartition
+from streams.errors import StorageError
+from streams.log import get_logger
+
+__all__ = ["Asked", "Handover", "Handovers", "Outcome", "handovers", "swap"]
+
+log = get_logger(__name__)
+
+DIRECTORY = "refolds"
+_LOCK = "asking.lock"
+
+
+class Handover(msgspec.Struct, frozen=True, kw_only=True):
+    """The models of some streams of one partition, to replace those that there are."""
+
+    format: int = FORMAT
+    build: int
+    directory: str
+    partition: int
+    position: int
+    """Of which they are."""
+    streams: tuple[str, ...]
+    models: dict[str, bytes | None]
+    """By id, each as stored; None for one that there is no longer."""
+
+    def is_of(self, build: Build) -> bool:
+        """Say whether they are to replace models of this build."""
+        return (self.build, self.directory) == (build.manifest.build, build.manifest.directory)
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a handover ended."""
+
+    format: int = FORMAT
+    position: int = 0
+    """At which the models were replaced."""
+    events: int = 0
+    """Events of the streams that were folded by whoever did it."""
+    models: int = 0
+    """How many models there are now of those that were to be replaced."""
+    error: str | None = None
+    """Why nothing was replaced."""
+
+
+class Handovers:
+    """Asks for models to be replaced. Use it in `asking`."""
+
+    def __init__(self, build: Build, path: Path) -> None:
+        self._build = build
+        self._path = path
+
+    @classmethod
+    @contextmanager
+    def asking(cls, build: Build, purpose: str) -> Iterator[Handovers]:
+        """Make the place for it; it goes with the block, and counts for nothing where the process is killed.
+
+        Raises:
+            StorageError: The disk.
+        """
+        root = build.root / DIRECTORY
+        path = root / secrets.token_hex(6)
+        try:
+            root.mkdir(exist_ok=True)
+            _sweep(root)
+            path.mkdir()
+        except OSError as error:
+            raise StorageError(f"{path} cannot be made: {error.strerror}.") from error
+        lock = FileLock.take(path / _LOCK, Holder.me(purpose))
+        assert isinstance(lock, FileLock), "a fresh name"
+        try:
+            yield cls(build, path)
+        finally:
+            lock.release()
+            shutil.rmtree(path, ignore_errors=True)
+
+    def give(self, partition: int, fold: StreamsFold) -> None:
+        """Hand a partition's models over, as of where the fold is.
+
+        Raises:
+            StorageError: The disk.
+        """
+        manifest = self._build.manifest
+        write_record(
+            self._path / f"{partition}.json",
+            Handover(
+                build=manifest.build,
+                directory=manifest.directory,
+                partition=partition,
+                position=fold.position,
+                streams=tuple(sorted(fold.streams)),
+                models=fold.kept.models,
+            ),
+        )
+
+    def outcome(self, partition: int) -> Outcome | None:
+        """Say how it ended; None where it has not."""
+        return read_record(self._path / f"{partition}.done", Outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What somebody waits for."""
+
+    path: Path
+    """Of the handover's record."""
+    partition: int
+
+    def is_wanted(self) -> bool:
+        """Whether somebody still does."""
+        return peek(self.path.with_name(_LOCK)) is not None
+
+    def read(self) -> Handover | None:
+        """Read what is handed over; None where it is gone."""
+        return read_record(self.path, Handover)
+
+    def end(self, outcome: Outcome) -> None:
+        """Say how it ended; who asked may be gone."""
+        with contextlib.suppress(StorageError):
+            write_record(self.path.with_suffix(".done"), outcome)
+
+
+def handovers(build: Build) -> Iterator[Asked]:
+    """Yield what somebody waits for in a state directory, and has not got yet."""
+    try:
+        requests = list(os.scandir(build.root / DIRECTORY))
+    except OSError:
+        return
+    for request in requests:
+        for path in Path(request.path).glob("*.json"):
+            asked = Asked(path, int(path.stem))
+            if not path.with_suffix(".done").exists() and asked.is_wanted():
+                yield asked
+
+
+def swap(store: RocksPartition, models: Mapping[str, bytes | None]) -> int:
+    """Replace models in one batch, at the store's position; give how many of them there are now.
+
+    Raises:
+        StorageError: The disk; nothing was replaced.
+    """
+    before = {model_id: store.get(model_id) for model_id in models}
+    changed = {model_id: raw for model_id, raw in models.items() if raw != before[model_id]}
+    now = sum(raw is not None for raw in models.values())
+    if changed:
+        had = sum(raw is not None for raw in before.values())
+        state = store.state
+        store.commit(changed.items(), msgspec.structs.replace(state, models=state.models - had + now))
+    log.info("models.replaced", partition=store.state.partition, models=now, changed=len(changed))
+    return now
+
+
+def _sweep(root: Path) -> None:
+    """Remove what those left who were killed."""
+    for path in root.iterdir():
+        if peek(path / _LOCK) is None:
+            shutil.rmtree(path, ignore_errors=True)

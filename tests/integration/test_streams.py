@@ -1,0 +1,359 @@
+"""Some streams folded again: their models alone, with somebody folding or nobody, at one position."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import orjson
+import pytest
+
+from projections.contract import CqrsProjection, Event
+from streams import FromCheckpoint, JsonCodec, RebuildCoordinator, SpecificStreams
+from streams.data.codec import Outcome, Record
+from streams.errors import (
+    CheckpointError,
+    CodeChanged,
+    HistoryIncomplete,
+    ModelSplit,
+    ProjectionError,
+    RebuildCancelled,
+    StoreLocked,
+)
+from tests.integration.kit import Kit, produce, tally_events, until
+from tests.integration.slow import SlowTally
+from tests.support import Tally, envelope
+
+NewKit = Callable[..., Kit]
+QUICKLY = {"REFOLD_SESSION_TIMEOUT_S": "6"}
+SOME = ("stream-3", "stream-17", "stream-29")
+
+
+def spoil(kit: Kit, ids: Sequence[str]) -> None:
+    """Change stored models behind everybody's back."""
+    build = kit.store.current()
+    assert build is not None
+    for number in build.partitions():
+        store = build.open(number, 0)
+        mine = [model_id for model_id in ids if store.get(model_id) is not None]
+        store.commit([(model_id, orjson.dumps({"count": -1, "sum": 0, "digest": 1})) for model_id in mine], store.state)
+        store.close()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CountingCodec(JsonCodec):
+    """Counts what it decodes."""
+
+    counts: Counter[str] = dataclasses.field(default_factory=Counter, compare=False)
+
+    def decode(self, records: Sequence[Record]) -> Sequence[Outcome]:
+        self.counts["records"] += len(records)
+        return super(CountingCodec, self).decode(records)
+
+
+async def test_streams_alone_are_folded_again(new_kit: NewKit) -> None:
+    codec = CountingCodec()
+    kit = new_kit(partitions=4, codec=codec)
+    produce(kit.bootstrap, kit.topic, tally_events(1000))
+    kit.fold_all()
+    truth = kit.raw()
+    spoil(kit, [*SOME, "stream-4", "stream-5"])
+    spoilt, positions = kit.raw(), kit.positions()
+    produce(kit.bootstrap, kit.topic, tally_events(100, first=1000))  # for somebody else to fold
+    codec.counts.clear()
+    progress = await kit.coordinator().rebuild(SpecificStreams(SOME))
+    assert codec.counts["records"] == progress.events_processed == 60
+    assert progress.models == 3
+    assert progress.completion_percentage() == 100.0
+    assert kit.raw() == spoilt | {model_id: truth[model_id] for model_id in SOME}
+    assert kit.positions() == positions
+    await kit.coordinator().rebuild(SpecificStreams(["stream-4", "stream-5"]))
+    kit.fold_all()
+    assert kit.check() == 1100
+
+
+def test_streams_are_folded_again_while_processes_fold(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(2000))
+    kit.fold_all()
+    spoil(kit, SOME)
+    with kit.process(env=QUICKLY) as one, kit.process(env=QUICKLY) as two:
+        until("both fold", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [2, 2])
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(trickle, kit, 2000, 4000)
+            progress = asyncio.run(kit.coordinator().rebuild(SpecificStreams(SOME)))
+            assert progress.models == 3
+            assert not writing.done(), "the folding went on meanwhile"
+            writing.result()
+        until("all is folded", lambda: kit.positions() == kit.ends())
+        assert one.runs()
+        assert two.runs()
+        assert kit.check() == 4000
+
+
+def trickle(kit: Kit, first: int, end: int) -> None:
+    """Write events for some seconds."""
+    for start in range(first, end, 100):
+        produce(kit.bootstrap, kit.topic, tally_events(100, first=start))
+        time.sleep(0.1)
+
+
+def test_idle_and_halted_partitions_get_theirs_too(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(300))
+    kit.fold_all()
+    spoil(kit, SOME)
+    produce(kit.bootstrap, kit.topic, [("stream-3", envelope(900, "fail"))])
+    with kit.process(env=QUICKLY) as process:
+        until("it halts", lambda: "partition.halted" in process.output())
+        asyncio.run(kit.coordinator().rebuild(SpecificStreams(SOME)))
+        assert process.runs()
+        assert kit.check() == 300
+
+
+class Monthly(CqrsProjection[dict[str, Any]]):
+    """Several models a stream."""
+
+    name = "monthly"
+    partition_by = "stream"
+    skips: str | None = None
+
+    def extract_model_id(self, event: Event) -> str:
+        return f"{event.stream}/{event.data['n'] % 3}"
+
+    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+        model_id = self.extract_model_id(event)
+        return None if model_id == self.skips else {"n": (model or {"n": 0})["n"] + 1}
+
+
+async def test_all_models_of_a_stream_are_folded_again(new_kit: NewKit) -> None:
+    kit = new_kit(projection=Monthly())
+    produce(kit.bootstrap, kit.topic, tally_events(300, streams=5))
+    kit.fold_all()
+    truth = kit.models()
+    spoil(kit, list(truth))
+    await kit.coordinator().rebuild(SpecificStreams(["stream-1", "stream-2"]))
+    now = kit.models()
+    assert {key: model for key, model in now.items() if model == truth[key]}.keys() == {
+        key for key in truth if key.startswith(("stream-1/", "stream-2/"))
+    }
+    gone = next(key for key in truth if key.startswith("stream-3/"))
+    kit.projection.skips = gone  # type: ignore[attr-defined]
+    await kit.coordinator().rebuild(SpecificStreams(["stream-3"]))
+    assert gone not in kit.models()
+    assert len(kit.models()) == len(truth) - 1
+    with kit.store.reader(None) as reader:
+        assert reader.count() == len(truth) - 1
+
+
+async def test_streams_that_the_key_does_not_name(new_kit: NewKit) -> None:
+    kit = new_kit(codec=JsonCodec(stream="who"))
+    events = [(f"who-{number % 7}", orjson.dumps({"type": "add", "who": f"who-{number % 7}"})) for number in range(140)]
+    produce(kit.bootstrap, kit.topic, events)
+    kit.fold_all()
+    spoil(kit, ["who-1", "who-2"])
+    progress = await kit.coordinator().rebuild(SpecificStreams(["who-1", "who-2"]))
+    assert progress.events_processed == 40
+    assert kit.check() == 140
+
+
+async def test_what_cannot_be_done_is_refused(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    with pytest.raises(CheckpointError, match=r"There are no models in .* yet"):
+        await kit.coordinator().rebuild(SpecificStreams(SOME))
+    produce(kit.bootstrap, kit.topic, tally_events(300))
+    kit.fold_all()
+    before = (kit.build, kit.raw(), kit.positions())
+    with pytest.raises(CheckpointError, match=r"has no event of 'nobody'.*Nothing was changed"):
+        await kit.coordinator().rebuild(SpecificStreams(["nobody", "stream-3"]))
+    kit.projection = SlowTally()
+    with pytest.raises(CodeChanged, match="was folded by other code"):
+        await kit.coordinator().rebuild(SpecificStreams(SOME))
+    kit.projection = Tally()
+    with kit.process(env=QUICKLY):
+        until("it folds", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [2])
+        kit.projection = SlowTally()
+        with pytest.raises(StoreLocked, match="To adopt it for other code, stop it first"):
+            await kit.coordinator(adopt=True).rebuild(SpecificStreams(SOME))
+    kit.delete_before(0, 3)
+    kit.projection = Tally()
+    with pytest.raises(HistoryIncomplete, match="lacks its first 3 offsets"):
+        await kit.coordinator().rebuild(SpecificStreams(SOME))
+    assert (kit.build, kit.raw(), kit.positions()) == before
+    for bad in ([], "", [""]):
+        with pytest.raises(ValueError, match="one or more streams"):
+            SpecificStreams(bad)
+
+
+async def test_corrected_code_is_adopted_with_its_streams(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(300))
+    kit.fold_all()
+    before = kit.raw()
+    kit.projection = Corrected()
+    await kit.coordinator(adopt=True).rebuild(SpecificStreams(["stream-3"]))
+    after = kit.raw()
+    assert {key for key in after if after[key] != before[key]} == {"stream-3"}
+    assert kit.models()["stream-3"]["corrected"] is True
+    kit.fold_all()  # as what it is now
+
+
+class Corrected(Tally):
+    """Other code of the same projection."""
+
+    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+        folded = super().apply_to_model(model, event)
+        return None if folded is None else folded | {"corrected": True}
+
+
+async def test_event_that_fails_changes_nothing(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(300))
+    kit.fold_all()
+    before = (kit.build, kit.raw())
+
+    class Failing(Tally):
+        def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+            if event.stream == "stream-3" and event.offset > 50:
+                raise ValueError("not this one")
+            return super().apply_to_model(model, event)
+
+    kit.projection = Failing()
+    with pytest.raises(ProjectionError, match="not this one") as raised:
+        await kit.coordinator(adopt=True).rebuild(SpecificStreams(SOME))
+    assert raised.value.offset is not None
+    assert (kit.build, kit.raw()) == before
+
+
+async def test_model_that_cannot_be_stored_is_told_at_its_event(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(100))
+    kit.fold_all()
+
+    class Unstorable(Tally):
+        def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+            folded = super().apply_to_model(model, event)
+            return folded | {"bad": object()} if folded and event.offset == 53 else folded
+
+    kit.projection = Unstorable()
+    with pytest.raises(ProjectionError, match=r"@53.*cannot be stored"):
+        await kit.coordinator(adopt=True).rebuild(SpecificStreams(["stream-3"]))
+
+
+async def test_stream_on_two_partitions_is_found(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, [("x", envelope(1, "ignore")), ("y", envelope(2))], partition=0)
+    produce(kit.bootstrap, kit.topic, [("x", envelope(3, "ignore")), ("z", envelope(4))], partition=1)
+    kit.fold_all()
+
+    class Takes(Tally):
+        def extract_model_id(self, event: Event) -> str | None:
+            return event.stream
+
+    kit.projection = Takes()
+    with pytest.raises(ModelSplit, match=r"'x' is on .* and on "):
+        await kit.coordinator(adopt=True).rebuild(SpecificStreams(["x"]))
+
+
+async def test_cancelled_it_has_changed_nothing(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1, projection=SlowTally())
+    produce(kit.bootstrap, kit.topic, tally_events(100, streams=1))
+    kit.projection = Tally()
+    kit.fold_all()
+    before = (kit.build, kit.raw())
+    kit.projection = SlowTally()
+    coordinator = kit.coordinator(adopt=True)
+    work = asyncio.ensure_future(coordinator.rebuild(SpecificStreams(["stream-0"])))
+    await folded_so_many(coordinator, 5)
+    began = time.monotonic()
+    coordinator.cancel()
+    with pytest.raises(RebuildCancelled, match="before anything was changed") as raised:
+        await work
+    assert time.monotonic() - began < 1.0
+    assert raised.value.checkpoint is None
+    assert coordinator.get_progress().error is not None
+    assert (kit.build, kit.raw()) == before
+
+
+async def test_rebuild_that_was_interrupted_is_still_gone_on_with(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1, projection=SlowTally())
+    produce(kit.bootstrap, kit.topic, tally_events(120, streams=4))
+    coordinator = kit.coordinator()
+    with pytest.raises(RebuildCancelled) as raised:
+        await cancel_after(coordinator, 20)
+    end = kit.ends()[0]
+    produce(kit.bootstrap, kit.topic, tally_events(10, streams=4, first=120))
+    spoil(kit, ["stream-1"])
+    await kit.coordinator().rebuild(SpecificStreams(["stream-1"]))
+    kit.check()
+    await kit.coordinator().rebuild(FromCheckpoint(raised.value.checkpoint))
+    assert kit.positions() == {0: end}
+    kit.check()
+
+
+async def cancel_after(coordinator: RebuildCoordinator, events: int) -> None:
+    work = asyncio.ensure_future(coordinator.rebuild_from_beginning())
+    await folded_so_many(coordinator, events)
+    coordinator.cancel()
+    await work
+
+
+async def folded_so_many(coordinator: RebuildCoordinator, events: int) -> None:
+    while coordinator.get_progress().events_processed < events:  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0.01)
+
+
+def test_kill_at_any_moment_leaves_each_model_old_or_new(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(3000))
+    kit.fold_all()
+    truth = kit.raw()
+    command = kit.command("--from", f"stream:{','.join(SOME)}", "--yes", command="rebuild")
+    moments = random.Random(5)
+    for folds in (False, True):
+        for _ in range(6):
+            spoil(kit, SOME)
+            spoilt = kit.raw()
+            with ExitStack() as stack:
+                process = stack.enter_context(kit.process(env=QUICKLY)) if folds else None
+                if folds:
+                    until("it folds", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [4])
+                rebuild = subprocess.Popen(command, env=kit.environment(**QUICKLY), stderr=subprocess.DEVNULL)
+                time.sleep(moments.uniform(0.3, 1.5))
+                rebuild.send_signal(signal.SIGKILL)
+                rebuild.wait()
+                if process is not None and moments.random() < 0.5:
+                    process.terminate()
+            now = kit.raw()
+            assert {key: now[key] for key in now if key not in SOME} == {
+                key: truth[key] for key in truth if key not in SOME
+            }
+            assert all(now[key] in (truth[key], spoilt[key]) for key in SOME)
+        until("the group is empty", lambda: not kit.cluster.members(kit.group))
+        done = subprocess.run(command, env=kit.environment(**QUICKLY), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert kit.raw() == truth
+
+
+def test_command_says_what_it_does(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(300))
+    kit.fold_all()
+    words = kit.command("--from", "stream:stream-3,stream-4", command="rebuild")
+    asked = subprocess.run(words, env=kit.environment(), capture_output=True, text=True, check=False)
+    assert asked.returncode == 2
+    assert "streams stream-3, stream-4" in asked.stderr
+    assert "those of these streams are replaced" in asked.stderr
+    done = subprocess.run([*words, "--yes"], env=kit.environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("12 events into tally")
+    assert "2 models" in done.stdout
