@@ -44,6 +44,12 @@ COMMANDS = {
         "Print what a projection's state is of: code, codec, topic, build, directory, size, and the last rebuild."
     ),
     "list": "Print every projection that refold.toml, the state directory or the cluster's groups know.",
+    "explain": (
+        "Print the history of a model: each event that touched it, and what it changed, by the code as it is now."
+    ),
+    "preview": (
+        "Fold a sample of streams with the code as it is now, and show which stored models would differ, and how."
+    ),
     "snapshots": (
         "Take, list, restore or prune snapshots: read models as of one position of each partition, to go on from later."
     ),

@@ -81,6 +81,25 @@ class Refolding:
         """By partition that is read, its fold."""
         return self._refold.folds
 
+    def close(self) -> None:
+        """Let go of what user code ran on."""
+        for fold in self.folds.values():
+            fold.close()
+
+    @property
+    def events(self) -> int:
+        """How many events were folded."""
+        return self._refold.events
+
+    def read_at(self, positions: Mapping[int, int], check: Callable[[], None]) -> None:
+        """Fold the streams, up to these positions.
+
+        Raises:
+            See `read`.
+        """
+        self._refold.read_to({number: positions[number] for number in self.folds}, check)
+        self._check()
+
     def read(self, check: Callable[[], None]) -> None:
         """Fold the streams, up to where the models are about now.
 
@@ -118,7 +137,7 @@ class Refolding:
         for number, fold in sorted(self.folds.items()):
             for model_id, raw in fold.kept.models.items():
                 if raw is not None and owners.setdefault(model_id, number) != number:
-                    raise split_error(self._build, model_id, owners[model_id], number)
+                    raise split_error(self._projection.name, self._topic.name, model_id, owners[model_id], number)
 
     def prepared(self, target: Target) -> Prepared:
         """Make a build of the models that there are, with those of the streams in their place. Nobody folds.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, runtime_checkable
@@ -293,8 +294,9 @@ class SpecificStreams:
         refolding = Refolding(
             target.projection, target.events, target.topic, target.found, self.ids, str(self), target.watermarks
         )
-        refolding.read(target.check_cancelled)
-        return refolding.prepared(target)
+        with closing(refolding):
+            refolding.read(target.check_cancelled)
+            return refolding.prepared(target)
 
     def __str__(self) -> str:
         some = ", ".join(sorted(self.ids)[:_NAMED])

@@ -101,6 +101,8 @@ class StreamsRun(Run):
             except BaseException as error:
                 tracker.ended(_figures(refolding), error)
                 raise
+            finally:
+                refolding.close()
             progress = tracker.ended(
                 _figures(refolding, is_done=True), states={n: fold.kept.state for n, fold in refolding.folds.items()}
             )

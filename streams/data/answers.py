@@ -68,7 +68,7 @@ class Answers:
         here = {one.number: one for one in held if one.store is not None and one.phase in (Phase.READY, Phase.HALTED)}
         for one in here.values():
             if one.beside is not None and not one.beside.asked.is_wanted():
-                one.beside = None
+                one.drop_beside()
         build, again = self._job.build, []
         for asked in handovers(build):
             mine = here.get(asked.partition)
@@ -99,13 +99,13 @@ class Answers:
         assert beside is not None
         assert store is not None
         assert fold is not None
-        held.beside = None
         error = None if beside.failure is None else str(beside.failure)
         if error is None:
             try:
                 beside.commit()
             except ModelCannotBeStored as why:
                 error = str(why)
+        held.drop_beside()
         if error is not None:
             beside.asked.end(Outcome(error=error))
             return

@@ -147,9 +147,15 @@ class HeldPartition:
             and (self.beside.position == self.fold.position or self.beside.failure is not None)
         )
 
+    def drop_beside(self) -> None:
+        """Fold nothing a second time any more."""
+        if self.beside is not None:
+            self.beside.close()
+        self.beside = None
+
     def close(self) -> None:
         """Let go of the store, without writing."""
-        self.beside = None
+        self.drop_beside()
         if self.fold is not None:
             self.fold.close()
         self.store = self.fold = None

@@ -103,6 +103,17 @@ class ModelReader:
         found = self._find(model_id)
         return None if found is None else found[0]
 
+    def get_raw_of(self, partition: int, model_id: str) -> bytes | None:
+        """Give one model of one partition as stored."""
+        found = self._partitions.get(partition)
+        return None if found is None else found.get(model_id)
+
+    def ids(self) -> Iterator[str]:
+        """Yield every model's id, by partition and then by id."""
+        for number in sorted(self._partitions):
+            for model_id in self._partitions[number].ids():
+                yield model_id.decode()
+
     def _find(self, model_id: str) -> tuple[int, bytes] | None:
         found = [(number, raw) for number, one in self._partitions.items() if (raw := one.get(model_id)) is not None]
         if len(found) > 1:
@@ -139,7 +150,7 @@ class ModelReader:
             raise self._split(*found)
 
     def _split(self, model_id: str, one: int, other: int) -> ModelSplit:
-        return split_error(self.build, model_id, one, other)
+        return split_error(self.build.manifest.projection, self.build.manifest.topic, model_id, one, other)
 
     def close(self) -> None:
         """Let go of the files."""

@@ -34,6 +34,11 @@ class MemoryStore:
         self.models = dict(models or {})
         self._state = msgspec.structs.replace(state, models=self._count())
 
+    @classmethod
+    def fresh(cls, partition: int, start: int) -> MemoryStore:
+        """Make one that is of no build."""
+        return cls(StoreState(directory="", build=0, partition=partition, start=start, position=start))
+
     @property
     def state(self) -> StoreState:
         """See PartitionStore."""

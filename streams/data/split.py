@@ -48,7 +48,7 @@ class SplitWatch:
             if number != partition:
                 for model_id in new:
                     if other.cache.has(model_id):
-                        raise split_error(self._build, model_id, *sorted((partition, number)))
+                        raise self._error(model_id, *sorted((partition, number)))
 
     def compare(self, ids: Mapping[int, Iterator[bytes]]) -> None:
         """Compare all models as committed.
@@ -62,7 +62,11 @@ class SplitWatch:
         self.is_behind = False
         found = first_split(ids)
         if found is not None:
-            raise split_error(self._build, *found)
+            raise self._error(*found)
+
+    def _error(self, model_id: str, one: int, other: int) -> ModelSplit:
+        manifest = self._build.manifest
+        return split_error(manifest.projection, manifest.topic, model_id, one, other)
 
 
 def first_split(sources: Mapping[int, Iterator[bytes]]) -> tuple[str, int, int] | None:
@@ -87,9 +91,8 @@ def first_split(sources: Mapping[int, Iterator[bytes]]) -> tuple[str, int, int] 
     return None
 
 
-def split_error(build: Build, model_id: str, one: int, other: int) -> ModelSplit:
+def split_error(projection: str, topic: str, model_id: str, one: int, other: int) -> ModelSplit:
     """Say that events of one model are on two partitions, why that may be, and what can be done."""
-    topic = build.manifest.topic
     return ModelSplit(
         f"Model {model_id!r} is on {at(topic, one)} and on {at(topic, other)}: its events are spread over "
         "both, so each "
@@ -97,7 +100,7 @@ def split_error(build: Build, model_id: str, one: int, other: int) -> ModelSplit
         "differently (murmur2 and CRC32), or the stream is not what the records are keyed by. Write the events to a "
         'topic keyed by the model\'s id, and fold that (`partition_by = "model"`, which does that by itself, '
         "is planned).",
-        projection=build.manifest.projection,
+        projection=projection,
         topic=topic,
         partition=one,
     )
