@@ -20,6 +20,7 @@ __all__ = ["Answers"]
 log = get_logger(__name__)
 
 _LOOK_S = 0.2
+_PATIENCE_S = 5.0
 
 
 class Answers:
@@ -36,6 +37,7 @@ class Answers:
         self._serde = serde
         self._interrupts = interrupts
         self._looked_s = 0.0
+        self._waits_since: float | None = None
 
     def is_due(self) -> bool:
         """Say whether it is time to look again."""
@@ -47,21 +49,34 @@ class Answers:
     def snapshots(self, held: Mapping[int, HeldPartition], checkpoint: Callable[[], None]) -> None:
         """Copy stores into the snapshots that somebody waits for, as of a commit.
 
+        What has moved is copied after its next checkpoint, which comes by itself; so a snapshot costs the fold no other
+        pause than for the copy.
+
         Args:
             held: By partition.
-            checkpoint: Commits what has moved.
+            checkpoint: Commits what has moved, where that takes too long to come.
         """
+        waits = False
         for taking in requests(self._job.build):
             wanted = [one for one in held.values() if one.store and not (taking / str(one.number)).is_dir()]
-            if any(one.fold is not None and one.fold.has_moved for one in wanted):
+            if self._waits_since is not None and time.monotonic() - self._waits_since > _PATIENCE_S:
                 checkpoint()
             for one in wanted:
-                if one.store is None or one.fold is None or (one.fold.has_moved and one.phase is Phase.READY):
-                    continue  # not committed after all: the next time
+                if one.store is None or one.fold is None:
+                    continue
+                if one.fold.has_moved and one.phase is Phase.READY:
+                    waits = True
+                    continue
                 try:
                     one.store.snapshot(taking / str(one.number))
                 except StorageError as error:  # of the snapshot, and not of what is folded
                     log.warning("snapshot.failed", partition=one.number, why=str(error))
+        if not waits:
+            self._waits_since = None
+            return
+        self._looked_s = 0.0  # so that the checkpoint is not missed
+        if self._waits_since is None:
+            self._waits_since = time.monotonic()
 
     def take_up(self, held: Iterable[HeldPartition]) -> list[HeldPartition]:
         """Take streams up that somebody has handed over; give the partitions that are to be read again for them."""

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.benchmarks import growth, replay
+from tests.benchmarks import growth, repair, replay
 
 KEYS = {
     "events",
@@ -50,6 +50,19 @@ def test_growth_reports_two_sizes_and_their_ratios(bootstrap_servers: str, capsy
     assert report["time_ratio"] > 0
     assert report["rss_ratio"] > 0
     assert report["models_equal"] is True
+
+
+def test_repair_reports_what_it_costs_to_mend_a_part(
+    bootstrap_servers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--events", "20000", "--keys", "1000", "--streams", "5", "--repeat", "1"]
+    status = repair.main([*sizes, "--json", "--bootstrap-servers", bootstrap_servers])
+    report = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert report["models_equal"] is True
+    assert report["streams"] == 5
+    assert report["streams_ratio"] > 0
+    assert report["pauses_ms"]
 
 
 def test_replay_refuses_a_contender_that_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
