@@ -9,8 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streams.cli.progress import RichReporter
     from streams.config import FoldSettings, KafkaSettings
+    from streams.control.explain import History, explain
+    from streams.control.observed import progress_of
+    from streams.control.preview import Preview, preview
     from streams.control.rebuild import RebuildCoordinator
+    from streams.control.reporters import CallbackReporter, LogReporter, ProgressReporter
     from streams.control.retry import Retry
     from streams.control.strategies import (
         FromBeginning,
@@ -50,6 +55,15 @@ __all__ = [
     "Prepared",
     "Target",
     "RebuildProgress",
+    "progress_of",
+    "ProgressReporter",
+    "CallbackReporter",
+    "LogReporter",
+    "RichReporter",
+    "explain",
+    "History",
+    "preview",
+    "Preview",
     "ProjectionCheckpoint",
     "KafkaEventStore",
     "EventCodec",
@@ -74,6 +88,11 @@ __all__ = [
 
 _PLACES = {
     "streams.config": ("FoldSettings", "KafkaSettings"),
+    "streams.cli.progress": ("RichReporter",),
+    "streams.control.explain": ("History", "explain"),
+    "streams.control.observed": ("progress_of",),
+    "streams.control.preview": ("Preview", "preview"),
+    "streams.control.reporters": ("CallbackReporter", "LogReporter", "ProgressReporter"),
     "streams.control.rebuild": ("RebuildCoordinator",),
     "streams.control.retry": ("Retry",),
     "streams.control.strategies": (

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from projections.datasets import flight_events
 from projections.flights import AircraftLog
 from streams.broker import EmbeddedBroker
-from streams.cli.progress import watch
+from streams.cli.progress import reporter_for
 from streams.cli.signals import interrupted_by_signals
 from streams.cli.wiring import Flag, warn_of_unknown_variables
 from streams.cluster import Cluster
@@ -132,9 +132,14 @@ def _run(parts: _Parts, partitions: int, console: Console, stack: ExitStack) -> 
     live_rate = _fold_live(parts, loaded, console)
     live = parts.models()
     coordinator = RebuildCoordinator(
-        parts.projection, parts.events, parts.store, parts.checkpoints, settings=parts.settings
+        parts.projection,
+        parts.events,
+        parts.store,
+        parts.checkpoints,
+        settings=parts.settings,
+        reporters=[reporter_for(console)],
     )
-    progress = asyncio.run(watch(coordinator, coordinator.rebuild_from_beginning(), console))
+    progress = asyncio.run(coordinator.rebuild_from_beginning())
     rebuilt = parts.models()
     figures = Figures(
         events=progress.events_processed,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Awaitable
+import time
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,52 +10,60 @@ from rich.text import Text
 
 from streams.cli.output import duration
 from streams.cli.view import drawn, percent
-from streams.control.rebuild import RebuildCoordinator
+from streams.control.reporters import ProgressReporter
 from streams.types import RebuildProgress
 
-__all__ = ["watch"]
+__all__ = ["RichReporter", "reporter_for", "said"]
 
-_REDRAW_S = 0.1
 _LINE_S = 5.0
 
 
-async def watch(
-    coordinator: RebuildCoordinator, rebuild: Awaitable[RebuildProgress], console: Console
-) -> RebuildProgress:
-    """Run a rebuild and show its progress until it ends.
+def reporter_for(console: Console) -> ProgressReporter:
+    """Give a bar on a terminal, and lines elsewhere."""
+    return RichReporter(console) if console.is_terminal else LineReporter(console)
+
+
+class RichReporter:
+    """Draws a bar on a terminal.
 
     Args:
-        coordinator: Whose progress to show.
-        rebuild: The rebuild, not yet awaited.
-        console: Where to show it.
-
-    Returns:
-        The final figures.
-
-    Raises:
-        Whatever the rebuild raises.
+        console: Where; by default standard error.
     """
-    work = asyncio.ensure_future(rebuild)
-    try:
-        if console.is_terminal:
-            await _draw(coordinator, work, console)
-        else:
-            await _lines(coordinator, work, console)
-    except asyncio.CancelledError:
-        work.cancel()
-        while not work.done():
-            with contextlib.suppress(asyncio.CancelledError):  # another one hastens nothing
-                await asyncio.wait([work])
-        raise
-    return await work
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._live = Live(console=console or Console(stderr=True, highlight=False, markup=False), auto_refresh=False)
+
+    def report(self, progress: RebuildProgress) -> None:
+        """See ProgressReporter."""
+        if not self._live.is_started:
+            self._live.start()
+        self._live.update(_drawn(progress), refresh=True)
+
+    def ended(self, progress: RebuildProgress) -> None:
+        """See ProgressReporter."""
+        self.report(progress)
+        self._live.stop()
 
 
-async def _draw(coordinator: RebuildCoordinator, work: asyncio.Future[RebuildProgress], console: Console) -> None:
-    with Live(console=console, auto_refresh=False) as live:
-        running = True
-        while running:
-            running = not (await asyncio.wait([work], timeout=_REDRAW_S))[0]
-            live.update(_drawn(coordinator.get_progress()), refresh=True)
+class LineReporter:
+    """Prints a line now and then.
+
+    Args:
+        console: Where.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._told_s = time.monotonic()
+
+    def report(self, progress: RebuildProgress) -> None:
+        """See ProgressReporter."""
+        if time.monotonic() - self._told_s >= _LINE_S:
+            self._told_s = time.monotonic()
+            self._console.print(f"rebuild {said(progress)}", soft_wrap=True)
+
+    def ended(self, progress: RebuildProgress) -> None:
+        """See ProgressReporter."""
 
 
 def _drawn(progress: RebuildProgress) -> RenderableType:
@@ -77,10 +83,9 @@ def _figures(progress: RebuildProgress) -> list[str]:
     return figures
 
 
-async def _lines(coordinator: RebuildCoordinator, work: asyncio.Future[RebuildProgress], console: Console) -> None:
-    while not (await asyncio.wait([work], timeout=_LINE_S))[0]:
-        progress = coordinator.get_progress()
-        total = progress.total_offsets
-        share = percent(total - progress.remaining_offsets, total) if progress.partitions else "checking"
-        line = f"rebuild {share}  {'  '.join(_figures(progress))}"
-        console.print(f"{line}  waiting for {progress.waiting_for}" if progress.waiting_for else line, soft_wrap=True)
+def said(progress: RebuildProgress) -> str:
+    """Write the figures in one line."""
+    total = progress.total_offsets
+    share = percent(total - progress.remaining_offsets, total) if progress.partitions else "checking"
+    line = f"{share}  {'  '.join(_figures(progress))}"
+    return f"{line}  waiting for {progress.waiting_for}" if progress.waiting_for else line

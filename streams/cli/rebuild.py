@@ -13,7 +13,7 @@ from rich.console import Console
 
 from streams.cli.output import shown
 from streams.cli.plan import agree_to_rebuild
-from streams.cli.progress import watch
+from streams.cli.progress import reporter_for
 from streams.cli.signals import drained_by_signals
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName, naming_commands
 from streams.control.retry import Retry
@@ -72,11 +72,14 @@ def rebuild(
     if not yes:
         agree_to_rebuild(console, wired, strategy)
     coordinator = wired.coordinator(
-        adopt=adopt, snapshot_every=snapshot_every, retry=Retry(attempts=retries + 1) if retries else None
+        adopt=adopt,
+        snapshot_every=snapshot_every,
+        retry=Retry(attempts=retries + 1) if retries else None,
+        reporters=[reporter_for(console)],
     )
     work = coordinator.rebuild(strategy)  # there before a signal may come, to be cancelled by it
     with naming_commands(projection), drained_by_signals(coordinator.cancel, exit_code=130):
-        progress = asyncio.run(watch(coordinator, work, console))
+        progress = asyncio.run(work)
     if json:
         figures = dataclasses.asdict(progress) | {"completion_percentage": progress.completion_percentage()}
         print(shown(figures))  # noqa: T201

@@ -11,14 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from streams.cli.output import duration, local_time, shown, size
+from streams.cli.partitions import partitions_table
+from streams.cli.progress import said
 from streams.cli.wiring import Flag, GroupOptions, Located, ProjectionName
 from streams.cluster import Cluster
-from streams.control.status import GroupView, PartitionView, StateView, view_group, view_state
+from streams.control.observed import progress_of
+from streams.control.status import GroupView, StateView, view_group, view_state
 from streams.data.build import RebuildRecord
+from streams.data.source import KafkaEventStore
 from streams.errors import BrokerError, ConfigError
-from streams.types import Member
+from streams.types import Member, RebuildProgress
 
-__all__ = ["describe", "partitions_table", "rebuild_line", "status"]
+__all__ = ["describe", "rebuild_line", "status"]
 
 
 def status(
@@ -42,14 +46,20 @@ def status(
     found = options.locate(projection)
     state = view_state(found.store, found.projection)
     group = _group(found, state)
+    progress = progress_of(found.group, KafkaEventStore(group.topic, kafka=found.kafka), found.store)
     if json:
-        print(shown({"projection": found.projection.name, **_group_json(group), "rebuild": _rebuild_json(state)}))  # noqa: T201
+        document = {"projection": found.projection.name, **_group_json(group), "rebuild": _rebuild_json(state)}
+        print(shown(document | {"progress": None if progress is None else _progress_json(progress)}))  # noqa: T201
         return
     console = Console(highlight=False, markup=False)
     console.print(partitions_table(group), crop=False)
     console.print(_lag_line(group), soft_wrap=True)
     if state is not None and state.rebuild is not None and state.rebuild.outcome == "running":
         console.print(rebuild_line(state), soft_wrap=True)
+    if progress is not None and progress.is_running:
+        console.print(f"rebuild {said(progress)}", soft_wrap=True)
+    elif progress is not None and progress.error is not None:
+        console.print(f"rebuild stopped at {said(progress)}\n{progress.error}", soft_wrap=True)
 
 
 def describe(
@@ -106,46 +116,6 @@ def _group(found: Located, state: StateView | None) -> GroupView:
         state=None if state is None else state.partitions,
         live=None if state is None else state.folding,
     )
-
-
-def partitions_table(group: GroupView) -> Table:
-    """Draw a group's partitions, and their sum."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_footer=len(group.partitions) > 1)
-    positions = sum(one.position or 0 for one in group.partitions)
-    for name, total in (
-        ("partition", "all"),
-        ("position", f"{positions:,}"),
-        ("end", f"{sum(one.end for one in group.partitions):,}"),
-        ("lag", f"{group.lag:,}"),
-        ("models", f"{sum(one.models for one in group.partitions):,}"),
-    ):
-        table.add_column(name, footer=total, justify="right", no_wrap=True)
-    table.add_column("last event", overflow="fold")
-    table.add_column("owner", overflow="fold")
-    for one in group.partitions:
-        table.add_row(
-            str(one.partition),
-            "-" if one.position is None else f"{one.position:,}",
-            f"{one.end:,}",
-            f"{one.lag:,}",
-            f"{one.models:,}",
-            _last_event(one),
-            Text(_owner(one.owner) + (f" ({one.phase})" if one.phase not in ("", "ready") else "")),
-        )
-    return table
-
-
-def _last_event(one: PartitionView) -> Text:
-    if one.last_event_id is None:
-        return Text("-")
-    return Text(f"{one.last_event_id}\n{local_time(one.last_event_time)}")
-
-
-def _owner(member: Member | None) -> str:
-    if member is None:
-        return "nobody"
-    host = member.host.lstrip("/")
-    return f"{member.client_id} {host}" if member.pid is None else f"process {member.pid} on {host}"
 
 
 def _lag_line(group: GroupView) -> str:
@@ -278,6 +248,10 @@ def _group_json(group: GroupView) -> dict[str, Any]:
             for one in group.partitions
         ],
     }
+
+
+def _progress_json(progress: RebuildProgress) -> dict[str, Any]:
+    return dataclasses.asdict(progress) | {"completion_percentage": progress.completion_percentage()}
 
 
 def _member_json(member: Member) -> dict[str, Any]:

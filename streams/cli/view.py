@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streams.cli.output import duration
-from streams.cli.status import partitions_table
+from streams.cli.partitions import partitions_table
 from streams.cluster import Cluster
 from streams.control.status import GroupView, view_group
 from streams.data.agent import Agent, AgentStatus

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from streams.control.ground import Claimed, Committed, Ground, begin, check_group, incomplete, newest_build
 from streams.data.build import Build, Manifest
+from streams.data.checkpoint import Pinned
 from streams.data.claims import Claim
 from streams.data.history import check_complete
 from streams.data.ownership import foreign_offset
@@ -67,7 +68,17 @@ def claim_live(ground: Ground, *, adopt: bool = False) -> Claimed:
         partition: Lag(start=marks.low, position=marks.low, target=marks.high)
         for partition, marks in watermarks.items()
     }
-    return Claimed(job=ground.job(topic, build), lock=lock, pinned=pinned)
+    # Who joins in a rebuild that another process of this machine has begun, keeps its figures.
+    job = ground.job(topic, build, pinned=_parts(committed) if ground.store.rebuilder() is not None else None)
+    return Claimed(job=job, lock=lock, pinned=pinned)
+
+
+def _parts(committed: Committed) -> dict[int, Pinned]:
+    return {
+        partition: stamp.pinned
+        for partition, (_, stamp) in committed.items()
+        if stamp is not None and stamp.pinned is not None
+    }
 
 
 def _found(

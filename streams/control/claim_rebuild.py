@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
@@ -11,6 +12,7 @@ from streams.control.ground import Claimed, Ground, begin, check_group, newest_b
 from streams.control.strategies import RebuildStrategy
 from streams.control.target import Prepared, Target
 from streams.data.build import Build, Manifest, RebuildRecord
+from streams.data.checkpoint import Pinned
 from streams.data.claims import Claim
 from streams.data.partition import PartitionStatus, Phase
 from streams.data.serde import serde_for
@@ -94,7 +96,8 @@ def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Ca
             raise
         # Steps 3 and 4
         positions = {partition: state.position for partition, state in prepared.states.items()}
-        build = begin(ground, claim, prepared.build, positions)
+        parts = _pinned(record, prepared)
+        build = begin(ground, claim, prepared.build, positions, prepared.states, parts)
         lock = claim.join(build)
     pinned = {
         partition: Lag(start=record.starts[partition], position=positions[partition], target=target)
@@ -113,8 +116,33 @@ def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Ca
         for partition, state in prepared.states.items()
     }
     return Claimed(
-        job=ground.job(topic, build, record.targets), lock=lock, pinned=pinned, figures=figures, before=record.before
+        job=ground.job(topic, build, record.targets, parts),
+        lock=lock,
+        pinned=pinned,
+        figures=figures,
+        before=record.before,
     )
+
+
+def _pinned(record: RebuildRecord, prepared: Prepared) -> dict[int, Pinned]:
+    """Give each partition's part of a rebuild.
+
+    What had been folded before it is known of all partitions together; so the first one carries it.
+    """
+    now_ms = time.time_ns() // 1_000_000
+    first = min(record.targets, default=0)
+    return {
+        number: Pinned(
+            start=record.starts[number],
+            target=target,
+            events=record.before.events if number == first else 0,
+            declined=record.before.declined if number == first else 0,
+            since_ms=now_ms,
+            since_position=prepared.states[number].position,
+            since_events=prepared.states[number].events,
+        )
+        for number, target in record.targets.items()
+    }
 
 
 def _record(strategy: RebuildStrategy, prepared: Prepared, watermarks: Mapping[int, Watermarks]) -> RebuildRecord:

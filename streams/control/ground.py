@@ -12,7 +12,7 @@ from projections.contract import CqrsProjection
 from streams.config import FoldSettings
 from streams.data.agent import Job
 from streams.data.build import Build, Manifest
-from streams.data.checkpoint import KafkaCheckpointStore, Stamp, belongs, generation_id
+from streams.data.checkpoint import KafkaCheckpointStore, Pinned, Stamp, belongs, generation_id
 from streams.data.claims import Claim
 from streams.data.codec import check_tombstones
 from streams.data.generation import RocksStore
@@ -20,6 +20,7 @@ from streams.data.locks import FileLock
 from streams.data.ownership import claimed_elsewhere
 from streams.data.partition import PartitionStatus
 from streams.data.source import KafkaEventStore
+from streams.data.store import StoreState
 from streams.errors import ForeignOffset, GroupActive
 from streams.log import get_logger
 from streams.types import Counts, Lag, Member, TopicInfo
@@ -51,8 +52,14 @@ class Ground:
         """The projection's generation."""
         return generation_id(self.projection.name, self.projection.version)
 
-    def job(self, topic: TopicInfo, build: Build, until: Mapping[int, int] | None = None) -> Job:
-        """Describe the folding of a build."""
+    def job(
+        self,
+        topic: TopicInfo,
+        build: Build,
+        until: Mapping[int, int] | None = None,
+        pinned: Mapping[int, Pinned] | None = None,
+    ) -> Job:
+        """Describe the folding of a build; see `Job`."""
         return Job(
             projection=self.projection,
             events=self.events,
@@ -62,6 +69,7 @@ class Ground:
             settings=self.settings,
             allow_incomplete=self.allow_incomplete,
             until=until,
+            pinned=pinned,
         )
 
 
@@ -118,10 +126,20 @@ def check_group(
             raise claimed_elsewhere(group, stamp, ground.store.directory, name)
 
 
-def begin(ground: Ground, claim: Claim, build: Build, positions: Mapping[int, int]) -> Build:
-    """Set the group's offsets to where a build begins, and make it current; or remove it again."""
+def begin(
+    ground: Ground,
+    claim: Claim,
+    build: Build,
+    positions: Mapping[int, int],
+    states: Mapping[int, StoreState] | None = None,
+    pinned: Mapping[int, Pinned] | None = None,
+) -> Build:
+    """Set the group's offsets to where a build begins, and make it current; or remove it again.
+
+    See `KafkaCheckpointStore.claim`.
+    """
     try:
-        ground.checkpoints.claim(ground.name, build, positions)
+        ground.checkpoints.claim(ground.name, build, positions, states, pinned)
         return claim.switch(build)
     except BaseException:
         claim.abandon(build)

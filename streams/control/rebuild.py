@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -15,6 +15,7 @@ from projections.fingerprint import fingerprint
 from streams.config import FoldSettings, load
 from streams.control.fold_run import FoldRun
 from streams.control.ground import Ground
+from streams.control.reporters import ProgressReporter, reported
 from streams.control.retry import Retry, retried
 from streams.control.run import Run
 from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy, SpecificStreams
@@ -49,6 +50,7 @@ class RebuildCoordinator:
             none (reference: Incremental Snapshots).
         retry: How often to try again where what ended a rebuild may pass (see `is_transient`); None: never.
         runner: Where the agent runs: on a thread, or in a process of its own (`ProcessRunner`).
+        reporters: Who is told of the progress of each rebuild (see `ProgressReporter`).
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class RebuildCoordinator:
         snapshot_every: int | None = None,
         retry: Retry | None = None,
         runner: MakeRunner = ThreadRunner,
+        reporters: Sequence[ProgressReporter] = (),
     ) -> None:
         self._ground = Ground(
             projection=projection,
@@ -78,6 +81,7 @@ class RebuildCoordinator:
         self._make_runner = runner
         self._snapshot_every = snapshot_every
         self._retry = retry
+        self._reporters = tuple(reporters)
         self._runs: WeakSet[Run] = WeakSet()
         """Those that run or are about to; one whose coroutine nobody awaits goes with it."""
         self._newest: Run | None = None
@@ -144,8 +148,10 @@ class RebuildCoordinator:
         """
         run = self._new_run(strategy)
         if self._retry is None:
-            return self._await(run)
-        return retried(self._retry, strategy, self._new_run, self._await, run)
+            work = self._await(run)
+        else:
+            work = retried(self._retry, strategy, self._new_run, self._await, run)
+        return reported(self._reporters, self.get_progress, work) if self._reporters else work
 
     def _new_run(self, strategy: RebuildStrategy) -> Run:
         run: Run

@@ -16,7 +16,16 @@ from streams.data.store import StoreState
 from streams.errors import CheckpointError
 from streams.types import Committed, ProjectionCheckpoint, TopicInfo
 
-__all__ = ["CheckpointStore", "KafkaCheckpointStore", "Pace", "Stamp", "belongs", "checkpoint_of", "generation_id"]
+__all__ = [
+    "CheckpointStore",
+    "KafkaCheckpointStore",
+    "Pace",
+    "Pinned",
+    "Stamp",
+    "belongs",
+    "checkpoint_of",
+    "generation_id",
+]
 
 _COST = 0.05
 """The share of the time that checkpoints may take."""
@@ -26,6 +35,25 @@ _LARGE = 1000
 _MIN_EVENTS = 100
 _VISIBLE_S = 0.1
 _MAX_ID_CHARS = 256  # the broker's offset.metadata.max.bytes is 4096 by default
+
+
+class Pinned(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition's part of a rebuild, as every process is to know it."""
+
+    start: int
+    """Where its fold began."""
+    target: int
+    """Its end, as pinned when the rebuild began."""
+    events: int = 0
+    """Events that its models had been folded of before the rebuild."""
+    declined: int = 0
+    """Of these, those that were declined."""
+    since_ms: int
+    """When the process began that is at it now, in milliseconds since 1970."""
+    since_position: int
+    """Where its store was then."""
+    since_events: int = 0
+    """Events in its store then."""
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=2):
@@ -51,6 +79,8 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=2
     """Set by a rebuild that is about to begin, and has no member in the group yet."""
     halted: str | None = None
     """Why the partition is folded no further."""
+    pinned: Pinned | None = None
+    """The rebuild that folds it, if one does."""
 
     def encode(self) -> str:
         """Write the stamp as offset metadata."""
@@ -237,7 +267,14 @@ class KafkaCheckpointStore:
         committed = self._events.cluster.committed(self.group, topic)
         return {partition: (found.position, Stamp.parse(found.metadata)) for partition, found in committed.items()}
 
-    def claim(self, name: str, build: Build, positions: Mapping[int, int]) -> None:
+    def claim(
+        self,
+        name: str,
+        build: Build,
+        positions: Mapping[int, int],
+        states: Mapping[int, StoreState] | None = None,
+        pinned: Mapping[int, Pinned] | None = None,
+    ) -> None:
         """Set the group's offsets to where a build begins, with its stamps.
 
         The broker takes them only while nobody is in the group. So this is also how two machines cannot both do it.
@@ -246,6 +283,8 @@ class KafkaCheckpointStore:
             name: The projection's generation.
             build: The build, which need not be current yet.
             positions: By partition.
+            states: By partition, what is in its store by then; by default nothing.
+            pinned: By partition, the rebuild that is about to begin.
 
         Raises:
             GroupActive: Somebody is in the group. Nothing was changed.
@@ -257,8 +296,18 @@ class KafkaCheckpointStore:
             fingerprint=build.current.fingerprint,
             time_ms=time.time_ns() // 1_000_000,
             claimed=True,
-        ).encode()
-        wanted = {partition: Committed(position=position, metadata=stamp) for partition, position in positions.items()}
+        )
+        wanted = {}
+        for partition, position in positions.items():
+            state = None if states is None else states[partition]
+            own = msgspec.structs.replace(
+                stamp,
+                events=0 if state is None else state.events,
+                declined=0 if state is None else state.declined,
+                models=0 if state is None else state.models,
+                pinned=None if pinned is None else pinned[partition],
+            )
+            wanted[partition] = Committed(position=position, metadata=own.encode())
         self._events.cluster.commit(self.group, self._events.topic, wanted)
 
     def _stamped(self) -> dict[int, tuple[int, Stamp]]:

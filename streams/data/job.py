@@ -9,6 +9,7 @@ from typing import Any
 from projections.contract import CqrsProjection
 from streams.config import FoldSettings
 from streams.data.build import Build
+from streams.data.checkpoint import Pinned
 from streams.data.partition import PartitionStatus
 from streams.data.source import KafkaEventStore
 from streams.types import TopicInfo
@@ -31,6 +32,8 @@ class Job:
     """Begin a partition that has no store yet where the topic begins, also where its first events are gone."""
     until: Mapping[int, int] | None = None
     """The position at which each partition's fold ends, exactly; None: none ends."""
+    pinned: Mapping[int, Pinned] | None = None
+    """By partition, the rebuild that this is part of; None: of none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,5 +60,6 @@ class Mirror:
             last_event_id=state.last_event_id,
             time_ms=time.time_ns() // 1_000_000,
             halted=str(held.error) if held.phase is Phase.HALTED else None,
+            pinned=None if self._job.pinned is None else self._job.pinned.get(held.number),
         )
         return Committed(position=state.position, metadata=stamp.encode())
