@@ -1,0 +1,114 @@
+"""`python -m tests.integration.crasher JOB`: a rebuild whose process dies at its N-th durable step, with no clean-up.
+
+Durable steps are those that leave something on disk or in Kafka: records, batches, copies, renames, links, offsets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from streams import (
+    FromBeginning,
+    FromCheckpoint,
+    FromPosition,
+    FromSnapshot,
+    RebuildStrategy,
+    Snapshots,
+    SpecificStreams,
+)
+from streams.data import build
+from streams.data.checkpoint import KafkaCheckpointStore
+from streams.data.store import RocksPartition
+from tests.integration.kit import Kit
+
+__all__ = ["DIED", "Job"]
+
+DIED = 9
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What is done, and where it dies."""
+
+    bootstrap: str
+    topic: str
+    group: str
+    state_dir: str
+    kind: str
+    """beginning, checkpoint, position, snapshot, restore, streams; or take, which takes a snapshot."""
+    positions: dict[int, int] = {}
+    snapshot: str = ""
+    streams: list[str] = []
+    dies_at: int = 0
+    """0: it does not."""
+    dies_before: bool = True
+    """Before the step, or right after it."""
+
+    def strategy(self) -> RebuildStrategy:
+        """Give what rebuilds."""
+        strategies: dict[str, Callable[[], RebuildStrategy]] = {
+            "beginning": FromBeginning,
+            "checkpoint": FromCheckpoint,
+            "position": lambda: FromPosition(self.positions),
+            "snapshot": lambda: FromSnapshot(self.snapshot),
+            "restore": lambda: FromSnapshot(self.snapshot, only_restore=True),
+            "streams": lambda: SpecificStreams(self.streams),
+        }
+        return strategies[self.kind]()
+
+    def run(self) -> None:
+        """Do it."""
+        kit = Kit(self.bootstrap, self.topic, self.group, Path(self.state_dir))
+        if self.kind == "take":
+            current = kit.store.current()
+            assert current is not None
+            Snapshots(kit.store.directory).take(current, wait_s=10)
+        else:
+            asyncio.run(kit.coordinator().rebuild(self.strategy()))
+
+
+def _prepare(job: Job) -> None:
+    steps = 0
+
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **options: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            is_it = steps == job.dies_at
+            if is_it and job.dies_before:
+                os._exit(DIED)
+            given = call(*arguments, **options)
+            if is_it:
+                os._exit(DIED)
+            return given
+
+        return step
+
+    written = dying(build.write_record)
+    for module in list(sys.modules.values()):
+        if getattr(module, "write_record", None) is build.write_record and module is not build:
+            module.write_record = written  # type: ignore[attr-defined]
+    build.write_record = written
+    for owner, names in (
+        (RocksPartition, ("commit", "carry", "snapshot")),
+        (KafkaCheckpointStore, ("claim",)),
+        (Path, ("rename",)),
+        (os, ("link",)),
+        (shutil, ("rmtree", "copyfile")),
+    ):
+        for name in names:
+            setattr(owner, name, dying(getattr(owner, name)))
+    RocksPartition.stamp = staticmethod(dying(RocksPartition.stamp))  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    given = msgspec.json.decode(sys.argv[1], type=Job)
+    _prepare(given)
+    given.run()
