@@ -307,6 +307,29 @@ async def test_cancelling_the_task_again_and_again_waits_for_its_end_all_the_sam
     assert kit.check() < 50_000
 
 
+async def test_signal_cancels_a_program_of_ones_own(new_kit: NewKit) -> None:
+    kit = new_kit(settings=FoldSettings(checkpoint_events=20))
+    produce(kit.bootstrap, kit.topic, tally_events(50_000))
+    coordinator = kit.coordinator()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, coordinator.cancel)
+    try:
+        work = asyncio.ensure_future(coordinator.rebuild_from_beginning())
+        await asyncio.to_thread(
+            until, "some events are folded", lambda: coordinator.get_progress().events_processed >= 1000
+        )
+        os.kill(os.getpid(), signal.SIGUSR1)
+        began = time.monotonic()
+        with pytest.raises(RebuildCancelled) as raised:
+            await work
+    finally:
+        loop.remove_signal_handler(signal.SIGUSR1)
+    assert time.monotonic() - began < 1.0
+    assert kit.check() < 50_000
+    await kit.coordinator().rebuild_from_checkpoint(raised.value.checkpoint)
+    assert kit.check() == 50_000
+
+
 @pytest.mark.slow
 def test_rebuild_killed_at_random_moments_is_gone_on_with(new_kit: NewKit) -> None:
     kit = new_kit()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,3 +176,25 @@ def later() -> ProjectionError:
 )
 def test_what_may_pass(error: Exception, transient: bool) -> None:
     assert is_transient(error) == transient
+
+
+@pytest.mark.slow
+def test_disk_that_is_full_for_a_while_is_gone_on_with(new_kit: NewKit, tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a small file system needs a mount namespace of one's own (unshare -rm), which is not allowed here")
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(60_000, streams=500))
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["unshare", "-rm", sys.executable, "-m", "tests.integration.full_disk"]
+    done = subprocess.run(
+        [*command, kit.bootstrap, kit.topic, kit.group, str(place)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "No space left on device" in done.stdout
+    assert "60000 events" in done.stdout
