@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient
 
+import projections.contract
+import streams.broker
+import streams.errors
 from streams.cli.main import exit_codes
 from streams.cli.wiring import FoldOptions
 from streams.cluster import Cluster
@@ -40,7 +43,8 @@ def session(mark: str) -> list[tuple[str, str]]:
 
 
 def timeless(output: str) -> str:
-    """An output without what differs from run to run."""
+    """An output without what differs from run to run, and without the blanks that fill up a table's lines."""
+    output = re.sub(r" +$", "", output, flags=re.MULTILINE)
     return re.sub(r"[\d,]+ events/s", "N events/s", re.sub(r"\d+\.\d s", "N s", output))
 
 
@@ -52,7 +56,7 @@ def shown(line: str, directory: Path, bootstrap: str) -> str:
     done = subprocess.run(
         [*started, *arguments],
         cwd=directory,
-        env=quiet_environment() | {"REFOLD_BOOTSTRAP_SERVERS": bootstrap, "PYTHONPATH": path},
+        env=quiet_environment() | {"REFOLD_BOOTSTRAP_SERVERS": bootstrap, "PYTHONPATH": path, "TZ": "UTC"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -99,6 +103,7 @@ def test_own_projection_is_loaded_folded_read_and_rebuilt_as_written(shop: Path,
         assert running.process.wait(COMMAND_S) == 0
     check_session("rebuild", shop, bootstrap_servers)
     check_session("library", shop, bootstrap_servers)
+    check_session("explain", shop, bootstrap_servers)
     check_session("get", shop, bootstrap_servers)
 
 
@@ -120,7 +125,7 @@ def test_each_of_the_two_commands_is_one_line(name: str) -> None:
 
 
 def test_layout_names_only_what_exists() -> None:
-    layout = README.split("## Layout")[1].split("```")[1]
+    layout = (REPOSITORY / "docs" / "design.md").read_text().split("## Layout")[1].split("```")[1]
     parents: list[tuple[int, str]] = []
     for line in layout.strip().splitlines():
         indent, name = len(line) - len(line.lstrip()), line.split()[0]
@@ -145,3 +150,20 @@ def test_configuration_file_of_the_readme_is_what_it_says(tmp_path: Path, monkey
     assert wired.store.directory == tmp_path / ".refold" / "baskets.v1"
     assert wired.settings.cache_bytes == 64_000_000
     assert wired.events.kafka.kafka == {"client.rack": "home"}
+
+
+def test_reference_names_only_what_there_is() -> None:
+    table = (REPOSITORY / "docs" / "reference.md").read_text()
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 40
+    for heading, here, shown_by in rows:
+        for name in re.findall(r"`([A-Z][a-z]\w*(?:\.\w+)*)`", here):
+            place: object = streams
+            for part in name.split("."):
+                homes = (place, projections.contract, streams.broker, streams.errors) if place is streams else (place,)
+                place = next(getattr(home, part) for home in homes if hasattr(home, part))
+        for where in re.findall(r"`([\w/.:]+)`", shown_by):
+            file, _, test = where.partition("::")
+            text = (REPOSITORY / "tests" / file).read_text()
+            assert not test or re.search(rf"def {test}\b", text), where
+        assert shown_by.strip() or "not yet" in here, heading

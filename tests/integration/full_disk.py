@@ -33,7 +33,7 @@ def main(bootstrap: str, topic: str, group: str, directory: str) -> None:
         Path(directory) / "state",
         settings=FoldSettings(checkpoint_events=20, session_timeout_s=2),
     )
-    asyncio.run(_rebuild(kit, ballast))
+    asyncio.run(_rebuild(kit, ballast.unlink))
 
 
 async def _rebuild(kit: Kit, make_room: Callable[[], None]) -> None:
