@@ -169,7 +169,9 @@ class StreamsRun(Run):
             try:
                 return self._switch(build, refolding)
             except (GroupActive, StoreLocked) as error:
-                if self._adopts or not ground.store.folding(build):
+                # Somebody has begun to fold, or the group still counts one who was killed: its positions stay as they
+                # are, so neither is in the way.
+                if self._adopts:
                     raise
                 log.debug("rebuild.beside", projection=ground.projection.name, why=str(error))
         refolding.hand_over(

@@ -12,7 +12,7 @@ from streams.data.job import Job
 from streams.data.partition import HeldPartition, Phase
 from streams.data.serde import Serde
 from streams.data.snapshots import requests
-from streams.errors import StorageError
+from streams.errors import StorageError, at
 from streams.log import get_logger
 
 __all__ = ["Answers"]
@@ -97,9 +97,20 @@ class Answers:
             if handover is not None and handover.is_of(build):
                 fresh = build.fresh(mine.number, handover.position)
                 mine.beside = Beside(self._job.projection, self._serde, asked, handover, fresh, self._interrupts)
-                if not mine.is_level:
+                if mine.phase is Phase.HALTED:
+                    self.halted(mine)
+                elif not mine.is_level:
                     again.append(mine)
         return again
+
+    def halted(self, held: HeldPartition) -> None:
+        """Give streams back that would have been folded on, in a partition that is read no further."""
+        beside = held.beside
+        if beside is not None and not held.is_level:
+            held.drop_beside()
+            beside.asked.end(
+                Outcome(error=f"{at(self._job.topic.name, held.number)} has halted meanwhile: {held.error}. Try again.")
+            )
 
     def replace(self, held: HeldPartition) -> None:
         """Replace the models of streams that are where the store is, in one batch.

@@ -246,6 +246,7 @@ class Lane:
         """Fold a partition no further; whoever looks at the group's offsets is told why."""
         held.phase, held.error, held.halt = Phase.HALTED, error, None
         self._reading.stop_reading(held.number)
+        self._answers.halted(held)
         if held.fold is not None:
             self._mirror.note(held.number)
         # Where nothing goes on, the error itself is about to be raised.

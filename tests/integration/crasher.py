@@ -24,7 +24,7 @@ from streams import (
     Snapshots,
     SpecificStreams,
 )
-from streams.data import build
+from streams.data import answers, build
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.store import RocksPartition
 from tests.integration.kit import Kit
@@ -42,7 +42,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     group: str
     state_dir: str
     kind: str
-    """beginning, checkpoint, position, snapshot, restore, streams; or take, which takes a snapshot."""
+    """beginning, checkpoint, position, snapshot, restore, streams; take, which takes a snapshot; or run, which folds
+    live and counts as its steps only the replacing of models."""
     positions: dict[int, int] = {}
     snapshot: str = ""
     streams: list[str] = []
@@ -70,6 +71,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             current = kit.store.current()
             assert current is not None
             Snapshots(kit.store.directory).take(current, wait_s=10)
+        elif self.kind == "run":
+            with kit.live() as agent:
+                agent.run()
         else:
             asyncio.run(kit.coordinator().rebuild(self.strategy()))
 
@@ -91,6 +95,9 @@ def _prepare(job: Job) -> None:
 
         return step
 
+    if job.kind == "run":
+        vars(answers)["swap"] = dying(vars(answers)["swap"])
+        return
     written = dying(build.write_record)
     for module in list(sys.modules.values()):
         if getattr(module, "write_record", None) is build.write_record and module is not build:

@@ -7,13 +7,16 @@ import dataclasses
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 
@@ -29,6 +32,7 @@ from streams.errors import (
     RebuildCancelled,
     StoreLocked,
 )
+from tests.integration.crasher import DIED, Job
 from tests.integration.kit import Kit, produce, tally_events, until
 from tests.integration.slow import SlowTally
 from tests.support import Tally, envelope
@@ -342,6 +346,41 @@ def test_kill_at_any_moment_leaves_each_model_old_or_new(new_kit: NewKit) -> Non
         done = subprocess.run(command, env=kit.environment(**QUICKLY), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert kit.raw() == truth
+
+
+@pytest.mark.parametrize("dies_before", [True, False])
+def test_whoever_folds_may_die_at_the_swap(new_kit: NewKit, dies_before: bool) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(600))
+    kit.fold_all()
+    truth = kit.raw()
+    spoil(kit, SOME)
+    job = Job(
+        bootstrap=kit.bootstrap,
+        topic=kit.topic,
+        group=kit.group,
+        state_dir=str(kit.state_dir),
+        kind="run",
+        dies_at=2,
+        dies_before=dies_before,
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.crasher", msgspec.json.encode(job)],
+        env=kit.environment(**QUICKLY),
+        cwd=Path(__file__).parents[2],
+    ) as folding:
+        try:
+            until("it folds", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [2])
+            asyncio.run(kit.coordinator().rebuild(SpecificStreams(SOME)))
+            assert folding.wait(10) == DIED
+        finally:
+            folding.kill()
+    assert kit.raw() == truth
+    # Its member is still in the group, which is in nobody's way.
+    spoil(kit, SOME)
+    assert kit.cluster.members(kit.group)
+    asyncio.run(kit.coordinator().rebuild(SpecificStreams(SOME)))
+    assert kit.raw() == truth
 
 
 def test_command_says_what_it_does(new_kit: NewKit) -> None:
