@@ -6,10 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
-from streams.cli.output import local_time, shown
+from streams.cli.output import local_time, printer, shown
 from streams.cli.signals import interrupted_by_signals
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName
 from streams.control.explain import History, Step
@@ -58,7 +57,7 @@ def explain(
     if json:
         print(shown(_document(history)))  # noqa: T201
     else:
-        console = Console(highlight=False, markup=False)
+        console = printer()
         console.print(_table(history.steps))
         if at is not None:
             print(shown(None if history.model is ABSENT else history.model, pretty=True))  # noqa: T201

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from projections.registry import ResolveError
-from streams.cli.output import shown
+from streams.cli.output import printer, shown
 from streams.cli.wiring import Flag, PlaceOptions, find_projection
 from streams.cluster import Cluster
 from streams.config import KafkaSettings, StateSettings
 from streams.configfile import ConfigFile
 from streams.control.status import view_state
-from streams.data.checkpoint import Stamp, generation_id
+from streams.data.checkpoint import generation_id
 from streams.data.generation import RocksStore
+from streams.data.stamp import Stamp
 from streams.errors import BrokerError, StorageError
 from streams.types import TopicInfo
 
@@ -73,7 +73,7 @@ def list_(
         for row in ordered:
             print(shown({name: getattr(row, name) for name in row.__slots__}))  # noqa: T201
     elif ordered:
-        Console(highlight=False, markup=False).print(_table(ordered), crop=False)
+        printer().print(_table(ordered), crop=False)
     else:
         print(f"No projections: none in {state.state_dir.absolute()}, none in refold.toml, no group.")  # noqa: T201
 

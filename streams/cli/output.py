@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-__all__ = ["ago", "duration", "local_time", "named", "shown", "size"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["ago", "duration", "local_time", "named", "printer", "shown", "size"]
+
+_FILE_COLUMNS = 200
+
+
+def printer() -> Console:
+    """Give what prints tables to standard output: as wide as the terminal, and wide where there is none."""
+    from rich.console import Console
+
+    is_told = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, markup=False, width=None if is_told else _FILE_COLUMNS)
 
 
 def named(model_id: str, raw: bytes) -> bytes:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from streams.cli.explain import as_json, said
-from streams.cli.output import shown
+from streams.cli.output import printer, shown
 from streams.cli.signals import interrupted_by_signals
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName
 from streams.control.preview import Difference, Preview
@@ -53,7 +52,7 @@ def preview(
         print(shown(_document(found)))  # noqa: T201
         return
     if found.differences:
-        Console(highlight=False, markup=False).print(_table(found.differences[:limit]))
+        printer().print(_table(found.differences[:limit]))
     if len(found.differences) > limit:
         print(f"… and {len(found.differences) - limit:,} more")  # noqa: T201
     print(_summary(found))  # noqa: T201

@@ -11,7 +11,7 @@ from cyclopts.types import NonNegativeInt, PositiveFloat
 from rich.console import Console
 from rich.table import Table
 
-from streams.cli.output import local_time, shown, size
+from streams.cli.output import local_time, printer, shown, size
 from streams.cli.plan import agreed_or_end
 from streams.cli.signals import drained_by_signals
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName, naming_commands
@@ -124,7 +124,7 @@ def _print(found: Sequence[Snapshot], done: str, *, json: bool) -> None:
             size(one.size_bytes),
             ", ".join(f"{number}@{position:,}" for number, position in sorted(one.positions.items())),
         )
-    Console(highlight=False, markup=False).print(table, crop=False)
+    printer().print(table, crop=False)
 
 
 def _as_json(one: Snapshot) -> dict[str, Any]:

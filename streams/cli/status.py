@@ -6,11 +6,10 @@ import dataclasses
 from typing import Any
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streams.cli.output import duration, local_time, shown, size
+from streams.cli.output import duration, local_time, printer, shown, size
 from streams.cli.partitions import partitions_table
 from streams.cli.progress import said
 from streams.cli.wiring import Flag, GroupOptions, Located, ProjectionName
@@ -51,7 +50,7 @@ def status(
         document = {"projection": found.projection.name, **_group_json(group), "rebuild": _rebuild_json(state)}
         print(shown(document | {"progress": None if progress is None else _progress_json(progress)}))  # noqa: T201
         return
-    console = Console(highlight=False, markup=False)
+    console = printer()
     console.print(partitions_table(group), crop=False)
     console.print(_lag_line(group), soft_wrap=True)
     if state is not None and state.rebuild is not None and state.rebuild.outcome == "running":
@@ -88,7 +87,7 @@ def describe(
     if json:
         print(shown(_described(found, state, group)))  # noqa: T201
         return
-    console = Console(highlight=False, markup=False)
+    console = printer()
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 from streams.control.ground import Claimed, Committed, Ground, begin, check_group, incomplete, newest_build
 from streams.data.build import Build, Manifest
-from streams.data.checkpoint import Pinned
 from streams.data.claims import Claim
 from streams.data.history import check_complete
 from streams.data.ownership import foreign_offset
 from streams.data.reader import ModelReader
 from streams.data.serde import serde_for
+from streams.data.stamp import Pinned
 from streams.errors import ForeignOffset
 from streams.log import get_logger
 from streams.types import Lag, TopicInfo, Watermarks

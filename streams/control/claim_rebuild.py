@@ -12,10 +12,10 @@ from streams.control.ground import Claimed, Ground, begin, check_group, newest_b
 from streams.control.strategies import RebuildStrategy
 from streams.control.target import Prepared, Target
 from streams.data.build import Build, Manifest, RebuildRecord
-from streams.data.checkpoint import Pinned
 from streams.data.claims import Claim
 from streams.data.partition import PartitionStatus, Phase
 from streams.data.serde import serde_for
+from streams.data.stamp import Pinned
 from streams.errors import StoreCorrupt
 from streams.log import get_logger
 from streams.types import Lag, Watermarks

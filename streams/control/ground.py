@@ -12,7 +12,7 @@ from projections.contract import CqrsProjection
 from streams.config import FoldSettings
 from streams.data.agent import Job
 from streams.data.build import Build, Manifest
-from streams.data.checkpoint import KafkaCheckpointStore, Pinned, Stamp, belongs, generation_id
+from streams.data.checkpoint import KafkaCheckpointStore, belongs, generation_id
 from streams.data.claims import Claim
 from streams.data.codec import check_tombstones
 from streams.data.generation import RocksStore
@@ -20,6 +20,7 @@ from streams.data.locks import FileLock
 from streams.data.ownership import claimed_elsewhere
 from streams.data.partition import PartitionStatus
 from streams.data.source import KafkaEventStore
+from streams.data.stamp import Pinned, Stamp
 from streams.data.store import StoreState
 from streams.errors import ForeignOffset, GroupActive
 from streams.log import get_logger

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 
 from streams.data.agent import AgentStatus, Job
-from streams.data.checkpoint import Stamp
 from streams.data.partition import PartitionStatus, Phase
+from streams.data.stamp import Stamp
 from streams.errors import BrokerError, RebuildError, at
 from streams.log import get_logger
 from streams.types import Lag

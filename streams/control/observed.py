@@ -8,9 +8,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from streams.data.build import RebuildRecord
-from streams.data.checkpoint import Pinned, Stamp
 from streams.data.generation import RocksStore
 from streams.data.source import KafkaEventStore
+from streams.data.stamp import Pinned, Stamp
 from streams.errors import at
 from streams.types import Lag, RebuildProgress
 

@@ -14,10 +14,10 @@ from projections.fingerprint import fingerprint
 from streams.cluster import Cluster
 from streams.data.agent import AgentStatus
 from streams.data.build import Build, RebuildRecord
-from streams.data.checkpoint import Stamp
 from streams.data.generation import RocksStore
 from streams.data.locks import Holder
 from streams.data.partition import Phase
+from streams.data.stamp import Stamp
 from streams.types import Committed, Member, TopicInfo, Watermarks
 
 __all__ = ["GroupView", "PartitionView", "StateView", "view_group", "view_state"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streams.control.claim_rebuild import claim_rebuild
 from streams.control.ground import Ground, check_group
@@ -12,7 +12,7 @@ from streams.control.refolding import Refolding
 from streams.control.run import Run
 from streams.control.strategies import SpecificStreams
 from streams.control.target import Prepared, Target
-from streams.data.build import Build, Manifest
+from streams.data.build import Build, Manifest, RebuildRecord
 from streams.data.history import check_complete
 from streams.data.partition import PartitionStatus
 from streams.data.reader import ModelReader
@@ -32,9 +32,12 @@ class _Read:
 
     strategy: SpecificStreams
     refolding: Refolding
+    unfinished: RebuildRecord | None
+    """The rebuild that made the models and has not come to its end: it can still be gone on with."""
 
     def prepare(self, target: Target) -> Prepared:
-        return self.refolding.prepared(target)
+        prepared = self.refolding.prepared(target)
+        return prepared if self.unfinished is None else replace(prepared, resumes=self.unfinished)
 
     def __str__(self) -> str:
         return str(self.strategy)
@@ -183,13 +186,13 @@ class StreamsRun(Run):
 
     def _switch(self, build: Build, refolding: Refolding) -> Build | None:
         with ModelReader(build, None) as reader:
-            before = build.rebuild()
-            is_unfinished = before is not None and before.is_unfinished(reader.states())
-        claimed = claim_rebuild(self._ground, _Read(self._streams, refolding), self._check_cancelled)
+            record = build.rebuild()
+            unfinished = record if record is not None and record.is_unfinished(reader.states()) else None
+        claimed = claim_rebuild(self._ground, _Read(self._streams, refolding, unfinished), self._check_cancelled)
         claimed.lock.release()
-        if before is None or not is_unfinished:
+        if unfinished is None:
             return claimed.job.build
-        claimed.job.build.write_rebuild(before)  # it can still be gone on with
+        claimed.job.build.write_rebuild(unfinished)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: when to take one, the stamp on each committed offset, and the group's offsets as a store."""
+"""Checkpoints: where a projection's positions are found by name, and the group's offsets as such a store."""
 
 from __future__ import annotations
 
@@ -9,155 +9,14 @@ from typing import Protocol
 
 import msgspec
 
-from streams.config import FoldSettings
 from streams.data.build import Build
 from streams.data.source import KafkaEventStore
+from streams.data.stamp import Pinned, Stamp
 from streams.data.store import StoreState
 from streams.errors import CheckpointError
 from streams.types import Committed, ProjectionCheckpoint, TopicInfo
 
-__all__ = [
-    "CheckpointStore",
-    "KafkaCheckpointStore",
-    "Pace",
-    "Pinned",
-    "Stamp",
-    "belongs",
-    "checkpoint_of",
-    "generation_id",
-]
-
-_COST = 0.05
-"""The share of the time that checkpoints may take."""
-_GUESSED_MODEL_S = 2e-6
-"""What a model costs to write, before any was."""
-_LARGE = 1000
-_MIN_EVENTS = 100
-_VISIBLE_S = 0.1
-_MAX_ID_CHARS = 256  # the broker's offset.metadata.max.bytes is 4096 by default
-
-
-class Pinned(msgspec.Struct, frozen=True, kw_only=True):
-    """One partition's part of a rebuild, as every process is to know it."""
-
-    start: int
-    """Where its fold began."""
-    target: int
-    """Its end, as pinned when the rebuild began."""
-    events: int = 0
-    """Events that its models had been folded of before the rebuild."""
-    declined: int = 0
-    """Of these, those that were declined."""
-    since_ms: int
-    """When the process began that is at it now, in milliseconds since 1970."""
-    since_position: int
-    """Where its store was then."""
-    since_events: int = 0
-    """Events in its store then."""
-
-
-class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=2):
-    """What refold commits beside each offset: which state it is the position of.
-
-    An offset that anybody else set is known by its absence.
-    """
-
-    generation: str
-    build: int
-    directory: str
-    """The id of the state directory."""
-    fingerprint: str
-    events: int = 0
-    declined: int = 0
-    models: int = 0
-    last_event_id: str | None = None
-    last_event_time: str | int | None = None
-    record_ms: int | None = None
-    """Kafka's timestamp of the record folded last."""
-    time_ms: int = 0
-    claimed: bool = False
-    """Set by a rebuild that is about to begin, and has no member in the group yet."""
-    halted: str | None = None
-    """Why the partition is folded no further."""
-    pinned: Pinned | None = None
-    """The rebuild that folds it, if one does."""
-
-    def encode(self) -> str:
-        """Write the stamp as offset metadata."""
-        short = self.last_event_id if len(self.last_event_id or "") <= _MAX_ID_CHARS else None
-        halted = None if self.halted is None else self.halted[:_MAX_ID_CHARS]
-        time = self.last_event_time if len(str(self.last_event_time)) <= _MAX_ID_CHARS else None
-        stamp = msgspec.structs.replace(self, last_event_id=short, last_event_time=time, halted=halted)
-        return msgspec.json.encode(stamp).decode()
-
-    def age_s(self) -> float:
-        """Give how long ago it was written, in seconds, as far as the clocks agree."""
-        return max(0.0, time.time() - self.time_ms / 1000)
-
-    def is_fresh_claim(self, patience_s: float) -> bool:
-        """Say whether somebody is about to begin by it; one who was killed on the way is waited for so long."""
-        return self.claimed and self.age_s() < patience_s
-
-    @classmethod
-    def parse(cls, metadata: str) -> Stamp | None:
-        """Read a stamp; None where the metadata is none of ours."""
-        try:
-            return msgspec.json.decode(metadata, type=cls)
-        except msgspec.MsgspecError:
-            return None
-
-
-class Pace:
-    """Decides when a checkpoint is due.
-
-    With a number of events given: exactly then, or after `checkpoint_seconds`. Otherwise after at least 100
-    events or 0.1 s, and not before 19 times as long as the checkpoint will take has been spent folding, so that
-    checkpoints cost under 5 %: with a backlog the interval widens by itself, without one it is the reference's 100
-    events. Never later than `checkpoint_seconds`, which is what a crash costs to fold again.
-    """
-
-    def __init__(self, settings: FoldSettings) -> None:
-        self.every = settings.checkpoint_events
-        self._longest_s = settings.checkpoint_seconds
-        self._ended = time.monotonic()
-        self._fixed_s = 0.0
-        self._per_model_s = _GUESSED_MODEL_S
-
-    def is_due(self, pending: int, models: int, *, idle: bool) -> bool:
-        """Say whether to take a checkpoint now.
-
-        Args:
-            pending: Events folded since the last one.
-            models: Models that it would write.
-            idle: Nothing is waiting to be folded.
-        """
-        since = time.monotonic() - self._ended
-        if since >= self._longest_s:
-            return True
-        if self.every is not None:
-            return pending >= self.every
-        will_take_s = self._fixed_s + self._per_model_s * models
-        if since < will_take_s * (1 / _COST - 1):
-            return False
-        return idle or pending >= _MIN_EVENTS or since >= _VISIBLE_S
-
-    def room(self, pending: int) -> int | None:
-        """Give how many events may be folded before a checkpoint must be taken; None for any number."""
-        return None if self.every is None else max(1, self.every - pending)
-
-    def taken(self, began: float, models: int) -> None:
-        """Note that a checkpoint has just ended.
-
-        Args:
-            began: When, by time.monotonic.
-            models: How many models it wrote.
-        """
-        self._ended = time.monotonic()
-        took_s = self._ended - began
-        if models < _LARGE:  # the sync to disk outweighs the models
-            self._fixed_s += 0.5 * (took_s - self._fixed_s)
-        else:
-            self._per_model_s += 0.5 * (max(0.0, took_s - self._fixed_s) / models - self._per_model_s)
+__all__ = ["CheckpointStore", "KafkaCheckpointStore", "belongs", "checkpoint_of", "generation_id"]
 
 
 class CheckpointStore(Protocol):

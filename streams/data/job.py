@@ -9,9 +9,9 @@ from typing import Any
 from projections.contract import CqrsProjection
 from streams.config import FoldSettings
 from streams.data.build import Build
-from streams.data.checkpoint import Pinned
 from streams.data.partition import PartitionStatus
 from streams.data.source import KafkaEventStore
+from streams.data.stamp import Pinned
 from streams.types import TopicInfo
 
 __all__ = ["AgentStatus", "Job"]

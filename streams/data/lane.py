@@ -8,12 +8,12 @@ from typing import Protocol
 
 from streams.data.answers import Answers
 from streams.data.cache import ModelCannotBeStored
-from streams.data.checkpoint import Pace
 from streams.data.fold import Fold, feed
 from streams.data.history import TopicWatch, check_readable
 from streams.data.job import AgentStatus, Job
 from streams.data.mirror import Mirror
 from streams.data.ownership import check_members, check_offset
+from streams.data.pace import Pace
 from streams.data.partition import HeldPartition, Phase
 from streams.data.serde import serde_for
 from streams.data.split import SplitWatch

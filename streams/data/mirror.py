@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
-from streams.data.checkpoint import Stamp, generation_id
+from streams.data.checkpoint import generation_id
 from streams.data.job import Job
 from streams.data.partition import HeldPartition, Phase
+from streams.data.stamp import Stamp
 from streams.types import Committed
 
 __all__ = ["Mirror"]

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from streams.data.build import Build
-from streams.data.checkpoint import Stamp, belongs, generation_id
+from streams.data.checkpoint import belongs, generation_id
+from streams.data.stamp import Stamp
 from streams.errors import ForeignOffset, GroupActive, at
 from streams.log import get_logger
 from streams.types import Committed, Member

@@ -15,8 +15,8 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from projections.contract import CqrsProjection, Event
 from streams.config import FoldSettings
 from streams.data.agent import AgentStatus
-from streams.data.checkpoint import Stamp
 from streams.data.cloudevents import CloudEventsCodec
+from streams.data.stamp import Stamp
 from streams.errors import (
     CodeChanged,
     EventError,

@@ -16,7 +16,7 @@ import pytest
 
 from projections.contract import Event
 from streams.config import FoldSettings
-from streams.data.checkpoint import Stamp
+from streams.data.stamp import Stamp
 from streams.errors import (
     EventError,
     ForeignStore,

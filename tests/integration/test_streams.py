@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ import orjson
 import pytest
 
 from projections.contract import CqrsProjection, Event
-from streams import FromCheckpoint, JsonCodec, RebuildCoordinator, SpecificStreams
+from streams import FromCheckpoint, JsonCodec, RebuildCoordinator, SpecificStreams, progress_of
 from streams.data.codec import Outcome, Record
+from streams.data.handover import Handovers
+from streams.data.refold import Refold
 from streams.errors import (
     CheckpointError,
     CodeChanged,
@@ -122,6 +125,40 @@ def test_idle_and_halted_partitions_get_theirs_too(new_kit: NewKit) -> None:
         asyncio.run(kit.coordinator().rebuild(SpecificStreams(SOME)))
         assert process.runs()
         assert kit.check() == 300
+
+
+@pytest.mark.parametrize("halts", [False, True])
+def test_streams_handed_over_behind_the_store_are_folded_on_as_long_as_it_is_read(new_kit: NewKit, halts: bool) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(300), partition=0)
+    produce(kit.bootstrap, kit.topic, [("y", envelope(1))], partition=1)
+    if halts:
+        produce(kit.bootstrap, kit.topic, [("x", envelope(900, "fail"))], partition=0)
+        with pytest.raises(ProjectionError):
+            kit.fold_all()
+    else:
+        kit.fold_all()
+    truth = kit.raw()
+    spoil(kit, SOME)
+    spoilt = kit.raw()
+    build = kit.store.current()
+    assert build is not None
+    refold = Refold(kit.projection, kit.events, {0: SOME}, {0: build.fresh(0, 0)})
+    refold.read_to({0: 200}, lambda: None)
+    with kit.process(env=QUICKLY) as process, Handovers.asking(build, "test") as asking:
+        until(
+            "it is read to its end",
+            lambda: ("partition.halted" if halts else "partitions.assigned") in process.output(),
+        )
+        asking.give(0, refold.folds[0])
+        outcome = until("it is answered", partial(asking.outcome, 0))
+        assert outcome is not None
+        if halts:
+            assert "has halted meanwhile: " in str(outcome.error)
+            assert kit.raw() == spoilt
+        else:
+            assert (outcome.position, outcome.events, outcome.models) == (300, 6, 3)
+            assert kit.raw() == truth
 
 
 class Monthly(CqrsProjection[dict[str, Any]]):
@@ -299,6 +336,10 @@ async def test_rebuild_that_was_interrupted_is_still_gone_on_with(new_kit: NewKi
     spoil(kit, ["stream-1"])
     await kit.coordinator().rebuild(SpecificStreams(["stream-1"]))
     kit.check()
+    progress = progress_of(kit.group, kit.events, kit.store)
+    assert progress is not None
+    assert 0 < (progress.completion_percentage() or 0) < 100
+    assert "was cancelled" in str(progress.error)
     await kit.coordinator().rebuild(FromCheckpoint(raised.value.checkpoint))
     assert kit.positions() == {0: end}
     kit.check()

@@ -6,7 +6,9 @@ import pytest
 
 from streams.config import FoldSettings
 from streams.data import checkpoint
-from streams.data.checkpoint import Pace, Stamp, belongs, generation_id
+from streams.data.checkpoint import belongs, generation_id
+from streams.data.pace import Pace
+from streams.data.stamp import Stamp
 
 
 class Clock:
