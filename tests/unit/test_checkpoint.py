@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams.config import FoldSettings
-from streams.data import checkpoint
+from streams.data import pace as pacing
 from streams.data.checkpoint import belongs, generation_id
 from streams.data.pace import Pace
 from streams.data.stamp import Stamp
@@ -24,7 +24,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(checkpoint, "time", clock)
+    monkeypatch.setattr(pacing, "time", clock)
     return clock
 
 
