@@ -9,7 +9,7 @@ from rich.table import Table
 from streams.cli.explain import as_json, said
 from streams.cli.output import printer, shown
 from streams.cli.signals import interrupted_by_signals
-from streams.cli.wiring import Flag, FoldOptions, ProjectionName
+from streams.cli.wiring import Flag, FoldOptions, ProjectionName, stream_ids
 from streams.control.preview import Difference, Preview
 from streams.control.preview import preview as previewed
 from streams.diff import ABSENT
@@ -38,12 +38,12 @@ def preview(
     Args:
         projection: Whose models.
         options: Topic, state and codec.
-        streams: How many streams, drawn from all over, or their ids with commas between.
+        streams: How many streams, drawn from all over; or their ids with commas between, or @FILE, with an id a line.
         limit: How many models that differ are shown; --json shows all.
         json: Print one JSON object: streams, events, models, differences.
     """
-    wanted: int | list[str] = int(streams) if streams.isdigit() else streams.split(",")
-    if wanted in (0, [""]):
+    wanted: int | list[str] = int(streams) if streams.isdigit() else stream_ids(streams)
+    if wanted == 0:
         raise ConfigError("--streams needs a number of streams, or their ids: `--streams 20`, `--streams a,b`.")
     wired = options.wire(projection)
     with interrupted_by_signals(exit_code=130):

@@ -15,7 +15,7 @@ from streams.cli.output import shown
 from streams.cli.plan import agree_to_rebuild
 from streams.cli.progress import reporter_for
 from streams.cli.signals import drained_by_signals
-from streams.cli.wiring import Flag, FoldOptions, ProjectionName, naming_commands
+from streams.cli.wiring import Flag, FoldOptions, ProjectionName, naming_commands, stream_ids
 from streams.control.retry import Retry
 from streams.control.strategies import (
     FromBeginning,
@@ -58,7 +58,8 @@ def rebuild(
         from_: Where to begin. beginning: without models, at the first event. checkpoint: where the models are. What
             follows goes on with the models, or a snapshot, of that position: event:ID (right after it), time:ISO
             (2026-03-01T10:00), offset:PARTITION=OFFSET[,PARTITION=OFFSET…], snapshot:ID. And stream:ID[,ID…] folds
-            the whole history of these streams, and touches no other model; others may be folding meanwhile.
+            the whole history of these streams (stream:@FILE: an id a line), and touches no other model; others may be
+            folding meanwhile.
         snapshot_every: Take a snapshot each time that so many events were folded, and keep the newest three.
         retries: How often to try again where no broker answers, the disk is full, or the projection says that the
             event may be folded later; each time from where it was.
@@ -109,7 +110,7 @@ def parse_strategy(text: str) -> RebuildStrategy:
         if kind == "snapshot" and rest:
             return FromSnapshot(rest)
         if kind == "stream":
-            return SpecificStreams(rest.split(","))
+            return SpecificStreams(stream_ids(rest))
         if kind == "time":
             return FromTime(datetime.fromisoformat(rest))
         if kind == "offset":

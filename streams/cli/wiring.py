@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 from cyclopts import Parameter
@@ -30,7 +31,7 @@ from streams.data.codec import EventCodec
 from streams.data.generation import RocksStore
 from streams.data.json_codec import JsonCodec
 from streams.data.source import KafkaEventStore
-from streams.errors import CodeChanged, RebuildCancelled
+from streams.errors import CodeChanged, ConfigError, RebuildCancelled
 from streams.log import get_logger
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Wired",
     "find_projection",
     "naming_commands",
+    "stream_ids",
     "warn_of_unknown_variables",
 ]
 
@@ -294,6 +296,23 @@ def naming_commands(called: str) -> Iterator[None]:
 def find_projection(projection: str, file: ConfigFile) -> CqrsProjection[Any]:
     """Find a projection by the name that the file gives it, a shipped one's, or as module:Class."""
     return resolve(file.class_of(projection) or projection, named=list(file.projections), beside=file.directory)
+
+
+def stream_ids(text: str) -> list[str]:
+    """Read the ids of streams: with commas between, or one a line of a file (`@FILE`).
+
+    Raises:
+        ConfigError: The file cannot be read, or an id is empty.
+    """
+    ids = text.split(",")
+    if text.startswith("@"):
+        try:
+            ids = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{text[1:]} cannot be read as the ids of streams: {error}.") from error
+    if not ids or "" in ids:
+        raise ConfigError(f"{text!r} names no streams, or an empty one: write ID,ID or @FILE, with an id on each line.")
+    return ids
 
 
 def codec_of(source: SourceSettings) -> EventCodec:

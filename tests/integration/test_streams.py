@@ -437,3 +437,12 @@ def test_command_says_what_it_does(new_kit: NewKit) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("12 events into tally")
     assert "2 models" in done.stdout
+    ids = kit.state_dir.parent / "ids"
+    ids.write_text("stream-3\nstream-4\n")
+    words = kit.command("--from", f"stream:@{ids}", "--yes", command="rebuild")
+    done = subprocess.run(words, env=kit.environment(), capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("12 events into tally")
+    for bad, why in (("stream:@/nowhere", "cannot be read as the ids of streams"), ("stream:a,,b", "or an empty one")):
+        words = kit.command("--from", bad, command="rebuild")
+        refused = subprocess.run(words, env=kit.environment(), capture_output=True, text=True, check=False)
+        assert (refused.returncode, why in refused.stderr) == (2, True), refused.stderr
