@@ -6,24 +6,25 @@ itself begins.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `signal` itself takes a moment to import
 import os
-import signal
-from types import FrameType
 
 _INTERRUPTED = 130
 
 
+def _end(_number: int, _frame: object) -> None:
+    os._exit(_INTERRUPTED)
+
+
+if _signal.getsignal(_signal.SIGINT) is not _signal.SIG_IGN:
+    _signal.signal(_signal.SIGINT, _end)
+
+
 def main() -> None:
     """Run the command line."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _end)
     from streams.cli.main import main as run
 
     run()
-
-
-def _end(_number: int, _frame: FrameType | None) -> None:
-    os._exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":
