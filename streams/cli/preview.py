@@ -47,7 +47,7 @@ def preview(
         raise ConfigError("--streams needs a number of streams, or their ids: `--streams 20`, `--streams a,b`.")
     wired = options.wire(projection)
     with interrupted_by_signals(exit_code=130):
-        found = previewed(wired.projection, wired.events, wired.store, wanted)
+        found = previewed(wired.projection, wired.events, wired.store, wanted, allow_incomplete=wired.allow_incomplete)
     if json:
         print(shown(_document(found)))  # noqa: T201
         return

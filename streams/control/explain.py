@@ -15,6 +15,7 @@ from streams.data.build import Build, Manifest
 from streams.data.codec import Outcome, Tombstone, decoded
 from streams.data.fold import Fold
 from streams.data.generation import RocksStore
+from streams.data.history import check_complete
 from streams.data.reader import ModelReader
 from streams.data.refold import MemoryStore, picker
 from streams.data.scan import scan
@@ -69,6 +70,8 @@ def explain(
 ) -> History:
     """Fold one model again from its events, by the code as it is now, and note each step. Nothing is changed.
 
+    Where the topic has lost events, it begins with what is left, and the log says so.
+
     Where the stored models know which partition it is in, only that one is read; and where its id is its stream and the
     record's key, only its own records are decoded.
 
@@ -88,6 +91,8 @@ def explain(
     topic = events.cluster.topic(events.topic)
     where, positions = _stored(projection, events, store, topic, model_id)
     marks = events.cluster.watermarks(topic)
+    # What is left is told all the same, with a warning in the log.
+    check_complete(events.cluster, topic, marks, projection=projection.name, doing="A history", allow_incomplete=True)
     ranges = {
         number: (one.low, min(one.high, at + 1) if isinstance(at, int) else one.high)
         for number, one in marks.items()

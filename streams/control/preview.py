@@ -14,6 +14,7 @@ from projections.contract import CqrsProjection, Event
 from streams.control.refolding import Refolding
 from streams.data.codec import decoded
 from streams.data.generation import RocksStore
+from streams.data.history import check_complete
 from streams.data.reader import ModelReader
 from streams.data.scan import scan
 from streams.data.source import KafkaEventStore
@@ -58,6 +59,7 @@ def preview(
     store: RocksStore,
     streams: int | Collection[str],
     *,
+    allow_incomplete: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> Preview:
     """Fold a sample of streams again, by the code as it is now, and compare with the stored models. Nothing is changed.
@@ -70,6 +72,7 @@ def preview(
         store: Where the models are.
         streams: Their ids, or how many. Without `partition_by` these are drawn evenly from the models; with it, from
             places all over the topic, where a long stream is met more often.
+        allow_incomplete: Compare also where the topic has lost events, which then differ by that.
         check: Called now and then; what it raises ends it.
 
     Raises:
@@ -83,6 +86,14 @@ def preview(
     build = store.current()
     if build is None:
         raise StateNotFound(f"{store.directory} holds no read models yet, to compare with.", projection=projection.name)
+    check_complete(
+        events.cluster,
+        topic,
+        marks,
+        projection=projection.name,
+        doing="A preview",
+        allow_incomplete=allow_incomplete,
+    )
     with store.reader(None) as reader:
         positions = {number: state.position for number, state in reader.states().items()}
         if isinstance(streams, int):

@@ -16,7 +16,7 @@ from streams.data.reader import ModelReader
 from streams.data.refold import Refold
 from streams.data.source import KafkaEventStore
 from streams.data.split import split_error
-from streams.errors import CheckpointError, RebuildCancelled, RebuildError, StoreLocked, at
+from streams.errors import CheckpointError, RebuildCancelled, RebuildError, StoreLocked, TopicChanged, at
 from streams.types import TopicInfo, Watermarks
 
 __all__ = ["Refolding"]
@@ -53,6 +53,7 @@ class Refolding:
         interrupts: Sequence[object] = (),
     ) -> None:
         self._projection = projection
+        self._events = events
         self._topic = topic
         self._build = build
         self._ids = ids
@@ -212,6 +213,21 @@ class Refolding:
                 topic=self._topic.name,
             ) from error
 
+    def _check_topic(self) -> None:
+        """Make sure that what was read is of the topic that the models are of.
+
+        Raises:
+            TopicChanged: It was deleted and made again meanwhile.
+        """
+        found = self._events.cluster.topic(self._topic.name)
+        if found.id != self._topic.id:
+            raise TopicChanged(
+                f"{found.name} was deleted and made again while streams of it were folded again (topic id "
+                f"{self._topic.id}, now {found.id}). Their models were not replaced. Rebuild from the beginning.",
+                projection=self._projection.name,
+                topic=found.name,
+            )
+
     def _replace_unheld(self, partitions: Iterable[int], check: Callable[[], None]) -> set[int]:
         """Replace the models of partitions that no process has open (any more)."""
         done = set()
@@ -222,6 +238,7 @@ class Refolding:
                 continue
             try:
                 self._refold.read_to({number: store.state.position}, check)
+                self._check_topic()
                 swap(store, self.folds[number].kept.models)
                 done.add(number)
             finally:

@@ -245,6 +245,19 @@ class Kit:
         options = ["--topic", self.topic, "--group", self.group, "--state-dir", str(self.state_dir)]
         return [sys.executable, "-m", "streams", command, projection, *options, *arguments]
 
+    def refold(self, command: str, *arguments: str, projection: str = TALLY, ok: int = 0, **variables: str) -> str:
+        """Run `refold COMMAND`; give standard output where it is to succeed, and standard error otherwise."""
+        done = subprocess.run(
+            self.command(*arguments, command=command, projection=projection),
+            env=self.environment(**variables),
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert done.returncode == ok, done.stderr
+        return done.stdout if ok == 0 else done.stderr
+
     def environment(self, **variables: str) -> dict[str, str]:
         """What such a command runs with."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("REFOLD_")}

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from projections.contract import Event
 from streams.control.explain import explain
 from streams.control.preview import preview
 from streams.diff import ABSENT, Change
-from streams.errors import CheckpointError, ModelSplit, ProjectionError, StateNotFound
-from tests.integration.kit import TALLY, Kit, produce, tally_events
+from streams.errors import CheckpointError, HistoryIncomplete, ModelSplit, ProjectionError, StateNotFound
+from tests.integration.kit import Kit, produce, tally_events
 from tests.integration.test_streams import Corrected, CountingCodec, Monthly, spoil
 from tests.support import envelope
 
@@ -43,20 +43,6 @@ def story(kit: Kit) -> None:
             ("a", at(6, "add", n=7)),
         ],
     )
-
-
-def refold(kit: Kit, *words: str, projection: str = TALLY, ok: int = 0) -> str:
-    command, *more = words
-    done = subprocess.run(
-        kit.command(*more, command=command, projection=projection),
-        env=kit.environment(COLUMNS="100"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == ok, done.stderr
-    return done.stdout if ok == 0 else done.stderr
 
 
 def test_each_step_of_a_model_is_told(new_kit: NewKit) -> None:
@@ -112,7 +98,7 @@ def test_event_that_cannot_be_folded_ends_the_story(new_kit: NewKit) -> None:
     history = explain(kit.projection, kit.events, kit.store, "a")
     assert [step.offset for step in history.steps] == [0]
     assert isinstance(history.error, ProjectionError)
-    assert "cannot fold" in refold(kit, "explain", "a", ok=1)
+    assert "cannot fold" in kit.refold("explain", "a", ok=1)
     kit = new_kit(partitions=1)
     produce(kit.bootstrap, kit.topic, [("a", envelope(1)), ("a", b"no JSON"), ("a", envelope(3))])
     assert "is no event" in str(explain(kit.projection, kit.events, kit.store, "a").error)
@@ -130,19 +116,19 @@ def test_explain_on_the_command_line(new_kit: NewKit) -> None:
     kit = new_kit(partitions=1)
     story(kit)
     kit.fold_all()
-    said = refold(kit, "explain", "a")
+    said = kit.refold("explain", "a", COLUMNS="100")
     assert "0@0 " in said
     assert 'add   = {"count":1,"digest":218,"sum":1}' in said
     assert "/sum 1 → 3" in said
     assert 'drop  the model is gone; it was {"count":2' in said
-    document = orjson.loads(refold(kit, "explain", "a", "--at", "2", "--json"))
+    document = orjson.loads(kit.refold("explain", "a", "--at", "2", "--json"))
     assert document["model"]["sum"] == 3
     assert document["events"][1]["changes"][0] == {"path": "/count", "before": 1, "after": 2}
     assert document["events"][1]["time"] == "2026-03-01T10:02:00+00:00"
-    then = refold(kit, "explain", "a", "--at", "2026-03-01T10:00:30+00:00")
+    then = kit.refold("explain", "a", "--at", "2026-03-01T10:00:30+00:00")
     assert '"sum": 1' in then
-    assert "is of a model 'nobody'" in refold(kit, "explain", "nobody", ok=6)
-    assert "neither an offset nor a time" in refold(kit, "explain", "a", "--at", "noon", ok=2)
+    assert "is of a model 'nobody'" in kit.refold("explain", "nobody", ok=6)
+    assert "neither an offset nor a time" in kit.refold("explain", "a", "--at", "noon", ok=2)
 
 
 def test_preview_shows_what_other_code_would_change(new_kit: NewKit) -> None:
@@ -163,6 +149,20 @@ def test_preview_shows_what_other_code_would_change(new_kit: NewKit) -> None:
     assert preview(kit.projection, kit.events, kit.store, ["stream-3"]).differences[0].changes[0].path == "/count"
     with pytest.raises(CheckpointError, match="has no event of 'nobody'"):
         preview(kit.projection, kit.events, kit.store, ["nobody"])
+
+
+def test_history_that_is_gone_is_said(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    story(kit)
+    kit.fold_all()
+    kit.delete_before(0, 1)
+    with pytest.raises(HistoryIncomplete, match="A preview would give models without these events"):
+        preview(kit.projection, kit.events, kit.store, ["a"])
+    assert preview(kit.projection, kit.events, kit.store, ["a"], allow_incomplete=True).models == 1
+    with capture_logs() as said:
+        history = explain(kit.projection, kit.events, kit.store, "a")
+    assert history.steps[0].offset == 2
+    assert [line["missing"] for line in said] == [[f"{kit.topic}[0] lacks its first 1 offsets"]]
 
 
 def test_preview_of_models_that_come_and_go(new_kit: NewKit) -> None:
@@ -187,11 +187,11 @@ def test_preview_while_somebody_folds_and_on_the_command_line(new_kit: NewKit) -
     produce(kit.bootstrap, kit.topic, tally_events(300))
     kit.fold_all()
     with kit.process():
-        assert "0 of 20 models of 20 streams differ" in refold(kit, "preview")
-        said = refold(kit, "preview", "--streams", "stream-3", projection="tests.integration.test_streams:Corrected")
+        assert "0 of 20 models of 20 streams differ" in kit.refold("preview")
+        said = kit.refold("preview", "--streams", "stream-3", projection="tests.integration.test_streams:Corrected")
         assert "stream-3 /corrected = true" in said
         assert "1 of 1 models of 1 streams differ (0 new, 0 gone)" in said
-        document = orjson.loads(refold(kit, "preview", "--streams", "5", "--json"))
+        document = orjson.loads(kit.refold("preview", "--streams", "5", "--json"))
         assert len(document["streams"]) == 5
         assert document["differences"] == []
-    assert "needs a number of streams" in refold(kit, "preview", "--streams", "0", ok=2)
+    assert "needs a number of streams" in kit.refold("preview", "--streams", "0", ok=2)

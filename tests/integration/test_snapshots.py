@@ -17,7 +17,7 @@ import pytest
 
 from streams import FromPosition, FromSnapshot, FromTime, Snapshot, Snapshots
 from streams.errors import CheckpointError, CodeChanged, StoreCorrupt
-from tests.integration.kit import TALLY, Kit, produce, read_log, tally_events, until, wait_for_log
+from tests.integration.kit import Kit, produce, read_log, tally_events, until, wait_for_log
 from tests.integration.slow import SlowTally
 from tests.support import folded
 
@@ -36,19 +36,6 @@ def take(kit: Kit) -> Snapshot:
     taken = there(kit).take(build, wait_s=30)
     assert taken is not None
     return taken
-
-
-def refold(kit: Kit, *words: str, ok: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "streams", *words],
-        env=kit.environment(REFOLD_STATE_DIR=str(kit.state_dir), REFOLD_TOPIC=kit.topic, REFOLD_GROUP=kit.group),
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert done.returncode == ok, done.stderr
-    return done.stdout if ok == 0 else done.stderr
 
 
 async def test_rebuild_from_before_the_models_goes_on_from_the_newest_snapshot_that_is_not_after_it(
@@ -93,7 +80,7 @@ def test_snapshot_is_taken_while_processes_fold_and_is_exact(new_kit: NewKit) ->
     with kit.process(projection=slow, env=QUICKLY) as one, kit.process(projection=slow, env=QUICKLY):
         until("both fold", lambda: [len(m.partitions) for m in kit.cluster.members(kit.group)] == [2, 2])
         for _ in range(3):
-            taken = orjson.loads(refold(kit, "snapshots", slow, "take", "--json"))
+            taken = orjson.loads(kit.refold("snapshots", "take", "--json", projection=slow))
             assert set(taken["positions"]) == {"0", "1", "2", "3"}
         assert one.runs()
     log = read_log(kit.bootstrap, kit.cluster.topic(kit.topic))
@@ -101,14 +88,14 @@ def test_snapshot_is_taken_while_processes_fold_and_is_exact(new_kit: NewKit) ->
     assert len(snapshots) == 3
     until("the group is empty", lambda: not kit.cluster.members(kit.group))
     for snapshot in snapshots:
-        refold(kit, "snapshots", slow, "restore", snapshot.id, "--yes")
+        kit.refold("snapshots", "restore", snapshot.id, "--yes", projection=slow)
         assert kit.positions() == snapshot.positions
         expected: dict[str, Any] = {}
         for number, position in snapshot.positions.items():
             expected |= folded([record for record in log[number] if record.offset() < position])
         assert kit.models() == expected
         assert snapshot.models == len(expected)
-    refold(kit, "rebuild", slow, "--from", "checkpoint")
+    kit.refold("rebuild", "--from", "checkpoint", projection=slow)
     assert kit.check() == 300
 
 
@@ -228,24 +215,24 @@ def test_prune_goes_by_number_and_by_age(new_kit: NewKit) -> None:
 def test_command_takes_lists_restores_and_prunes(new_kit: NewKit) -> None:
     kit = new_kit(partitions=1)
     produce(kit.bootstrap, kit.topic, tally_events(1200))
-    assert "no read models yet" in refold(kit, "snapshots", TALLY, "take", ok=6)
-    assert refold(kit, "snapshots", TALLY) == "No snapshots.\n"
+    assert "no read models yet" in kit.refold("snapshots", "take", ok=6)
+    assert kit.refold("snapshots") == "No snapshots.\n"
     kit.fold_all()
-    taken = orjson.loads(refold(kit, "snapshots", TALLY, "take", "--json"))
+    taken = orjson.loads(kit.refold("snapshots", "take", "--json"))
     assert (taken["events"], taken["positions"]) == (1200, {"0": 1200})
-    assert "0@1,200" in refold(kit, "snapshots", TALLY, "list")
+    assert "0@1,200" in kit.refold("snapshots", "list")
     produce(kit.bootstrap, kit.topic, tally_events(100, first=1200))
     kit.fold_all()
     assert kit.positions() == {0: 1300}
-    assert "nothing was changed. Say --yes" in refold(kit, "snapshots", TALLY, "restore", taken["id"], ok=2)
+    assert "nothing was changed. Say --yes" in kit.refold("snapshots", "restore", taken["id"], ok=2)
     assert kit.positions() == {0: 1300}
-    assert "restored" in refold(kit, "snapshots", TALLY, "restore", taken["id"], "--yes")
+    assert "restored" in kit.refold("snapshots", "restore", taken["id"], "--yes")
     assert kit.positions() == {0: 1200}
     kit.check()
-    assert taken["id"] in refold(kit, "snapshots", TALLY, "prune", "--keep", "0")
-    assert refold(kit, "snapshots", TALLY, "prune", "--keep", "0") == "No snapshot was removed.\n"
+    assert taken["id"] in kit.refold("snapshots", "prune", "--keep", "0")
+    assert kit.refold("snapshots", "prune", "--keep", "0") == "No snapshot was removed.\n"
     for words in (["restore"], ["list", "x"], ["prune"], ["take", "--keep", "1"]):
-        refold(kit, "snapshots", TALLY, *words, ok=2)
+        kit.refold("snapshots", *words, ok=2)
 
 
 async def test_member_that_does_not_answer_is_named(new_kit: NewKit) -> None:
@@ -255,7 +242,7 @@ async def test_member_that_does_not_answer_is_named(new_kit: NewKit) -> None:
         wait_for_log(live, ['"lag_records": 0'])
         os.kill(live.process.pid, signal.SIGSTOP)
         try:
-            said = refold(kit, "snapshots", TALLY, "take", "--wait-seconds", "1", ok=3)
+            said = kit.refold("snapshots", "take", "--wait-seconds", "1", ok=3)
         finally:
             os.kill(live.process.pid, signal.SIGCONT)
     assert "No snapshot was taken" in said

@@ -23,6 +23,7 @@ import pytest
 
 from projections.contract import CqrsProjection, Event
 from streams import FromCheckpoint, JsonCodec, RebuildCoordinator, SpecificStreams, progress_of
+from streams.control.refolding import Refolding
 from streams.data.codec import Outcome, Record
 from streams.data.handover import Handovers
 from streams.data.refold import Refold
@@ -34,6 +35,7 @@ from streams.errors import (
     ProjectionError,
     RebuildCancelled,
     StoreLocked,
+    TopicChanged,
 )
 from tests.integration.crasher import DIED, Job
 from tests.integration.kit import Kit, produce, tally_events, until
@@ -428,21 +430,35 @@ def test_command_says_what_it_does(new_kit: NewKit) -> None:
     kit = new_kit()
     produce(kit.bootstrap, kit.topic, tally_events(300))
     kit.fold_all()
-    words = kit.command("--from", "stream:stream-3,stream-4", command="rebuild")
-    asked = subprocess.run(words, env=kit.environment(), capture_output=True, text=True, check=False)
-    assert asked.returncode == 2
-    assert "streams stream-3, stream-4" in asked.stderr
-    assert "those of these streams are replaced" in asked.stderr
-    done = subprocess.run([*words, "--yes"], env=kit.environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("12 events into tally")
-    assert "2 models" in done.stdout
+    two = ["--from", "stream:stream-3,stream-4"]
+    asked = kit.refold("rebuild", *two, ok=2)
+    assert "streams stream-3, stream-4" in asked
+    assert "those of these streams are replaced" in asked
+    done = kit.refold("rebuild", *two, "--yes")
+    assert done.startswith("12 events into tally")
+    assert "2 models" in done
     ids = kit.state_dir.parent / "ids"
     ids.write_text("stream-3\nstream-4\n")
-    words = kit.command("--from", f"stream:@{ids}", "--yes", command="rebuild")
-    done = subprocess.run(words, env=kit.environment(), capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("12 events into tally")
-    for bad, why in (("stream:@/nowhere", "cannot be read as the ids of streams"), ("stream:a,,b", "or an empty one")):
-        words = kit.command("--from", bad, command="rebuild")
-        refused = subprocess.run(words, env=kit.environment(), capture_output=True, text=True, check=False)
-        assert (refused.returncode, why in refused.stderr) == (2, True), refused.stderr
+    assert kit.refold("rebuild", "--from", f"stream:@{ids}", "--yes").startswith("12 events into tally")
+    assert "cannot be read as the ids of streams" in kit.refold("rebuild", "--from", "stream:@/nowhere", ok=2)
+    assert "or an empty one" in kit.refold("rebuild", "--from", "stream:a,,b", ok=2)
+
+
+async def test_topic_that_is_made_again_meanwhile_is_noticed(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(100))
+    kit.fold_all()
+    spoil(kit, SOME)
+    before = kit.raw()
+    build, topic = kit.store.current(), kit.cluster.topic(kit.topic)
+    assert build is not None
+    marks = kit.cluster.watermarks(topic)
+    refolding = Refolding(kit.projection, kit.events, topic, build, SOME, "test", marks)
+    refolding.read(lambda: None)
+    kit.cluster.delete_topic(kit.topic)
+    until("it is gone", lambda: kit.topic not in kit.cluster.topics())
+    kit.cluster.create_topic(kit.topic, 1)
+    until("it is there", lambda: kit.topic in kit.cluster.topics())
+    with pytest.raises(TopicChanged, match="was deleted and made again while streams of it were folded again"):
+        refolding.hand_over("test", lambda: None, lambda _what: None)
+    assert kit.raw() == before
