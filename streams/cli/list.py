@@ -12,7 +12,8 @@ from rich.text import Text
 
 from projections.registry import ResolveError
 from streams.cli.output import printer, shown
-from streams.cli.wiring import Flag, PlaceOptions, find_projection
+from streams.cli.parts import find_projection
+from streams.cli.wiring import Flag, PlaceOptions
 from streams.cluster import Cluster
 from streams.config import KafkaSettings, StateSettings
 from streams.configfile import ConfigFile

@@ -8,7 +8,7 @@ import sys
 from rich.console import Console
 
 from streams.cli.output import duration
-from streams.cli.wiring import Wired
+from streams.cli.parts import Wired
 from streams.control.status import StateView, view_state
 from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy, SpecificStreams
 from streams.errors import StoreCorrupt

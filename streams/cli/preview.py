@@ -8,8 +8,9 @@ from rich.table import Table
 
 from streams.cli.explain import as_json, said
 from streams.cli.output import printer, shown
+from streams.cli.parts import stream_ids
 from streams.cli.signals import interrupted_by_signals
-from streams.cli.wiring import Flag, FoldOptions, ProjectionName, stream_ids
+from streams.cli.wiring import Flag, FoldOptions, ProjectionName
 from streams.control.preview import Difference, Preview
 from streams.control.preview import preview as previewed
 from streams.diff import ABSENT

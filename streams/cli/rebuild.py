@@ -12,10 +12,11 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from rich.console import Console
 
 from streams.cli.output import shown
+from streams.cli.parts import naming_commands, stream_ids
 from streams.cli.plan import agree_to_rebuild
 from streams.cli.progress import reporter_for
 from streams.cli.signals import drained_by_signals
-from streams.cli.wiring import Flag, FoldOptions, ProjectionName, naming_commands, stream_ids
+from streams.cli.wiring import Flag, FoldOptions, ProjectionName
 from streams.control.retry import Retry
 from streams.control.strategies import (
     FromBeginning,

@@ -8,9 +8,10 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
 from rich.console import Console
 
+from streams.cli.parts import naming_commands
 from streams.cli.signals import Stop, drained_by_signals
 from streams.cli.view import shown_while
-from streams.cli.wiring import Flag, FoldOptions, ProjectionName, naming_commands
+from streams.cli.wiring import Flag, FoldOptions, ProjectionName
 from streams.control.live import live_agent
 from streams.log import get_logger
 

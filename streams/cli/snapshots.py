@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from streams.cli.output import local_time, printer, shown, size
+from streams.cli.parts import naming_commands
 from streams.cli.plan import agreed_or_end
 from streams.cli.signals import drained_by_signals
-from streams.cli.wiring import Flag, FoldOptions, ProjectionName, naming_commands
+from streams.cli.wiring import Flag, FoldOptions, ProjectionName
 from streams.control.strategies import FromSnapshot
 from streams.data.snapshots import Snapshot, Snapshots
 from streams.errors import ConfigError, StateNotFound

@@ -11,8 +11,9 @@ from rich.text import Text
 
 from streams.cli.output import duration, local_time, printer, shown, size
 from streams.cli.partitions import partitions_table
+from streams.cli.parts import Located
 from streams.cli.progress import said
-from streams.cli.wiring import Flag, GroupOptions, Located, ProjectionName
+from streams.cli.wiring import Flag, GroupOptions, ProjectionName
 from streams.cluster import Cluster
 from streams.control.observed import progress_of
 from streams.control.status import GroupView, StateView, view_group, view_state

@@ -9,15 +9,14 @@ from typing import Protocol
 from streams.data.answers import Answers
 from streams.data.cache import ModelCannotBeStored
 from streams.data.fold import Fold, feed
-from streams.data.history import TopicWatch, check_readable
+from streams.data.history import TopicWatch
 from streams.data.job import AgentStatus, Job
 from streams.data.mirror import Mirror
-from streams.data.ownership import check_members, check_offset
+from streams.data.opening import Opener
 from streams.data.pace import Pace
 from streams.data.partition import HeldPartition, Phase
 from streams.data.serde import serde_for
 from streams.data.split import SplitWatch
-from streams.data.store import RocksPartition
 from streams.data.subscription import Slice
 from streams.errors import (
     BrokerError,
@@ -33,7 +32,7 @@ from streams.errors import (
     at,
 )
 from streams.log import get_logger
-from streams.types import Committed, Watermarks
+from streams.types import Committed
 
 __all__ = ["Lane"]
 
@@ -75,7 +74,7 @@ class Lane:
         self._pace = Pace(job.settings)
         self._released_events = 0
         self._mirror = Mirror(job)
-        self._is_proven = False  # that this group is folded into this directory alone
+        self._opener = Opener(job, self._serde, self._cluster, interrupts)
         self._topic = TopicWatch(self._cluster, job.topic, job.projection.name)
         self._splits = SplitWatch(job.build)
         self._answers = Answers(job, self._serde, interrupts)
@@ -135,7 +134,7 @@ class Lane:
         """Note partitions that are ours from now on; `advance` opens them."""
         for partition in partitions:
             self._held[partition] = HeldPartition(partition)
-            self._is_proven = False
+            self._opener.doubt()
 
     def finish(self, partitions: Iterable[int]) -> None:
         """Commit these partitions to their stores: they are to be released."""
@@ -170,15 +169,9 @@ class Lane:
         due = [held for held in self._held.values() if held.is_due()]
         if not due:
             return
-        job = self._job
         try:
             # Step 1
-            committed = self._cluster.committed(job.group, job.topic)
-            if not self._is_proven:
-                members = self._cluster.members(job.group)
-                check_members(members, job.group, job.build, committed, patience_s=job.settings.session_timeout_s)
-                self._is_proven = True
-            watermarks = self._cluster.watermarks(job.topic)
+            self._opener.look()
         except (TopicNotFound, TopicChanged):
             raise
         except BrokerError as error:
@@ -187,17 +180,9 @@ class Lane:
         positions = {}
         for held in due:
             try:
-                marks = watermarks[held.number] if held.number in watermarks else self._is_new(held.number)
                 # Step 2
-                if held.fold is None:
-                    if not job.build.has(held.number) and not (job.allow_incomplete or job.build.manifest.incomplete):
-                        check_readable(job.topic, held.number, 0, marks, job.projection.name)
-                    store = job.build.open(held.number, marks.low)
-                    held.opened(store, self._new_fold(held.number, store))
-                    check_offset(job.build, job.group, held.number, committed.get(held.number), store.state.position)
+                if self._opener.open(held):
                     self._mirror.note(held.number)
-                assert held.fold is not None
-                check_readable(job.topic, held.number, held.fold.position, marks, job.projection.name)
             except StoreLocked as error:
                 self._stall([held], error)
             except (StoreCorrupt, CqrsError) as error:
@@ -206,27 +191,16 @@ class Lane:
                 self._halt(held, error)
             else:
                 # Step 3
+                assert held.fold is not None
                 held.ready()
                 positions[held.number] = held.fold.position
                 if not held.fold.is_at_end:
                     self._read(held)
         if positions:
-            log.info("partitions.assigned", projection=job.projection.name, positions=positions)
-
-    def _is_new(self, partition: int) -> Watermarks:
-        raise TopicChanged(
-            f"{at(self._job.topic.name, partition)} is new: the topic had {self._job.topic.partitions} partitions when "
-            "this state was begun, and keys have moved between them. Rebuild from the beginning.",
-            topic=self._job.topic.name,
-            partition=partition,
-        )
+            log.info("partitions.assigned", projection=self._job.projection.name, positions=positions)
 
     def _read(self, held: HeldPartition) -> None:
         self._reading.read(held.number, held.reads_from)
-
-    def _new_fold(self, partition: int, store: RocksPartition) -> Fold:
-        until = None if self._job.until is None else self._job.until.get(partition)
-        return Fold(self._job.projection, self._serde, store, self._interrupts, until=until)
 
     def _stall(self, partitions: Iterable[HeldPartition], error: CqrsError) -> None:
         limit_s = self._job.events.kafka.outage_limit_s

@@ -12,7 +12,6 @@ are hard links: a snapshot costs what the models change afterwards.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import time
@@ -26,6 +25,7 @@ from streams.data.build import FORMAT, MANIFEST, Build, Manifest, read_record, s
 from streams.data.locks import FileLock, Holder, peek
 from streams.data.store import RocksPartition, StoreState
 from streams.data.store_reader import read_state
+from streams.data.trees import digest_of, files_of, link_tree
 from streams.errors import CheckpointError, StorageError, StoreCorrupt, StoreLocked
 from streams.log import get_logger
 
@@ -39,7 +39,6 @@ _REQUEST = "request.json"
 _LOCK = "taking.lock"
 _LOOK_S = 0.05
 _NEW_S = 5.0
-_CHUNK_BYTES = 1 << 20
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,10 +198,10 @@ class Snapshots:
     ) -> Snapshot | None:
         states = {int(path.name): read_state(path) for path in taking.iterdir() if path.name.isdigit()}
         files = {}
-        for relative, path in _files(taking):
+        for relative, path in files_of(taking):
             if stop():
                 return None
-            files[relative] = _digest(path)
+            files[relative] = digest_of(path)
         current = build.current
         return Snapshot(
             id=name,
@@ -213,7 +212,7 @@ class Snapshots:
             positions={number: state.position for number, state in states.items()},
             events=sum(state.events for state in states.values()),
             models=sum(state.models for state in states.values()),
-            size_bytes=sum(path.stat().st_size for _, path in _files(taking)),
+            size_bytes=sum(path.stat().st_size for _, path in files_of(taking)),
             files=files,
         )
 
@@ -226,7 +225,7 @@ class Snapshots:
         path = self._root / snapshot.id
         for relative, digest in snapshot.files.items():
             try:
-                found = _digest(path / relative)
+                found = digest_of(path / relative)
             except OSError as error:
                 raise StoreCorrupt(f"Snapshot {snapshot.id}: {relative} cannot be read: {error.strerror}.") from error
             if found != digest:
@@ -247,7 +246,7 @@ class Snapshots:
         for number in sorted(snapshot.positions):
             target = build.path / str(number)
             try:
-                _link_tree(self._root / snapshot.id / str(number), target)
+                link_tree(self._root / snapshot.id / str(number), target)
             except OSError as error:
                 raise StorageError(f"{target} cannot be made: {error.strerror}.") from error
             state = msgspec.structs.replace(
@@ -312,34 +311,3 @@ def requests(build: Build) -> Iterator[Path]:
                 request = read_record(Path(entry.path) / _REQUEST, Request)
                 if request == Request(build=build.manifest.build, directory=build.manifest.directory):
                     yield Path(entry.path)
-
-
-def _files(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the files of the partitions in a snapshot that RocksDB reads, by their path in it."""
-    for path in sorted(directory.rglob("*")):
-        relative = path.relative_to(directory)
-        if path.is_file() and relative.parts[0].isdigit() and not path.name.startswith("LOG"):
-            yield str(relative), path
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """Copy a store's files: tables, which never change, by hard link where that can be; the rest for real."""
-    target.mkdir()
-    for path in source.iterdir():
-        if path.name.startswith("LOG"):
-            continue  # RocksDB's diary
-        if path.suffix == ".sst":
-            try:
-                os.link(path, target / path.name)
-                continue
-            except OSError:
-                pass  # another file system
-        shutil.copyfile(path, target / path.name)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from streams.cli.wiring import FoldOptions, StateOptions, find_projection
+from streams.cli.parts import find_projection
+from streams.cli.wiring import FoldOptions, StateOptions
 from streams.config import FoldSettings, KafkaSettings, resolve_settings, unknown_variables
 from streams.configfile import ConfigFile
 from streams.errors import ConfigError
