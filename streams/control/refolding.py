@@ -172,13 +172,12 @@ class Refolding:
         )
         return replace(done, resumes=nothing)
 
-    def hand_over(self, purpose: str, check: Callable[[], None], tell: Callable[[str], None]) -> None:
+    def hand_over(self, purpose: str, check: Callable[[str], None]) -> None:
         """Have those who fold put them in place, each partition at its position.
 
         Args:
             purpose: Who asks.
-            check: Called now and then; what it raises ends it.
-            tell: Told what is waited for.
+            check: Called now and then with what is waited for; what it raises ends it.
 
         Raises:
             RebuildError: Somebody could not: some partitions may have theirs, and the message says which.
@@ -192,9 +191,8 @@ class Refolding:
                 for number, fold in self.folds.items():
                     asking.give(number, fold)
                 while waiting := sorted(self.folds.keys() - done):
-                    check()
+                    check(f"whoever folds {', '.join(at(self._topic.name, number) for number in waiting)}")
                     self._build.check_current()
-                    tell(f"whoever folds {', '.join(at(self._topic.name, number) for number in waiting)}")
                     for number in waiting:
                         outcome = asking.outcome(number)
                         if outcome is not None and outcome.error is not None:
@@ -202,13 +200,14 @@ class Refolding:
                         if outcome is not None:
                             done.add(number)
                     if time.monotonic() - opened_s > _OPEN_S:
-                        done |= self._replace_unheld(self.folds.keys() - done, check)
+                        done |= self._replace_unheld(self.folds.keys() - done, lambda: check(""))
                         opened_s = time.monotonic()
                     time.sleep(_LOOK_S)
         except (RebuildError, RebuildCancelled) as error:
             where = ", ".join(at(self._topic.name, number) for number in sorted(done))
+            why = "The rebuild was cancelled." if isinstance(error, RebuildCancelled) else str(error)
             raise type(error)(
-                f"{error} {f'Those of {where} were replaced before.' if done else 'Nothing was replaced.'}",
+                f"{why} {f'The models of {where} were replaced before.' if done else 'No model was replaced.'}",
                 projection=self._projection.name,
                 topic=self._topic.name,
             ) from error

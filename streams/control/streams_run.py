@@ -99,8 +99,9 @@ class StreamsRun(Run):
             )
             tracker = self._track(refolding)
             try:
-                refolding.read(self._checked(tracker, refolding))
-                made = self._put_in_place(build, refolding, tracker)
+                check = self._checked(tracker, refolding)
+                refolding.read(lambda: check(""))
+                made = self._put_in_place(build, refolding, check)
             except BaseException as error:
                 tracker.ended(_figures(refolding), error)
                 raise
@@ -158,14 +159,14 @@ class StreamsRun(Run):
         )
         return self._tracker
 
-    def _checked(self, tracker: ProgressTracker, refolding: Refolding, waiting_for: str = "") -> Callable[[], None]:
-        def check() -> None:
+    def _checked(self, tracker: ProgressTracker, refolding: Refolding) -> Callable[[str], None]:
+        def check(waiting_for: str) -> None:
             tracker.observe(_figures(refolding), waiting_for)
             self._check_cancelled()
 
         return check
 
-    def _put_in_place(self, build: Build, refolding: Refolding, tracker: ProgressTracker) -> Build | None:
+    def _put_in_place(self, build: Build, refolding: Refolding, check: Callable[[str], None]) -> Build | None:
         """Put the models in place; give the build that was made for it, if one was."""
         ground = self._ground
         if self._adopts or not ground.store.folding(build):
@@ -177,11 +178,7 @@ class StreamsRun(Run):
                 if self._adopts:
                     raise
                 log.debug("rebuild.beside", projection=ground.projection.name, why=str(error))
-        refolding.hand_over(
-            f"rebuild of {ground.name}",
-            self._checked(tracker, refolding),
-            lambda what: tracker.observe(_figures(refolding), what),
-        )
+        refolding.hand_over(f"rebuild of {ground.name}", check)
         return None
 
     def _switch(self, build: Build, refolding: Refolding) -> Build | None:

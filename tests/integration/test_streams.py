@@ -327,6 +327,31 @@ async def test_cancelled_it_has_changed_nothing(new_kit: NewKit) -> None:
     assert (kit.build, kit.raw()) == before
 
 
+async def test_process_that_does_not_answer_is_waited_for_and_named(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(100))
+    kit.fold_all()
+    spoil(kit, SOME)
+    spoilt = kit.raw()
+    with kit.process() as folding:
+        await asyncio.to_thread(until, "it folds", lambda: "partitions.assigned" in folding.output())
+        folding.process.send_signal(signal.SIGSTOP)
+        coordinator = kit.coordinator()
+        work = asyncio.ensure_future(coordinator.rebuild(SpecificStreams(SOME)))
+        await asyncio.to_thread(
+            until, "it waits", lambda: coordinator.get_progress().waiting_for == f"whoever folds {kit.topic}[0]"
+        )
+        assert (coordinator.get_progress().completion_percentage() or 100) < 100
+        coordinator.cancel()
+        with pytest.raises(RebuildCancelled, match=r"was cancelled\. No model was replaced"):
+            await work
+        folding.process.send_signal(signal.SIGCONT)
+        await asyncio.sleep(0.5)
+        assert kit.raw() == spoilt  # nobody waits for it any more
+        await kit.coordinator().rebuild(SpecificStreams(SOME))
+    assert kit.check() == 100
+
+
 async def test_rebuild_that_was_interrupted_is_still_gone_on_with(new_kit: NewKit) -> None:
     kit = new_kit(partitions=1, projection=SlowTally())
     produce(kit.bootstrap, kit.topic, tally_events(120, streams=4))
@@ -460,5 +485,5 @@ async def test_topic_that_is_made_again_meanwhile_is_noticed(new_kit: NewKit) ->
     kit.cluster.create_topic(kit.topic, 1)
     until("it is there", lambda: kit.topic in kit.cluster.topics())
     with pytest.raises(TopicChanged, match="was deleted and made again while streams of it were folded again"):
-        refolding.hand_over("test", lambda: None, lambda _what: None)
+        refolding.hand_over("test", lambda _what: None)
     assert kit.raw() == before
