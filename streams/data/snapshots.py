@@ -35,6 +35,7 @@ log = get_logger(__name__)
 
 DIRECTORY = "snapshots"
 _TAKING = ".taking-"
+_REMOVED = f"{_TAKING}removed-"
 _REQUEST = "request.json"
 _LOCK = "taking.lock"
 _LOOK_S = 0.05
@@ -274,7 +275,7 @@ class Snapshots:
         ]
         for snapshot in gone:
             # Renamed first, so that what is half removed is never listed.
-            trash = self._root / f"{_TAKING}removed-{snapshot.id}"
+            trash = self._root / f"{_REMOVED}{snapshot.id}"
             try:
                 (self._root / snapshot.id).rename(trash)
             except OSError as error:
@@ -287,7 +288,8 @@ class Snapshots:
         for path in self._root.glob(f"{_TAKING}*"):
             with contextlib.suppress(FileNotFoundError):
                 # One that has no lock yet may be about to take it.
-                is_new = not (path / _LOCK).exists() and time.time() - path.stat().st_mtime < _NEW_S
+                is_young = not (path / _LOCK).exists() and time.time() - path.stat().st_mtime < _NEW_S
+                is_new = is_young and not path.name.startswith(_REMOVED)
                 if not is_new and peek(path / _LOCK) is None:
                     shutil.rmtree(path, ignore_errors=True)
 
