@@ -180,6 +180,19 @@ class Cluster:
             for partition in range(topic.partitions)
         }
 
+    def high_watermark(self, topic: str, partition: int) -> int:
+        """Give the end of a partition's log, open transactions included."""
+        where = TopicPartition(topic, partition)
+        found = self._calls.ask(
+            f"list the offsets of {at(topic, partition)}",
+            lambda: self._calls.admin.list_offsets(
+                {where: OffsetSpec.latest()},
+                isolation_level=IsolationLevel.READ_UNCOMMITTED,
+                request_timeout=self._calls.timeout_s,
+            )[where],
+        )
+        return int(found.offset)
+
     def committed(self, group: str, topic: TopicInfo) -> dict[int, Committed]:
         """Give the group's committed offsets of a topic, each with the metadata committed with it.
 

@@ -50,7 +50,7 @@ OURS: Mapping[str, str] = MappingProxyType(
         "metadata.broker.list": "set REFOLD_BOOTSTRAP_SERVERS",
         "partition.assignment.strategy": "partitions are handed over cooperatively",
         "session.timeout.ms": "set REFOLD_SESSION_TIMEOUT_S",
-        "transactional.id": "nothing is written in transactions",
+        "transactional.id": "the registry's writers are told apart by it",
     }
 )
 """Client settings that are not the user's, and why."""
@@ -107,12 +107,14 @@ class FoldSettings(BaseSettings):
 
 
 class StateSettings(BaseSettings):
-    """Where read models are kept."""
+    """Where read models are kept, and what is known of them."""
 
     model_config = SettingsConfigDict(env_prefix="REFOLD_", frozen=True, extra="forbid")
 
     state_dir: Path = Path(".refold")
-    """One directory in it for each projection and version. Env: REFOLD_STATE_DIR."""
+    """One directory in it for each generation of a projection. Env: REFOLD_STATE_DIR."""
+    registry: str = Field("refold.registry", min_length=1)
+    """The compacted topic in which the generations of all projections are kept. Env: REFOLD_REGISTRY."""
 
 
 Codec = Literal["json", "cloudevents"]

@@ -5,6 +5,7 @@
     ├── BrokerError            Kafka itself
     │   ├── BrokerUnavailable  nobody answers at the address
     │   ├── EmbeddedBrokerError  the embedded broker cannot be had, started or kept running
+    │   ├── RegistryError      a record of the registry that this version does not understand
     │   ├── TopicNotFound
     │   └── TopicChanged       another topic of the same name, or another number of partitions
     ├── EventError             a record that is no event
@@ -24,6 +25,8 @@
         ├── GroupActive        somebody is folding in this group
         ├── RebuildRunning     another rebuild of this state runs
         ├── HistoryIncomplete  events that a rebuild needs are gone
+        ├── GenerationNotFound
+        ├── NotReady           a generation is not at what was asked of it
         └── RebuildCancelled
 
 A message says what, where (`topic[partition]@offset`), the measured value, and what to do next.
@@ -46,14 +49,17 @@ __all__ = [
     "EventError",
     "ForeignOffset",
     "ForeignStore",
+    "GenerationNotFound",
     "GroupActive",
     "HistoryIncomplete",
     "ModelNotFound",
     "ModelSplit",
+    "NotReady",
     "ProjectionError",
     "RebuildCancelled",
     "RebuildError",
     "RebuildRunning",
+    "RegistryError",
     "StateNotFound",
     "StorageError",
     "StoreCorrupt",
@@ -124,6 +130,10 @@ class BrokerUnavailable(BrokerError, ConnectionError):
 
 class EmbeddedBrokerError(BrokerError):
     """The embedded Kafka could not be installed, started or kept running; the message ends with its log's tail."""
+
+
+class RegistryError(BrokerError):
+    """A record of the registry is of another schema, or cannot be understood. It is left as it is."""
 
 
 class TopicNotFound(BrokerError, LookupError):
@@ -214,6 +224,14 @@ class RebuildRunning(RebuildError):
 
 class HistoryIncomplete(RebuildError):
     """Retention, compaction or a deletion has taken events that the fold needs."""
+
+
+class GenerationNotFound(RebuildError, LookupError):
+    """The projection has no such generation."""
+
+
+class NotReady(RebuildError):
+    """A generation is not at what was asked of it: not caught up, not compared, not kept. Nothing was changed."""
 
 
 class RebuildCancelled(RebuildError):

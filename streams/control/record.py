@@ -1,0 +1,189 @@
+"""What the registry says of one projection: its generations, which of them is active, and the rebuild under way."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from streams.data.build import Build
+
+__all__ = ["SCHEMA", "Generation", "Gone", "Phase", "Policy", "Rebuild", "Record", "Summary", "facts_of"]
+
+SCHEMA = 1
+
+Phase: TypeAlias = Literal["new", "replaying", "verifying", "waiting", "ready", "active", "kept", "retiring"]
+"""What a generation is at.
+
+new → replaying → verifying → waiting → ready → active ⇄ kept → retiring → (gone)
+
+new: it is to be made. replaying: it is folded from the beginning. verifying: it has caught up and is to be compared.
+waiting: a person is to approve what the comparison found. ready: it may be switched to. active: readers read it.
+kept: it was active, and goes on being folded for a while, to be switched back to. retiring: it is being removed.
+"""
+
+
+Policy: TypeAlias = Literal["identical", "report", "validate", "none"]
+"""What a comparison must have found, for a switch.
+
+identical: no difference. report: whatever a person approves. validate: no difference that the projection's `validate`
+does not expect. none: nothing is compared.
+"""
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of one projection: with its own group and state."""
+
+    id: str
+    """Its name, such as `orders.v2` or `orders.v2-5`; never given again."""
+    number: int
+    """Which one of the projection's; from 1."""
+    version: int
+    """Of the projection's code, as the next three."""
+    fingerprint: str
+    codec: str
+    topic: str
+    topic_id: str
+    partitions: int
+    group: str
+    """Its consumer group."""
+    directory: str
+    """The name of its directory in the state directory."""
+    phase: Phase
+    why: str = ""
+    """What it was made for, or is what it is for."""
+    epoch: int = 1
+    """How often its fold has been begun; the number of its build."""
+    targets: dict[int, int] = {}
+    """By partition, the end as pinned when its replay began."""
+    made_at: datetime
+    changed_at: datetime
+    """When it came to its phase."""
+    kept_until: datetime | None = None
+    """When one that is kept is to be retired."""
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether it is folded for good, by whoever runs the projection with its code."""
+        return self.phase in ("active", "kept")
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a comparison found, in numbers; see `verify.Report`."""
+
+    models_before: int
+    models_after: int
+    changed: int
+    added: int
+    removed: int
+    fields: dict[str, int] = {}
+    """By path, how many models differ there: those that differ most."""
+    not_compared: dict[int, str] = {}
+    """By partition, why it could not be."""
+    unexpected: int = 0
+    """Differences that the projection's `validate` does not expect."""
+    seconds: float
+    at: datetime
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether every model was compared, and none differs."""
+        return not (self.changed or self.added or self.removed or self.not_compared)
+
+
+class Rebuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A rebuild beside the active generation: the one that runs, or the last one."""
+
+    id: str
+    generation: str
+    """The one that is made."""
+    replaces: str
+    """The one that is active."""
+    policy: Policy
+    approve: Literal["ask", "auto"] = "ask"
+    keep_s: float
+    """For how long the replaced one is to be kept."""
+    is_paused: bool = False
+    is_cancelled: bool = False
+    outcome: Literal["running", "completed", "cancelled"] = "running"
+    report: Summary | None = None
+    why: str = ""
+    """What it waits for, or why it ended."""
+    began_at: datetime
+    ended_at: datetime | None = None
+    by: str = ""
+    """Who began it: a process and its machine."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended, be there somebody at it or not."""
+        return self.outcome == "running"
+
+
+class Gone(msgspec.Struct, frozen=True, kw_only=True):
+    """A generation that is no more."""
+
+    id: str
+    version: int
+    directory: str
+    group: str
+    why: str
+    at: datetime
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one projection."""
+
+    schema: int = SCHEMA
+    projection: str
+    revision: int = 0
+    """How often it has been written."""
+    group: str
+    """From which the groups of all generations are named."""
+    generations: tuple[Generation, ...] = ()
+    """By number."""
+    active: str
+    """The one that is read."""
+    wanted: str
+    """The one that is to become active; the same where nothing is under way."""
+    rebuild: Rebuild | None = None
+    newest: int = 0
+    """The highest number that a generation was given."""
+    gone: tuple[Gone, ...] = ()
+    """The last ones that were removed."""
+
+    def find(self, id: str) -> Generation | None:  # noqa: A002 - it is called so
+        """Give a generation; None where there is none."""
+        return next((one for one in self.generations if one.id == id), None)
+
+    @property
+    def live(self) -> Generation:
+        """The generation that is active."""
+        found = self.find(self.active)
+        assert found is not None, "a record names one that it has"
+        return found
+
+    @property
+    def kept(self) -> Generation | None:
+        """The newest of those that are kept."""
+        kept = [one for one in self.generations if one.phase == "kept"]
+        return max(kept, key=lambda one: one.changed_at, default=None)
+
+    @property
+    def running(self) -> Rebuild | None:
+        """The rebuild that has not ended."""
+        return self.rebuild if self.rebuild is not None and self.rebuild.is_running else None
+
+
+def facts_of(build: Build) -> dict[str, Any]:
+    """Give what a build says of its generation."""
+    return {
+        "version": build.current.version,
+        "fingerprint": build.current.fingerprint,
+        "codec": build.current.codec,
+        "topic": build.manifest.topic,
+        "topic_id": build.manifest.topic_id,
+        "partitions": build.manifest.partitions,
+        "epoch": build.manifest.build,
+    }

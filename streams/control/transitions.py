@@ -1,0 +1,316 @@
+"""How a projection's record may change: each function gives the record after one step, or says why it cannot be taken.
+
+They are pure, and each is safe to be taken twice: a step that was taken already changes nothing. So any process may go
+on where another one was killed (`Registry.update`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from msgspec.structs import replace
+
+from streams.control.record import Generation, Gone, Phase, Policy, Rebuild, Record, Summary
+from streams.data.checkpoint import generation_id
+from streams.errors import GenerationNotFound, NotReady, RebuildRunning
+
+__all__ = [
+    "approved",
+    "begun",
+    "cancelled",
+    "caught_up",
+    "compared",
+    "founded",
+    "paused",
+    "pinned",
+    "retired",
+    "retiring",
+    "rolled_back",
+    "switched",
+    "synced",
+]
+
+_GONE_KEPT = 20
+
+
+def founded(record: Record | None, projection: str, group: str, directory: str, facts: Mapping[str, Any]) -> Record:
+    """Note the first generation of a projection, by what its build says (`facts_of`)."""
+    if record is not None:
+        return record
+    name = generation_id(projection, facts["version"])
+    now = datetime.now(UTC)
+    first = Generation(
+        id=name,
+        number=1,
+        group=group,
+        directory=directory,
+        phase="active",
+        why="the first one",
+        made_at=now,
+        changed_at=now,
+        **facts,
+    )
+    return Record(projection=projection, group=group, generations=(first,), active=name, wanted=name, newest=1)
+
+
+def synced(record: Record, id: str, facts: Mapping[str, Any]) -> Record:  # noqa: A002
+    """Note what a generation's build says: the store is the truth, also where it was rebuilt in place or adopted."""
+    found = record.find(id)
+    return record if found is None else _with(record, replace(found, **facts))
+
+
+def begun(
+    record: Record,
+    rebuild_id: str,
+    facts: Mapping[str, Any],
+    *,
+    policy: Policy,
+    approve: Any,
+    keep_s: float,
+    by: str,
+    why: str,
+) -> Record:
+    """Begin a rebuild beside the active generation.
+
+    Raises:
+        RebuildRunning: One runs already; it is named.
+    """
+    running = record.running
+    if running is not None:
+        if running.id == rebuild_id:
+            return record
+        green = record.find(running.generation)
+        raise RebuildRunning(
+            f"{record.projection!r} is being rebuilt already: generation {running.generation} is "
+            f"{'paused' if running.is_paused else 'gone' if green is None else green.phase} since "
+            f"{running.began_at:%Y-%m-%d %H:%M:%S} UTC, begun by {running.by}. `refold resume {record.projection}` "
+            f"goes on with it, and `refold cancel {record.projection}` gives it up. Nothing was changed.",
+            projection=record.projection,
+        )
+    number, now = record.newest + 1, datetime.now(UTC)
+    name = f"{generation_id(record.projection, facts['version'])}-{number}"
+    green = Generation(
+        id=name,
+        number=number,
+        group=f"{record.group}-{number}",
+        directory=name,
+        phase="new",
+        why=why,
+        made_at=now,
+        changed_at=now,
+        **facts,
+    )
+    rebuild = Rebuild(
+        id=rebuild_id,
+        generation=name,
+        replaces=record.active,
+        policy=policy,
+        approve=approve,
+        keep_s=keep_s,
+        began_at=now,
+        by=by,
+    )
+    return replace(record, generations=(*record.generations, green), wanted=name, newest=number, rebuild=rebuild)
+
+
+def pinned(record: Record, rebuild_id: str, facts: Mapping[str, Any], targets: Mapping[int, int]) -> Record:
+    """Note that the new generation has been made, and where its replay ends."""
+    green = _green(record, rebuild_id)
+    if green is None or green.phase != "new":
+        return record
+    return _with(record, _at(replace(green, targets=dict(targets), **facts), "replaying"))
+
+
+def caught_up(record: Record, rebuild_id: str) -> Record:
+    """Note that the new generation has folded all that it was to, and keeps up."""
+    green = _green(record, rebuild_id)
+    if green is None or green.phase != "replaying":
+        return record
+    return _with(record, _at(green, "verifying"))
+
+
+def compared(record: Record, rebuild_id: str, report: Summary | None, refused: str = "") -> Record:
+    """Note what the comparison found.
+
+    Args:
+        record: The record.
+        rebuild_id: The rebuild's.
+        report: In numbers; None where nothing was compared.
+        refused: Why a person is to look at it before the switch; "" where nobody need.
+    """
+    green = _green(record, rebuild_id)
+    if green is None or green.phase not in ("verifying", "waiting"):
+        return record
+    assert record.rebuild is not None
+    rebuild = replace(record.rebuild, report=report, why=refused)
+    return replace(_with(record, _at(green, "waiting" if refused else "ready")), rebuild=rebuild)
+
+
+def approved(record: Record) -> Record:
+    """Note that a person has approved what the comparison found.
+
+    Raises:
+        NotReady: There is nothing to approve.
+    """
+    running = record.running
+    green = None if running is None else record.find(running.generation)
+    if green is not None and green.phase == "ready":
+        return record
+    if green is None or green.phase != "waiting":
+        what = "no rebuild of it is under way" if green is None else f"generation {green.id} is {green.phase}"
+        raise NotReady(
+            f"{record.projection!r} cannot be switched: {what}. `refold status {record.projection}` tells how far it "
+            "is. Nothing was changed.",
+            projection=record.projection,
+        )
+    return _with(record, _at(green, "ready"))
+
+
+def switched(record: Record, rebuild_id: str) -> Record:
+    """Make the new generation the active one, and keep the other for a while."""
+    green = _green(record, rebuild_id)
+    if green is None or green.phase != "ready":
+        return record
+    rebuild, now = record.rebuild, datetime.now(UTC)
+    assert rebuild is not None
+    blue = _at(record.live, "kept", f"replaced by {green.id}")
+    blue = replace(blue, kept_until=now + timedelta(seconds=rebuild.keep_s))
+    record = _with(_with(record, blue), _at(green, "active"))
+    ended = replace(rebuild, outcome="completed", ended_at=now, why="")
+    return replace(record, active=green.id, wanted=green.id, rebuild=ended)
+
+
+def rolled_back(record: Record, to: str | None, keep_s: float) -> Record:
+    """Make a generation the active one that was so before, and keep the other for a while.
+
+    Args:
+        record: The record.
+        to: Which one; None for the one that was active last.
+        keep_s: For how long the other one is to be kept.
+
+    Raises:
+        GenerationNotFound: There is no such generation, or none that is kept.
+    """
+    if to is not None and to == record.active:
+        return record
+    found = record.kept if to is None else record.find(to)
+    if found is None or found.phase != "kept":
+        kept = ", ".join(one.id for one in record.generations if one.phase == "kept") or "none"
+        raise GenerationNotFound(
+            f"{record.projection!r} cannot be rolled back{'' if to is None else f' to {to}'}: what is kept is {kept}. "
+            f"Active is {record.active}. Nothing was changed.",
+            projection=record.projection,
+        )
+    until = datetime.now(UTC) + timedelta(seconds=keep_s)
+    before = replace(_at(record.live, "kept", f"rolled back to {found.id}"), kept_until=until)
+    after = replace(_at(found, "active", f"rolled back from {before.id}"), kept_until=None)
+    record = _with(_with(record, before), after)
+    return replace(record, active=after.id, wanted=after.id if record.running is None else record.wanted)
+
+
+def paused(record: Record, *, is_paused: bool) -> Record:
+    """Have the rebuild wait, or go on.
+
+    Raises:
+        NotReady: None runs.
+    """
+    running = _running(record, "paused" if is_paused else "resumed")
+    return replace(record, rebuild=replace(running, is_paused=is_paused))
+
+
+def cancelled(record: Record) -> Record:
+    """Give the rebuild up: its generation is to be removed, and everything else stays as it is.
+
+    Raises:
+        NotReady: None runs.
+    """
+    running = _running(record, "cancelled")
+    green = record.find(running.generation)
+    ended = replace(running, is_cancelled=True, outcome="cancelled", ended_at=datetime.now(UTC), why="cancelled")
+    record = replace(record, rebuild=ended, wanted=record.active)
+    return record if green is None else _with(record, _at(green, "retiring", "its rebuild was cancelled"))
+
+
+def retiring(record: Record, id: str | None, why: str) -> Record:  # noqa: A002
+    """Have a generation removed: from now on nobody folds or reads it.
+
+    Args:
+        record: The record.
+        id: Which one; None for all that are kept.
+        why: Why.
+
+    Raises:
+        GenerationNotFound: There is no such generation.
+        NotReady: It is active, or its rebuild runs.
+    """
+    if id is None:
+        for one in record.generations:
+            if one.phase == "kept":
+                record = _with(record, _at(one, "retiring", why))
+        return record
+    found = record.find(id)
+    if found is None:
+        if any(one.id == id for one in record.gone):
+            return record
+        known = ", ".join(f"{one.id} ({one.phase})" for one in record.generations)
+        raise GenerationNotFound(
+            f"{record.projection!r} has no generation {id!r}: it has {known}. Nothing was changed.",
+            projection=record.projection,
+        )
+    if found.phase == "retiring":
+        return record
+    if found.phase != "kept":
+        way_out = "Switch first" if found.phase == "active" else f"`refold cancel {record.projection}` gives it up"
+        raise NotReady(
+            f"Generation {id} is {found.phase}, and only one that is kept can be retired. {way_out}. Nothing was "
+            "changed.",
+            projection=record.projection,
+        )
+    return _with(record, _at(found, "retiring", why))
+
+
+def retired(record: Record, id: str) -> Record:  # noqa: A002
+    """Note that nothing of a generation is left."""
+    found = record.find(id)
+    if found is None or found.phase != "retiring":
+        return record
+    gone = Gone(
+        id=id,
+        version=found.version,
+        directory=found.directory,
+        group=found.group,
+        why=found.why,
+        at=datetime.now(UTC),
+    )
+    rest = tuple(one for one in record.generations if one.id != id)
+    return replace(record, generations=rest, gone=(*record.gone, gone)[-_GONE_KEPT:])
+
+
+def _green(record: Record, rebuild_id: str) -> Generation | None:
+    """Give the generation that a rebuild makes; None where that rebuild does not run any more."""
+    running = record.running
+    return record.find(running.generation) if running is not None and running.id == rebuild_id else None
+
+
+def _running(record: Record, what: str) -> Rebuild:
+    if record.running is None:
+        raise NotReady(
+            f"No rebuild of {record.projection!r} is under way that could be {what}: {record.active} is active. "
+            "Nothing was changed.",
+            projection=record.projection,
+        )
+    return record.running
+
+
+def _at(generation: Generation, phase: Phase, why: str | None = None) -> Generation:
+    if generation.phase == phase:
+        return generation
+    return replace(generation, phase=phase, changed_at=datetime.now(UTC), why=generation.why if why is None else why)
+
+
+def _with(record: Record, generation: Generation) -> Record:
+    return replace(
+        record, generations=tuple(generation if one.id == generation.id else one for one in record.generations)
+    )
