@@ -136,6 +136,22 @@ class CqrsProjection(ABC, Generic[ReadModel]):
                 coordinates in the error. State and position stay as they were before it.
         """
 
+    def validate(self, old: Any | None, new: Any | None) -> bool:
+        """Say whether a model may differ so from what it was before a rebuild (`--verify validate`).
+
+        Override it to state what a change of the code is to change. Called for each model that differs, and for no
+        other, once a rebuild beside the live version has caught up; never while events are folded.
+
+        Args:
+            old: The model of the version that is active, as plain JSON; None where it has none.
+            new: The model of the new version as of the same positions; None where it has none.
+
+        Returns:
+            Whether that is as it should be. Where it is not, readers stay with the old version until a person has
+            looked at it.
+        """
+        raise NotImplementedError
+
     @classmethod
     def model_type(cls) -> type[ReadModel]:
         """The read model's type, as named in the base class.

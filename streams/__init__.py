@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from streams.data.codec import EventCodec, Undecodable
     from streams.data.generation import RocksStore
     from streams.data.json_codec import JsonCodec
+    from streams.data.process_runner import ProcessRunner
     from streams.data.reader import ModelReader
-    from streams.data.runner import ProcessRunner, ThreadRunner
+    from streams.data.runner import ThreadRunner
     from streams.data.snapshots import Snapshot, Snapshots
     from streams.data.source import KafkaEventStore
+    from streams.data.supervisor import Supervisor
     from streams.types import ProjectionCheckpoint, RebuildProgress
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "AgentStatus",
     "ThreadRunner",
     "ProcessRunner",
+    "Supervisor",
     "FoldSettings",
     "KafkaSettings",
 ]
@@ -114,7 +117,9 @@ _PLACES = {
     "streams.data.json_codec": ("JsonCodec",),
     "streams.data.generation": ("RocksStore",),
     "streams.data.reader": ("ModelReader",),
-    "streams.data.runner": ("ProcessRunner", "ThreadRunner"),
+    "streams.data.process_runner": ("ProcessRunner",),
+    "streams.data.runner": ("ThreadRunner",),
+    "streams.data.supervisor": ("Supervisor",),
     "streams.data.snapshots": ("Snapshot", "Snapshots"),
     "streams.data.source": ("KafkaEventStore",),
     "streams.types": ("ProjectionCheckpoint", "RebuildProgress"),

@@ -27,7 +27,8 @@
         ├── HistoryIncomplete  events that a rebuild needs are gone
         ├── GenerationNotFound
         ├── NotReady           a generation is not at what was asked of it
-        └── RebuildCancelled
+        ├── RebuildCancelled
+        └── AgentDied          a process that folds ended without a word
 
 A message says what, where (`topic[partition]@offset`), the measured value, and what to do next.
 The same facts are attributes, for programs.
@@ -38,6 +39,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "AgentDied",
     "BrokerError",
     "BrokerUnavailable",
     "BuildChanged",
@@ -232,6 +234,12 @@ class GenerationNotFound(RebuildError, LookupError):
 
 class NotReady(RebuildError):
     """A generation is not at what was asked of it: not caught up, not compared, not kept. Nothing was changed."""
+
+
+class AgentDied(RebuildError):
+    """An agent's process ended without a word: killed, out of memory, a fault in native code. What it had committed is
+    kept.
+    """
 
 
 class RebuildCancelled(RebuildError):

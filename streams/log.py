@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Collection
-from typing import Literal, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
-__all__ = ["configure", "get_logger", "is_debug"]
+__all__ = ["configure", "configured", "get_logger", "is_debug"]
 
 get_logger = structlog.get_logger
 
@@ -30,6 +30,14 @@ class _StandardError:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+_configured: dict[str, Any] | None = None
+
+
+def configured() -> dict[str, Any] | None:
+    """Give what `configure` was called with last, for a process of ours to do the same; None where it was not."""
+    return _configured
 
 
 def is_debug() -> bool:
@@ -53,6 +61,8 @@ def configure(
             raise structlog.DropEvent
         return entry
 
+    global _configured
+    _configured = {"level": level, "style": style, "shown_elsewhere": tuple(shown_elsewhere)}
     number = logging.getLevelNamesMapping()[level.upper()]
     json = style == "json" or (style is None and not sys.stderr.isatty())
     structlog.configure(

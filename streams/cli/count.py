@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streams.cli.output import shown
-from streams.cli.wiring import Flag, ProjectionName, StateOptions
+from streams.cli.wiring import Flag, PlaceOptions, ProjectionName
 
 __all__ = ["count"]
 
@@ -11,7 +11,7 @@ __all__ = ["count"]
 def count(
     projection: ProjectionName,
     /,
-    options: StateOptions = StateOptions(),  # noqa: B008 - frozen
+    options: PlaceOptions = PlaceOptions(),  # noqa: B008 - frozen
     *,
     json: Flag = False,
 ) -> None:

@@ -7,7 +7,7 @@ from itertools import islice
 from cyclopts.types import NonNegativeInt
 
 from streams.cli.output import named, shown
-from streams.cli.wiring import Flag, ProjectionName, StateOptions
+from streams.cli.wiring import Flag, PlaceOptions, ProjectionName
 
 __all__ = ["dump"]
 
@@ -15,7 +15,7 @@ __all__ = ["dump"]
 def dump(
     projection: ProjectionName,
     /,
-    options: StateOptions = StateOptions(),  # noqa: B008 - frozen
+    options: PlaceOptions = PlaceOptions(),  # noqa: B008 - frozen
     *,
     limit: NonNegativeInt | None = None,
     pretty: Flag = False,

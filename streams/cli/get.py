@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from streams.cli.output import named, shown
-from streams.cli.wiring import Flag, ProjectionName, StateOptions
+from streams.cli.wiring import Flag, PlaceOptions, ProjectionName
 from streams.errors import ModelNotFound
 
 __all__ = ["get"]
@@ -18,7 +18,7 @@ def get(
     model_id: str,
     /,
     *more_ids: Annotated[str, Parameter(negative=())],
-    options: StateOptions = StateOptions(),  # noqa: B008 - frozen
+    options: PlaceOptions = PlaceOptions(),  # noqa: B008 - frozen
     pretty: Flag = False,
     json: Flag = False,
 ) -> None:

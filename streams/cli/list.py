@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from streams.cli.wiring import Flag, PlaceOptions
 from streams.cluster import Cluster
 from streams.config import KafkaSettings, StateSettings
 from streams.configfile import ConfigFile
+from streams.control.record import Record
+from streams.control.registry import Registry
 from streams.control.status import view_state
 from streams.data.checkpoint import generation_id
 from streams.data.generation import RocksStore
@@ -41,6 +44,8 @@ class _Row:
     group: str | None = None
     members: int | None = None
     lag: int | None = None
+    phase: str | None = None
+    """What the registry says that it is at."""
     error: str | None = None
 
 
@@ -49,7 +54,7 @@ def list_(
     *,
     json: Flag = False,
 ) -> None:
-    """Print every projection that refold.toml, the state directory or the cluster's groups know.
+    """Print every generation that refold.toml, the state directory, the registry or the cluster's groups know.
 
     Groups are known by what refold commits with their offsets; those that are called refold.… are looked at, and those
     that refold.toml names.
@@ -66,7 +71,9 @@ def list_(
     groups = _configured(file, rows)
     _on_disk(state.state_dir, rows)
     try:
-        _in_cluster(Cluster(kafka), groups, rows)
+        cluster = Cluster(kafka)
+        groups |= _registered(Registry(cluster, state.registry).all(), rows)
+        _in_cluster(cluster, groups, rows)
     except BrokerError as error:
         print(f"refold: groups are not shown: {error}", file=sys.stderr)  # noqa: T201
     ordered = [rows[name] for name in sorted(rows)]
@@ -106,9 +113,20 @@ def _on_disk(state_dir: Path, rows: dict[str, _Row]) -> None:
         if state is None:
             continue
         manifest = state.build.manifest
-        row = rows.setdefault(directory.name, _Row(generation=generation_id(manifest.projection, manifest.version)))
+        row = rows.setdefault(directory.name, _Row(generation=directory.name))
         row.directory, row.build, row.models = str(directory.absolute()), manifest.build, state.models
         row.topic = manifest.topic
+
+
+def _registered(records: Mapping[str, Record], rows: dict[str, _Row]) -> set[str]:
+    """Add the registry's generations; give their groups."""
+    groups = set()
+    for record in records.values():
+        for one in record.generations:
+            row = rows.setdefault(one.id, _Row(generation=one.id))
+            row.phase, row.group, row.topic = one.phase, one.group, one.topic
+            groups.add(one.group)
+    return groups
 
 
 def _in_cluster(cluster: Cluster, configured: set[str], rows: dict[str, _Row]) -> None:
@@ -134,7 +152,7 @@ def _in_cluster(cluster: Cluster, configured: set[str], rows: dict[str, _Row]) -
 
 def _table(rows: list[_Row]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("projection", "topic"):
+    for name in ("generation", "phase", "topic"):
         table.add_column(name, overflow="fold")
     for name in ("models", "lag", "members"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -144,6 +162,7 @@ def _table(rows: list[_Row]) -> Table:
         state: Any = Text(row.error, style="red") if row.error else row.directory and Text(_short(row.directory))
         table.add_row(
             Text(f"{row.generation}{named}"),
+            row.phase or "-",
             Text(row.topic or "-"),
             *("-" if figure is None else f"{figure:,}" for figure in (row.models, row.lag, row.members)),
             state or "-",

@@ -43,7 +43,9 @@ COMMANDS = {
     "describe": (
         "Print what a projection's state is of: code, codec, topic, build, directory, size, and the last rebuild."
     ),
-    "list": "Print every projection that refold.toml, the state directory or the cluster's groups know.",
+    "list": (
+        "Print every generation that refold.toml, the state directory, the registry or the cluster's groups know."
+    ),
     "explain": (
         "Print the history of a model: each event that touched it, and what it changed, by the code as it is now."
     ),

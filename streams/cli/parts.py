@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +13,87 @@ from projections.contract import CqrsProjection
 from projections.registry import resolve
 from streams.config import FoldSettings, KafkaSettings, SourceSettings
 from streams.configfile import ConfigFile
+from streams.control.place import Place, active_place, note, try_note
 from streams.control.rebuild import RebuildCoordinator
+from streams.control.record import Record
+from streams.control.registry import Registry
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.cloudevents import CloudEventsCodec
 from streams.data.codec import EventCodec
 from streams.data.generation import RocksStore
 from streams.data.json_codec import JsonCodec
 from streams.data.source import KafkaEventStore
-from streams.errors import CodeChanged, ConfigError, RebuildCancelled
+from streams.errors import BrokerUnavailable, CodeChanged, ConfigError, RebuildCancelled
+from streams.log import get_logger
 
 __all__ = ["Found", "Located", "Wired", "codec_of", "find_projection", "naming_commands", "stream_ids"]
 
+log = get_logger(__name__)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """A projection and its state on this machine."""
 
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A projection, and where it is. What the registry says of it is asked for when it is first needed."""
+
+    called: str
+    """What the user calls it."""
     projection: CqrsProjection[Any]
-    store: RocksStore
+    kafka: KafkaSettings
+    registry: Registry
+    state_dir: Path
+    """The state of all generations."""
+    given_group: str | None = None
+    """The group that was named; None for the registry's, or the default."""
+    topic: str | None = None
+    """As configured; the state knows it too."""
 
     @property
     def name(self) -> str:
         """The projection's name."""
         return self.projection.name
 
+    @cached_property
+    def record(self) -> Record | None:
+        """What the registry says of it; None where it is not there yet.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Located:
-    """A projection, its state on this machine, and where its group is."""
+        Raises:
+            BrokerError: The registry cannot be read.
+        """
+        return self.registry.get(self.name)
 
-    called: str
-    """What the user calls it."""
-    projection: CqrsProjection[Any]
-    store: RocksStore
-    kafka: KafkaSettings
-    topic: str | None
-    """As configured; the state knows it too."""
-    group: str
+    @cached_property
+    def place(self) -> Place:
+        """Where the active generation is, or is to be."""
+        return active_place(self.record, self.projection, self.state_dir, self.given_group)
+
+    @property
+    def store(self) -> RocksStore:
+        """The active generation's state."""
+        return self.place.store
+
+    @property
+    def group(self) -> str:
+        """The active generation's group."""
+        return self.place.group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found(Located):
+    """A projection and its models, to be read.
+
+    Where no broker answers, the generation that this machine knew last is taken for active, and a warning says so.
+    """
+
+    @cached_property
+    def record(self) -> Record | None:
+        """What the registry says of it, or said when this machine last asked."""
+        try:
+            return self.registry.get(self.name)
+        except BrokerUnavailable as error:
+            record = self.registry.last_known(self.name)
+            read = "the first generation" if record is None else f"generation {record.active}, the last one known"
+            log.warning("registry.unreachable", projection=self.name, read=read, why=str(error))
+            return record
 
 
 @contextmanager
@@ -113,18 +158,23 @@ def codec_of(source: SourceSettings) -> EventCodec:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wired:
+@dataclass(frozen=True, kw_only=True)
+class Wired(Located):
     """One projection, connected."""
 
-    called: str
-    """What the user calls it."""
-    projection: CqrsProjection[Any]
     events: KafkaEventStore
-    store: RocksStore
-    checkpoints: KafkaCheckpointStore
     settings: FoldSettings
     allow_incomplete: bool
+
+    @property
+    def base_group(self) -> str:
+        """The group from which those of all generations are named."""
+        return self.group if self.record is None else self.record.group
+
+    @property
+    def checkpoints(self) -> KafkaCheckpointStore:
+        """The active generation's group."""
+        return KafkaCheckpointStore(self.group, self.events)
 
     def coordinator(self, **options: Any) -> RebuildCoordinator:
         """Give what rebuilds it.
@@ -139,5 +189,18 @@ class Wired:
             self.checkpoints,
             settings=self.settings,
             allow_incomplete=self.allow_incomplete,
+            generation=self.place.generation,
             **options,
         )
+
+    def note(self) -> None:
+        """Note in the registry what the active generation's state says of itself.
+
+        Raises:
+            BrokerError: It cannot be written.
+        """
+        note(self.registry, self.record, self.place, self.name, self.base_group)
+
+    def try_note(self) -> None:
+        """The same, where a rebuild has ended, of whose end this must not be in the way."""
+        try_note(self.registry, self.record, self.place, self.name, self.base_group)

@@ -41,6 +41,7 @@ def rebuild(
     from_: Annotated[str, Parameter(name="--from")] = "beginning",
     snapshot_every: PositiveInt | None = None,
     retries: NonNegativeInt = 0,
+    workers: PositiveInt = 1,
     adopt: Flag = False,
     yes: Flag = False,
     json: Flag = False,
@@ -64,6 +65,7 @@ def rebuild(
         snapshot_every: Take a snapshot each time that so many events were folded, and keep the newest three.
         retries: How often to try again where no broker answers, the disk is full, or the projection says that the
             event may be folded later; each time from where it was.
+        workers: How many processes fold, sharing the topic's partitions.
         adopt: Keep models that other code has folded, stating that the change does not alter them.
         yes: Do not ask.
         json: Print the final figures as one JSON object.
@@ -76,12 +78,16 @@ def rebuild(
     coordinator = wired.coordinator(
         adopt=adopt,
         snapshot_every=snapshot_every,
+        workers=workers,
         retry=Retry(attempts=retries + 1) if retries else None,
         reporters=[reporter_for(console)],
     )
     work = coordinator.rebuild(strategy)  # there before a signal may come, to be cancelled by it
     with naming_commands(projection), drained_by_signals(coordinator.cancel, exit_code=130):
-        progress = asyncio.run(work)
+        try:
+            progress = asyncio.run(work)
+        finally:
+            wired.try_note()
     if json:
         figures = dataclasses.asdict(progress) | {"completion_percentage": progress.completion_percentage()}
         print(shown(figures))  # noqa: T201

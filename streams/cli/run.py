@@ -54,7 +54,9 @@ def run(
             wired.settings,
             adopt=adopt,
             allow_incomplete=wired.allow_incomplete,
+            generation=wired.place.generation,
         ) as agent:
+            wired.note()
             log.info(
                 "run.started",
                 projection=wired.projection.name,

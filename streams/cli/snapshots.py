@@ -95,6 +95,7 @@ def _restore(projection: str, options: FoldOptions, id: str, *, adopt: bool, yes
     work = coordinator.rebuild(FromSnapshot(id, only_restore=True))
     with naming_commands(projection), drained_by_signals(coordinator.cancel, exit_code=130):
         asyncio.run(_awaited(work))
+        wired.try_note()
     return snapshot
 
 

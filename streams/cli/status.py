@@ -78,7 +78,7 @@ def describe(
         options: Where it is.
         json: Print one JSON object.
     """
-    found = options.locate(projection)
+    found = options.locate(projection, offline=True)
     state = view_state(found.store, found.projection)
     group: GroupView | BrokerError
     try:

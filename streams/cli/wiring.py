@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from pydantic_settings import BaseSettings
 
 from streams.cli.parts import Found, Located, Wired, codec_of, find_projection
+from streams.cluster import Cluster
 from streams.config import (
     FoldSettings,
     KafkaSettings,
@@ -20,8 +21,7 @@ from streams.config import (
     variable,
 )
 from streams.configfile import ConfigFile
-from streams.data.checkpoint import KafkaCheckpointStore, generation_id
-from streams.data.generation import RocksStore
+from streams.control.registry import Registry
 from streams.data.source import KafkaEventStore
 from streams.log import get_logger
 
@@ -32,13 +32,15 @@ __all__ = [
     "GroupOptions",
     "Options",
     "PlaceOptions",
-    "StateOptions",
     "warn_of_unknown_variables",
 ]
 
 log = get_logger(__name__)
 
 S = TypeVar("S", bound=BaseSettings)
+
+_READER_S = 2.0
+"""How long a reader waits for the registry, before it goes by what this machine knew last."""
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 """What is said or not."""
@@ -102,29 +104,26 @@ class ClientOptions(Options):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class StateOptions(Options):
-    """What every command takes that reads models."""
+class PlaceOptions(ClientOptions):
+    """What every command takes that looks at state and at groups."""
 
     state_dir: Annotated[str | None, Parameter(env_var="REFOLD_STATE_DIR")] = None
-    """Where read models are kept, in one directory for each projection and version; by default .refold."""
+    """Where read models are kept, in one directory for each generation of a projection; by default .refold."""
+    registry: Annotated[str | None, Parameter(env_var="REFOLD_REGISTRY")] = None
+    """The topic that says which generation of a projection is active; by default refold.registry."""
 
     def find(self, projection: str) -> Found:
-        """Find a projection and its state.
+        """Find a projection and the state of its active generation.
 
         Raises:
             ConfigError: All that is wrong.
             ResolveError: There is no such projection.
         """
         file = self.file()
-        (state,) = self.settings(file, StateSettings, projection=projection)
+        kafka, state = self.settings(file, KafkaSettings, StateSettings, projection=projection)
         found = find_projection(projection, file)
-        return Found(projection=found, store=RocksStore(state.state_dir / generation_id(found.name, found.version)))
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class PlaceOptions(ClientOptions, StateOptions):
-    """What every command takes that looks at state and at groups."""
+        registry = Registry(Cluster(kafka).within(_READER_S), state.registry, copies=state.state_dir)
+        return Found(called=projection, projection=found, kafka=kafka, registry=registry, state_dir=state.state_dir)
 
 
 @Parameter(name="*")
@@ -135,10 +134,14 @@ class GroupOptions(PlaceOptions):
     topic: Annotated[str | None, Parameter(env_var="REFOLD_TOPIC")] = None
     """The event topic."""
     group: Annotated[str | None, Parameter(env_var="REFOLD_GROUP")] = None
-    """The consumer group; by default refold.PROJECTION.vVERSION."""
+    """The consumer group; by default refold.PROJECTION.vVERSION. Further generations' are named from it."""
 
-    def locate(self, projection: str) -> Located:
-        """Find a projection, its state, and where its group is.
+    def locate(self, projection: str, *, offline: bool = False) -> Located:
+        """Find a projection, its active generation's state, and where its group is.
+
+        Args:
+            projection: Which one.
+            offline: Where no broker answers, go by what this machine knew last; see `Found`.
 
         Raises:
             ConfigError: All that is wrong.
@@ -147,14 +150,15 @@ class GroupOptions(PlaceOptions):
         file = self.file()
         found = find_projection(projection, file)
         kafka, state, source = self.settings(file, KafkaSettings, StateSettings, SourceSettings, projection=projection)
-        generation = generation_id(found.name, found.version)
-        return Located(
+        kind = Found if offline else Located
+        return kind(
             called=projection,
             projection=found,
-            store=RocksStore(state.state_dir / generation),
             kafka=kafka,
+            registry=Registry(Cluster(kafka), state.registry, copies=state.state_dir),
+            state_dir=state.state_dir,
+            given_group=source.group,
             topic=source.topic,
-            group=source.group or f"refold.{generation}",
         )
 
 
@@ -205,14 +209,16 @@ class FoldOptions(GroupOptions):
             projection=projection,
             required=("topic",),
         )
-        generation = generation_id(found.name, found.version)
         events = KafkaEventStore(source.topic, codec=codec_of(source), kafka=kafka)
         return Wired(
             called=projection,
             projection=found,
+            kafka=kafka,
+            registry=Registry(events.cluster, state.registry, copies=state.state_dir),
+            state_dir=state.state_dir,
+            given_group=source.group,
+            topic=source.topic,
             events=events,
-            store=RocksStore(state.state_dir / generation),
-            checkpoints=KafkaCheckpointStore(source.group or f"refold.{generation}", events),
             settings=folding,
             allow_incomplete=self.allow_incomplete,
         )

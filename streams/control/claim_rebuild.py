@@ -13,7 +13,7 @@ from streams.control.strategies import RebuildStrategy
 from streams.control.target import Prepared, Target
 from streams.data.build import Build, Manifest, RebuildRecord
 from streams.data.claims import Claim
-from streams.data.partition import PartitionStatus, Phase
+from streams.data.partition import PartitionStatus
 from streams.data.serde import serde_for
 from streams.data.stamp import Pinned
 from streams.errors import StoreCorrupt
@@ -103,18 +103,7 @@ def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Ca
         partition: Lag(start=record.starts[partition], position=positions[partition], target=target)
         for partition, target in record.targets.items()
     }
-    figures = {
-        partition: PartitionStatus(
-            position=state.position,
-            committed=state.position,
-            events=state.events,
-            declined=state.declined,
-            deleted=state.deleted,
-            models=state.models,
-            phase=Phase.OPENING,
-        )
-        for partition, state in prepared.states.items()
-    }
+    figures = {partition: PartitionStatus.of(state) for partition, state in prepared.states.items()}
     return Claimed(
         job=ground.job(topic, build, record.targets, parts),
         lock=lock,

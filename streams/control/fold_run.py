@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -71,8 +70,10 @@ class FoldRun(Run):
         if self._follows is None:
             return
         cluster, group = self._ground.events.cluster, self._ground.checkpoints.group
+        build = self._ground.store.current()
+        directory = None if build is None else build.manifest.directory
         deadline = time.monotonic() + self._ground.settings.session_timeout_s + _TELL_S
-        while time.monotonic() < deadline and any(one.pid == os.getpid() for one in cluster.members(group)):
+        while time.monotonic() < deadline and any(one.directory == directory for one in cluster.members(group)):
             self._check_cancelled()
             self._before = replace(self._before, waiting_for="the session of the attempt before to end")
             time.sleep(_SESSION_LOOK_S)

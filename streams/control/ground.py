@@ -42,6 +42,8 @@ class Ground:
     settings: FoldSettings
     allow_incomplete: bool = False
     """Fold what is left where retention or compaction has taken events."""
+    generation: str | None = None
+    """The generation's id; None for that of the code's name and version."""
     adopt: bool = False
     """The code or the codec changed, and that does not alter the models that are kept."""
 
@@ -50,8 +52,8 @@ class Ground:
 
     @property
     def name(self) -> str:
-        """The projection's generation."""
-        return generation_id(self.projection.name, self.projection.version)
+        """The generation's id."""
+        return self.generation or generation_id(self.projection.name, self.projection.version)
 
     def job(
         self,
@@ -67,6 +69,7 @@ class Ground:
             topic=topic,
             build=build,
             group=self.checkpoints.group,
+            generation=self.name,
             settings=self.settings,
             allow_incomplete=self.allow_incomplete,
             until=until,

@@ -28,6 +28,7 @@ def live_agent(
     *,
     adopt: bool = False,
     allow_incomplete: bool = False,
+    generation: str | None = None,
 ) -> Iterator[Agent]:
     """Claim the state as it is, for the time of the block, and give the agent to `run` in it.
 
@@ -41,6 +42,7 @@ def live_agent(
         settings: How to fold.
         adopt: State that the code or the codec changed but the fold did not.
         allow_incomplete: Begin where the topic begins, also where its first events are gone.
+        generation: The generation's id; by default that of the code's name and version.
 
     Raises:
         See `claim_live`.
@@ -52,6 +54,7 @@ def live_agent(
         checkpoints=checkpoints,
         settings=settings,
         allow_incomplete=allow_incomplete,
+        generation=generation,
     )
     claimed = claim_live(ground, adopt=adopt)
     with claimed.lock:

@@ -24,6 +24,8 @@ from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.generation import RocksStore
 from streams.data.runner import MakeRunner, ThreadRunner
 from streams.data.source import KafkaEventStore
+from streams.data.supervisor import supervised
+from streams.errors import ConfigError
 from streams.types import ProjectionCheckpoint, RebuildProgress
 
 __all__ = ["RebuildCoordinator"]
@@ -45,11 +47,14 @@ class RebuildCoordinator:
         settings: How to fold; by default from the environment.
         allow_incomplete: Fold what is left where retention or compaction has taken events; otherwise such a
             rebuild is refused before anything is changed.
+        generation: The generation's id; by default that of the code's name and version.
         adopt: Keep models that other code has folded, where a strategy keeps them; otherwise that is refused.
         snapshot_every: Events between two snapshots while a rebuild runs, of which the newest three are kept; None for
             none (reference: Incremental Snapshots).
         retry: How often to try again where what ended a rebuild may pass (see `is_transient`); None: never.
-        runner: Where the agent runs: on a thread, or in a process of its own (`ProcessRunner`).
+        workers: How many agents fold, as members of the group that share its partitions (reference: Parallel
+            Processing): 1 on a thread of this process; more, each in a process of its own, supervised (`Supervisor`).
+        runner: Where the agent runs, if not so: `ProcessRunner`, or one of your own.
         reporters: Who is told of the progress of each rebuild (see `ProgressReporter`).
     """
 
@@ -62,10 +67,12 @@ class RebuildCoordinator:
         *,
         settings: FoldSettings | None = None,
         allow_incomplete: bool = False,
+        generation: str | None = None,
         adopt: bool = False,
         snapshot_every: int | None = None,
         retry: Retry | None = None,
-        runner: MakeRunner = ThreadRunner,
+        workers: int = 1,
+        runner: MakeRunner | None = None,
         reporters: Sequence[ProgressReporter] = (),
     ) -> None:
         self._ground = Ground(
@@ -75,10 +82,13 @@ class RebuildCoordinator:
             checkpoints=checkpoint_store,
             settings=settings or load(FoldSettings),
             allow_incomplete=allow_incomplete,
+            generation=generation,
             adopt=adopt,
         )
+        if workers < 1:
+            raise ConfigError(f"workers is {workers}: at least one has to fold.")
         fingerprint(projection)  # a service may live long: what is loaded now is what it will fold with
-        self._make_runner = runner
+        self._make_runner = runner or (ThreadRunner if workers == 1 else supervised(workers))
         self._snapshot_every = snapshot_every
         self._retry = retry
         self._reporters = tuple(reporters)

@@ -56,7 +56,7 @@ class Registry:
         if raw is None:
             return None
         record = self._decoded(projection, raw)
-        self._copy(projection, raw)
+        self._copy(record, raw)
         return record
 
     def last_known(self, projection: str) -> Record | None:
@@ -93,8 +93,9 @@ class Registry:
             return msgspec.json.encode(msgspec.structs.replace(after, revision=revision))
 
         raw = self._topic.update(projection, changed)
-        self._copy(projection, raw)
-        return self._decoded(projection, raw)
+        record = self._decoded(projection, raw)
+        self._copy(record, raw)
+        return record
 
     def watch(self, projection: str) -> Watch:
         """Follow a projection's record, on a thread; close it, or use it in `with`."""
@@ -121,11 +122,12 @@ class Registry:
         assert self._copies is not None
         return self._copies / f"{projection}.registry.json"
 
-    def _copy(self, projection: str, raw: bytes) -> None:
+    def _copy(self, record: Record, raw: bytes) -> None:
         """Keep a copy where there is state; a courtesy to readers, and no harm where it cannot be."""
-        if self._copies is None or not self._copies.is_dir():
+        here = self._copies
+        if here is None or not any((here / one.directory).is_dir() for one in record.generations):
             return
-        path = self._path(projection)
+        path = self._path(record.projection)
         with contextlib.suppress(OSError):
             if path.exists() and path.read_bytes() == raw:
                 return

@@ -23,10 +23,12 @@ __all__ = [
     "caught_up",
     "compared",
     "founded",
+    "noted",
     "paused",
     "pinned",
     "retired",
     "retiring",
+    "running",
     "rolled_back",
     "switched",
     "synced",
@@ -77,15 +79,15 @@ def begun(
     Raises:
         RebuildRunning: One runs already; it is named.
     """
-    running = record.running
-    if running is not None:
-        if running.id == rebuild_id:
+    under_way = record.running
+    if under_way is not None:
+        if under_way.id == rebuild_id:
             return record
-        green = record.find(running.generation)
+        green = record.find(under_way.generation)
         raise RebuildRunning(
-            f"{record.projection!r} is being rebuilt already: generation {running.generation} is "
-            f"{'paused' if running.is_paused else 'gone' if green is None else green.phase} since "
-            f"{running.began_at:%Y-%m-%d %H:%M:%S} UTC, begun by {running.by}. `refold resume {record.projection}` "
+            f"{record.projection!r} is being rebuilt already: generation {under_way.generation} is "
+            f"{'paused' if under_way.is_paused else 'gone' if green is None else green.phase} since "
+            f"{under_way.began_at:%Y-%m-%d %H:%M:%S} UTC, begun by {under_way.by}. `refold resume {record.projection}` "
             f"goes on with it, and `refold cancel {record.projection}` gives it up. Nothing was changed.",
             projection=record.projection,
         )
@@ -148,14 +150,22 @@ def compared(record: Record, rebuild_id: str, report: Summary | None, refused: s
     return replace(_with(record, _at(green, "waiting" if refused else "ready")), rebuild=rebuild)
 
 
+def noted(record: Record, rebuild_id: str, why: str) -> Record:
+    """Note what the rebuild waits for, or what has stopped it."""
+    found = record.running
+    if found is None or found.id != rebuild_id or found.why == why:
+        return record
+    return replace(record, rebuild=replace(found, why=why))
+
+
 def approved(record: Record) -> Record:
     """Note that a person has approved what the comparison found.
 
     Raises:
         NotReady: There is nothing to approve.
     """
-    running = record.running
-    green = None if running is None else record.find(running.generation)
+    found = record.running
+    green = None if found is None else record.find(found.generation)
     if green is not None and green.phase == "ready":
         return record
     if green is None or green.phase != "waiting":
@@ -216,19 +226,19 @@ def paused(record: Record, *, is_paused: bool) -> Record:
     Raises:
         NotReady: None runs.
     """
-    running = _running(record, "paused" if is_paused else "resumed")
-    return replace(record, rebuild=replace(running, is_paused=is_paused))
+    found = running(record, "paused" if is_paused else "resumed")
+    return replace(record, rebuild=replace(found, is_paused=is_paused))
 
 
-def cancelled(record: Record) -> Record:
+def cancelled(record: Record, why: str = "cancelled") -> Record:
     """Give the rebuild up: its generation is to be removed, and everything else stays as it is.
 
     Raises:
         NotReady: None runs.
     """
-    running = _running(record, "cancelled")
-    green = record.find(running.generation)
-    ended = replace(running, is_cancelled=True, outcome="cancelled", ended_at=datetime.now(UTC), why="cancelled")
+    found = running(record, "cancelled")
+    green = record.find(found.generation)
+    ended = replace(found, is_cancelled=True, outcome="cancelled", ended_at=datetime.now(UTC), why=why)
     record = replace(record, rebuild=ended, wanted=record.active)
     return record if green is None else _with(record, _at(green, "retiring", "its rebuild was cancelled"))
 
@@ -290,11 +300,20 @@ def retired(record: Record, id: str) -> Record:  # noqa: A002
 
 def _green(record: Record, rebuild_id: str) -> Generation | None:
     """Give the generation that a rebuild makes; None where that rebuild does not run any more."""
-    running = record.running
-    return record.find(running.generation) if running is not None and running.id == rebuild_id else None
+    found = record.running
+    return record.find(found.generation) if found is not None and found.id == rebuild_id else None
 
 
-def _running(record: Record, what: str) -> Rebuild:
+def running(record: Record, what: str) -> Rebuild:
+    """Give the rebuild that is under way.
+
+    Args:
+        record: The record.
+        what: What it is to be, for the error.
+
+    Raises:
+        NotReady: None is.
+    """
     if record.running is None:
         raise NotReady(
             f"No rebuild of {record.projection!r} is under way that could be {what}: {record.active} is active. "

@@ -46,6 +46,10 @@ class Answers:
         self._looked_s = time.monotonic()
         return True
 
+    def look_soon(self) -> None:
+        """Have it be time again at once: somebody waits, and folding does."""
+        self._looked_s = 0.0
+
     def snapshots(self, held: Mapping[int, HeldPartition], checkpoint: Callable[[], None]) -> None:
         """Copy stores into the snapshots that somebody waits for, as of a commit.
 
@@ -74,7 +78,7 @@ class Answers:
         if not waits:
             self._waits_since = None
             return
-        self._looked_s = 0.0  # so that the checkpoint is not missed
+        self.look_soon()  # so that the checkpoint is not missed
         if self._waits_since is None:
             self._waits_since = time.monotonic()
 

@@ -38,7 +38,7 @@ REBUILD = "rebuild.json"
 CLAIM_LOCK = "claim.lock"
 REBUILD_LOCK = "rebuild.lock"
 UNFINISHED = ".refold-"
-_OURS = (CLAIM_LOCK, REBUILD_LOCK, "builds", "snapshots", "refolds")
+_OURS = (CLAIM_LOCK, REBUILD_LOCK, "builds", "snapshots", "refolds", "cuts")
 
 R = TypeVar("R", bound=msgspec.Struct)
 

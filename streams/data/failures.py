@@ -10,9 +10,9 @@ from typing import Any
 from projections.contract import CqrsProjection, Event, TransientError
 from streams.errors import ProjectionError, at
 
-__all__ = ["failed", "not_its_stream"]
+__all__ = ["failed", "not_its_stream", "users_frames"]
 
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parents[1]
 
 
 def not_its_stream(model_id: str) -> Exception:
@@ -42,14 +42,14 @@ def failed(
         offset=event.offset,
         event_id=str(event.id),
     )
-    failure.user_traceback = _users_frames(error)
+    failure.user_traceback = users_frames(error)
     failure.is_transient = isinstance(error, TransientError)
     return failure
 
 
-def _users_frames(error: BaseException) -> str:
+def users_frames(error: BaseException) -> str:
     """Write an error's traceback from the first frame on that is not of this package; "" where none is."""
     trace: TracebackType | None = error.__traceback__
-    while trace is not None and Path(trace.tb_frame.f_code.co_filename).parent == _HERE:
+    while trace is not None and _HERE in Path(trace.tb_frame.f_code.co_filename).parents:
         trace = trace.tb_next
     return "" if trace is None else "".join(traceback.format_exception(type(error), error, trace))

@@ -58,6 +58,7 @@ class Fold:
         self._store = store
         self._interrupts = interrupts
         self._until = until
+        self._end = until
         self._is_async = inspect.iscoroutinefunction(projection.apply_to_model)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.cache = ModelCache(serde, store)
@@ -98,7 +99,16 @@ class Fold:
     @property
     def is_at_end(self) -> bool:
         """Whether the position is the one to end at."""
-        return self._until is not None and self.position >= self._until
+        return self._end is not None and self.position >= self._end
+
+    def end_at(self, position: int | None) -> bool:
+        """End at another position for a while; say whether that is another one than before.
+
+        Args:
+            position: It is not behind `until`; None for `until` again.
+        """
+        before, self._end = self._end, self._until if position is None else position
+        return before != self._end
 
     def fold(self, outcomes: Sequence[Outcome]) -> None:
         """Fold what consecutive records of this partition came out as.
@@ -113,15 +123,15 @@ class Fold:
         """
         if outcomes[0].offset < self.position:
             outcomes = [outcome for outcome in outcomes if outcome.offset >= self.position]
-        passed_end = self._until is not None and bool(outcomes) and outcomes[-1].offset >= self._until
+        passed_end = self._end is not None and bool(outcomes) and outcomes[-1].offset >= self._end
         if passed_end:
-            outcomes = [outcome for outcome in outcomes if outcome.offset < cast(int, self._until)]
+            outcomes = [outcome for outcome in outcomes if outcome.offset < cast(int, self._end)]
         if set(map(type, outcomes)) <= _EVENTS_ONLY:
             self._count(cast(Sequence[Event], outcomes))
         else:
             self._fold_mixed(outcomes)
         if passed_end and not self._interrupts:
-            self.skip_to(cast(int, self._until))
+            self.skip_to(cast(int, self._end))
 
     def _fold_mixed(self, outcomes: Sequence[Outcome]) -> None:
         for kind, alike in groupby(outcomes, type):
@@ -149,8 +159,8 @@ class Fold:
 
     def skip_to(self, position: int) -> None:
         """Move over offsets that hold no record: transaction markers, aborted or compacted records."""
-        if self._until is not None:
-            position = min(position, self._until)
+        if self._end is not None:
+            position = min(position, self._end)
         self.position = max(self.position, position)
 
     def _count(self, events: Sequence[Event]) -> None:

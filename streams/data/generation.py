@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from projections.contract import CqrsProjection
-from streams.data.build import CLAIM_LOCK, CURRENT, REBUILD_LOCK, Build, current_build
+from streams.data.build import CLAIM_LOCK, CURRENT, MANIFEST, REBUILD_LOCK, Build, current_build, sync_directory
 from streams.data.claims import Claim
-from streams.data.locks import PATIENCE_S, FileLock, Holder, peek, peek_all
+from streams.data.locks import PATIENCE_S, FileLock, Holder, is_free, peek, peek_all
 from streams.data.reader import ModelReader
 from streams.errors import RebuildRunning, StorageError, StoreLocked
 
@@ -134,6 +136,35 @@ class RocksStore:
         """Name the processes of this machine that fold in a build now."""
         return peek_all(build.path / "folding")
 
+    def users(self) -> list[Holder]:
+        """Name the processes of this machine that fold in any build, or rebuild one."""
+        found = [holder for path in self.directory.glob("builds/*/folding") for holder in peek_all(path)]
+        rebuilder = self.rebuilder()
+        return found if rebuilder is None else [*found, rebuilder]
+
+    def remove(self) -> bool:
+        """Remove all of it, where nobody folds, rebuilds or reads it; say whether nothing of it is left.
+
+        It is renamed first: a crash leaves all of it, or what nobody opens and the next call removes.
+
+        Raises:
+            StorageError: It cannot be removed.
+        """
+        trashes = f".removed-{self.directory.name}-"
+        try:
+            if self.directory.is_dir():
+                if self.users() or not all(map(_is_unread, self.directory.glob(f"builds/*/{MANIFEST}"))):
+                    return False
+                self.directory.rename(self.directory.with_name(f"{trashes}{time.time_ns()}"))
+                sync_directory(self.directory.parent)
+            for trash in self.directory.parent.glob(f"{trashes}*"):
+                shutil.rmtree(trash)
+        except FileNotFoundError:
+            return False  # somebody else is at it
+        except OSError as error:
+            raise StorageError(f"{self.directory} cannot be removed: {error.strerror}.") from error
+        return True
+
     def reader(self, projection: CqrsProjection[Any] | None) -> ModelReader:
         """Open the models for reading, beside whoever folds them. Close it, or use it in `with`.
 
@@ -162,6 +193,14 @@ class RocksStore:
             _remove_empty(missing)
             raise StorageError(f"{self.directory} cannot be made: {error.strerror}.") from error
         return missing
+
+
+def _is_unread(manifest: Path) -> bool:
+    """Say whether nobody reads a build; one that is gone, nobody does."""
+    try:
+        return is_free(manifest)
+    except FileNotFoundError:
+        return True
 
 
 def _remove_empty(paths: list[Path]) -> None:

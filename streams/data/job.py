@@ -27,6 +27,8 @@ class Job:
     """As described when the build was claimed."""
     build: Build
     group: str
+    generation: str
+    """The id of the generation, for the stamps."""
     settings: FoldSettings
     allow_incomplete: bool = False
     """Begin a partition that has no store yet where the topic begins, also where its first events are gone."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from streams.data.answers import Answers
 from streams.data.cache import ModelCannotBeStored
+from streams.data.cutting import Cutting
 from streams.data.fold import Fold, feed
 from streams.data.history import TopicWatch
 from streams.data.job import AgentStatus, Job
@@ -78,6 +79,7 @@ class Lane:
         self._topic = TopicWatch(self._cluster, job.topic, job.projection.name)
         self._splits = SplitWatch(job.build)
         self._answers = Answers(job, self._serde, interrupts)
+        self._cutting = Cutting(job.build, self._commit_if_same, self._read, self._stop_reading)
         self._reading: Reading
 
     def begin(self, reading: Reading) -> None:
@@ -194,6 +196,8 @@ class Lane:
                 assert held.fold is not None
                 held.ready()
                 positions[held.number] = held.fold.position
+                if self._job.until is None:
+                    self._cutting.look([held])  # before anything of it is read: it may be held already
                 if not held.fold.is_at_end:
                     self._read(held)
         if positions:
@@ -201,6 +205,9 @@ class Lane:
 
     def _read(self, held: HeldPartition) -> None:
         self._reading.read(held.number, held.reads_from)
+
+    def _stop_reading(self, held: HeldPartition) -> None:
+        self._reading.stop_reading(held.number)
 
     def _stall(self, partitions: Iterable[HeldPartition], error: CqrsError) -> None:
         limit_s = self._job.events.kafka.outage_limit_s
@@ -339,10 +346,15 @@ class Lane:
         self._replace(held)
         return True
 
+    def _commit_if_same(self, held: HeldPartition) -> bool:
+        return self._topic.is_same() and self._commit(held)
+
     def answer(self) -> None:
-        """Do what others of this machine ask of whoever has the stores open; see `Answers`."""
+        """Do what others of this machine ask of whoever has the stores open; see `Answers` and `Cutting`."""
         if not self._answers.is_due():
             return
+        if self._job.until is None and self._cutting.look(self._held.values()):
+            self._answers.look_soon()
         self._answers.snapshots(self._held, self.checkpoint)
         for held in self._answers.take_up(self._held.values()):
             if held.phase is Phase.READY:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
-from streams.data.checkpoint import generation_id
 from streams.data.job import Job
 from streams.data.partition import HeldPartition, Phase
 from streams.data.stamp import Stamp
@@ -23,7 +22,6 @@ class Mirror:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._generation = generation_id(job.projection.name, job.projection.version)
         self._untold: set[int] = set()
 
     def note(self, partition: int) -> None:
@@ -49,7 +47,7 @@ class Mirror:
         assert held.store is not None
         state = held.store.state
         stamp = Stamp(
-            generation=self._generation,
+            generation=self._job.generation,
             build=state.build,
             directory=state.directory,
             fingerprint=self._job.build.current.fingerprint,

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from streams.data.beside import Beside
+from streams.data.cut import Cut, Held
 from streams.data.fold import Fold
-from streams.data.store import RocksPartition
+from streams.data.store import RocksPartition, StoreState
 from streams.errors import CqrsError, EventError, ProjectionError
 
 __all__ = ["HeldPartition", "PartitionStatus", "Phase"]
@@ -56,6 +57,19 @@ class PartitionStatus:
     why: str = ""
     """What a partition that is stalled or halted waits for."""
 
+    @classmethod
+    def of(cls, state: StoreState) -> PartitionStatus:
+        """Give how far a partition is whose store nobody has opened yet."""
+        return cls(
+            position=state.position,
+            committed=state.position,
+            events=state.events,
+            declined=state.declined,
+            deleted=state.deleted,
+            models=state.models,
+            phase=Phase.OPENING,
+        )
+
     @property
     def is_halted(self) -> bool:
         """Whether it is folded no further."""
@@ -76,6 +90,10 @@ class HeldPartition:
     """Why the fold is to halt, and where, while everything before that record is folded again."""
     beside: Beside | None = None
     """Some of its streams, that are folded a second time, to replace their models."""
+    cut: Cut | None = None
+    """The cut that it is held for."""
+    told: Held | None = None
+    """What whoever asked for the cut was told last."""
     events_before: int = 0
     retry_at: float = 0.0
     _stalled_since: float = 0.0

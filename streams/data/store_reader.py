@@ -37,12 +37,17 @@ class PartitionReader:
 
     def items(self) -> Iterator[tuple[str, bytes]]:
         """Yield (model id, bytes) in the order of the ids' UTF-8 bytes."""
+        for key, value in self.raw_items():
+            yield key.decode(), value
+
+    def raw_items(self, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield (model id as UTF-8, bytes) in the order of the ids' bytes, from an id on."""
         try:
-            pairs: Iterable[tuple[bytes, bytes]] = self._db.items(from_key=MODEL)  # type: ignore[assignment]
+            pairs: Iterable[tuple[bytes, bytes]] = self._db.items(from_key=MODEL + first)  # type: ignore[assignment]
             for key, value in pairs:
                 if not key.startswith(MODEL):
                     return
-                yield key[1:].decode(), value
+                yield key[1:], value
         except (GeneratorExit, StorageError):
             raise
         except Exception as error:

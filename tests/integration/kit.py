@@ -148,6 +148,11 @@ class Kit:
         self.store = RocksStore(self.state_dir / name)
         self.checkpoints = KafkaCheckpointStore(self.group, self.events)
 
+    @property
+    def registry(self) -> str:
+        """A registry of its own: all tests fold the same projections."""
+        return f"{self.topic}.registry"
+
     def coordinator(self, **options: Any) -> RebuildCoordinator:
         return RebuildCoordinator(
             self.projection, self.events, self.store, self.checkpoints, settings=self.settings, **options
@@ -243,6 +248,7 @@ class Kit:
     def command(self, *arguments: str, command: str = "run", projection: str = TALLY) -> list[str]:
         """The words of `refold COMMAND` for this projection, topic, group and state."""
         options = ["--topic", self.topic, "--group", self.group, "--state-dir", str(self.state_dir)]
+        options += ["--registry", self.registry]
         return [sys.executable, "-m", "streams", command, projection, *options, *arguments]
 
     def refold(self, command: str, *arguments: str, projection: str = TALLY, ok: int = 0, **variables: str) -> str:
@@ -298,6 +304,8 @@ class Kit:
                     self.group,
                     "--state-dir",
                     str(self.state_dir),
+                    "--registry",
+                    self.registry,
                     *arguments,
                 ],
                 env={**os.environ, "REFOLD_BOOTSTRAP_SERVERS": self.bootstrap, **(env or {})},

@@ -18,7 +18,7 @@ from rocksdict import Options, Rdict
 
 from streams.broker import EmbeddedBroker
 from streams.config import FoldSettings
-from streams.data.runner import ProcessRunner
+from streams.data.process_runner import ProcessRunner
 from streams.errors import BrokerUnavailable, ConfigError, CqrsError, ProjectionError, RebuildCancelled, StorageError
 from tests.integration.kit import Kit, produce, tally_events, until, wait_for_log
 from tests.support import Tally, envelope

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from streams.cli.parts import find_projection
-from streams.cli.wiring import FoldOptions, StateOptions
+from streams.cli.wiring import FoldOptions, PlaceOptions
 from streams.config import FoldSettings, KafkaSettings, resolve_settings, unknown_variables
 from streams.configfile import ConfigFile
 from streams.errors import ConfigError
@@ -53,12 +53,12 @@ def test_projection_needs_no_more_than_its_name(place: Path) -> None:
     assert wired.events.kafka.bootstrap_servers == "file:9092"
     assert wired.events.kafka.kafka == {"client.rack": "r1"}
     assert wired.settings.cache_bytes == 3_000_000
-    assert wired.store.directory == place / "state" / "order-summary.v1"  # beside the file, wherever one is
-    assert wired.checkpoints.group == "refold.order-summary.v1"
+    assert wired.state_dir == place / "state"  # beside the file, wherever one is
+    assert wired.given_group is None
     flights = FoldOptions().wire("flights")
-    assert flights.checkpoints.group == "planes"
+    assert flights.given_group == "planes"
     assert flights.settings.cache_bytes == 2_000_000
-    assert StateOptions().find("flights").store.directory == place / "state" / "aircraft-log.v1"
+    assert PlaceOptions().find("flights").state_dir == place / "state"
 
 
 def test_flags_win_over_the_environment_and_that_over_the_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,342 @@
+"""A rebuild beside the live generation, driven from one of its states to the next, from wherever it is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from streams.control import transitions as to
+from streams.control.caught_up import CaughtUp
+from streams.control.claim_rebuild import claim_rebuild, preflight
+from streams.control.compare import Report
+from streams.control.folding import Folding
+from streams.control.record import Generation, Rebuild, Record, Summary, facts_of
+from streams.control.registry import Watch
+from streams.control.retire import retire
+from streams.control.site import Site
+from streams.control.strategies import FromBeginning
+from streams.control.verify import Side, last_report, verify
+from streams.data.build import Build
+from streams.data.runner import MakeRunner
+from streams.errors import CqrsError, RebuildCancelled, StateNotFound
+from streams.log import get_logger
+from streams.types import RebuildProgress
+
+__all__ = ["Approver", "Green"]
+
+log = get_logger(__name__)
+
+Approver = Callable[[Report], bool]
+"""Says whether what a comparison found is as it should be; it may take its time, and folding goes on meanwhile."""
+
+_LOOK_S = 0.05
+_HAND_OVER_S = 8.0
+
+
+class _Elsewhere(Exception):
+    """Somebody has cancelled or paused the rebuild while something took long."""
+
+
+class Green:
+    """Drives the rebuild of one projection that the registry says is under way.
+
+    Each state is in the registry, and so is each step from one to the next (`transitions`): what drives may be killed
+    between any two, and another one goes on.
+
+    new → (make the state and the group, pin the ends) → replaying → (fold; at the pinned ends, and close to the
+    topic's end) → verifying → (compare) → waiting → (approved) → ready → (switch) → active
+
+    `drive` blocks; the rest may be called from any thread.
+
+    Args:
+        site: The projection. Its code must be that of the new generation.
+        make_runner: Where the new generation's agents run.
+        approver: Asked where a person is to approve; None: `drive` returns then.
+        is_patient: Without an approver, wait until somebody approves by the registry.
+    """
+
+    def __init__(
+        self, site: Site, make_runner: MakeRunner, *, approver: Approver | None = None, is_patient: bool = False
+    ) -> None:
+        self._site = site
+        self._make_runner = make_runner
+        self._approver = approver
+        self._is_patient = is_patient
+        self._stopped = threading.Event()
+        self._watch: Watch
+        self._folding: Folding
+        self._behind: CaughtUp | None = None
+        self._record: Record
+        self._id = ""
+        self._asked = False
+        self._progress = RebuildProgress()
+        self.is_orphan = False
+        """Whether nobody folds the new generation any more, once `drive` has returned."""
+
+    @property
+    def progress(self) -> RebuildProgress:
+        """The figures of the replay so far, and what is waited for."""
+        return self._progress
+
+    def stop(self) -> None:
+        """Leave the rebuild where it is; another driver goes on with it."""
+        self._stopped.set()
+
+    def drive(self) -> Record:
+        """Go on until the switch is made, the rebuild is cancelled, or a person is to approve.
+
+        Returns:
+            The record as it is then.
+
+        Raises:
+            NotReady: No rebuild is under way.
+            RebuildRunning: Another process of this machine drives it; it is named.
+            RebuildCancelled: `stop` was called. The rebuild is where it was.
+            CodeChanged: The new generation is of other code than this process has.
+            HistoryIncomplete, CqrsError: It cannot be made; it is given up, and nothing is left of it.
+            EventError, ProjectionError, StorageError, BrokerError: It cannot be folded; another driver may go on.
+        """
+        site = self._site
+        self._record = site.record()
+        running = to.running(self._record, "driven")
+        self._id = running.id
+        green = self._record.find(running.generation)
+        assert green is not None, "a record names one that it has"
+        place = site.place(green)
+        self._progress = RebuildProgress(started_at=datetime.now(UTC), is_running=True)
+        self._folding = Folding(site.ground(place), self._make_runner)
+        try:
+            with place.store.rebuilding(f"rebuild of {green.id}"), site.registry.watch(site.name) as self._watch:
+                try:
+                    self._go_on()
+                    if self._newest().active == green.id:
+                        self._hand_over()
+                finally:
+                    self._folding.stop()
+                    self._folding.close()
+        except CqrsError as error:
+            self._progress = replace(self._progress, is_running=False, error=str(error))
+            self._failed(error)
+            raise
+        record = self._newest()
+        found = record.find(green.id)
+        if found is not None and found.phase == "retiring":
+            record = retire(site, green.id, "its rebuild was cancelled")
+        elif record.active == green.id and running.keep_s <= 0:
+            record = retire(site, running.replaces, "replaced, and not to be kept")
+        self._progress = replace(self._progress, is_running=False, waiting_for="")
+        return record
+
+    def _go_on(self) -> None:
+        """Take steps until there is none to take."""
+        steps: dict[str, Callable[[Rebuild, Generation], bool]] = {
+            "new": self._make,
+            "replaying": self._replay,
+            "verifying": self._compare,
+            "waiting": self._wait,
+            "ready": self._switch,
+        }
+        while True:
+            self._check_stopped()
+            record = self._newest()
+            running = record.running
+            if running is None or running.id != self._id:
+                return
+            if running.is_paused:
+                self._folding.close()
+                self._behind = None
+                self._say(f"`refold resume {self._site.name}`: it is paused")
+                time.sleep(_LOOK_S)
+                continue
+            green = record.find(running.generation)
+            assert green is not None, "a record names one that it has"
+            try:
+                if not steps[green.phase](running, green):
+                    return
+            except _Elsewhere:
+                continue
+
+    # The steps: each gives whether there may be another one
+
+    def _make(self, _rebuild: Rebuild, green: Generation) -> bool:
+        site, store = self._site, self._site.place(green).store
+        build = store.current()
+        if build is None:
+            ground = site.ground(site.place(green))
+            preflight(ground)
+            claim_rebuild(ground, FromBeginning(), self._check_stopped).lock.release()
+            build = store.current()
+            assert build is not None, "it was just made"
+        made = build.rebuild()
+        targets = {} if made is None else made.targets
+        self._update(lambda record: to.pinned(record, self._id, facts_of(build), targets))
+        log.info("generation.made", generation=green.id, targets=targets)
+        return True
+
+    def _replay(self, _rebuild: Rebuild, green: Generation) -> bool:
+        behind = self._fold(green)
+        self._look_after()
+        self._progress = behind.observe(self._folding.status)
+        if behind.is_caught_up():
+            self._update(lambda record: to.caught_up(record, self._id))
+            log.info("generation.caught_up", generation=green.id, events=self._progress.events_processed)
+        return True
+
+    def _compare(self, rebuild: Rebuild, green: Generation) -> bool:
+        self._fold(green)
+        if rebuild.policy == "none":
+            self._update(lambda record: to.compared(record, self._id, None))
+            return True
+        self._say("both generations to be compared")
+        report: Report | None = None
+        try:
+            report = compare_generations(self._site, self._newest(), green, self._check_here)
+            refused = refusal(report.summary, rebuild)
+        except CqrsError as error:
+            if isinstance(error, RebuildCancelled):
+                raise
+            refused = f"they could not be compared: {error}"
+        summary = None if report is None else report.summary
+        self._update(lambda record: to.compared(record, self._id, summary, refused))
+        log.info("generation.compared", generation=green.id, waits=refused or "no")
+        return True
+
+    def _wait(self, rebuild: Rebuild, green: Generation) -> bool:
+        self._fold(green)
+        self._look_after()
+        self._say(f"somebody to approve (`refold switch {self._site.name}`): {rebuild.why}")
+        report = last_report(self._site.place(green).store.directory)
+        if self._approver is None or self._asked or report is None:
+            return self._is_patient
+        self._asked = True
+        if not self._approver(report):
+            return self._is_patient
+        self._update(to.approved)
+        return True
+
+    def _switch(self, _rebuild: Rebuild, green: Generation) -> bool:
+        behind = self._fold(green)
+        self._look_after()
+        self._progress = behind.observe(self._folding.status)
+        if behind.is_caught_up():
+            self._update(lambda record: to.switched(record, self._id))
+            self._progress = behind.ended(self._folding.status)
+            log.info("generation.switched", generation=green.id)
+        return True
+
+    # What the steps have in common
+
+    def _fold(self, green: Generation) -> CaughtUp:
+        """Have the new generation folded, from where it is."""
+        if self._behind is None:
+            self._folding.start()
+            build = self._folding.job.build
+            self._behind = CaughtUp(self._folding.job, build, green.targets)
+            self._progress = self._behind.observe(self._folding.status)
+        return self._behind
+
+    def _look_after(self) -> None:
+        """Look after the agents; where they have ended, raise why."""
+        if self._folding.wait(_LOOK_S):
+            self._behind = None
+            self._folding.close()
+
+    def _hand_over(self) -> None:
+        """Fold on until others do, who follow the registry; where nobody does so soon, nobody does."""
+        site, record = self._site, self._newest()
+        cluster, green = site.events.cluster, record.live
+        ours = {member.client_id for member in cluster.members(green.group)}
+        blue = None if record.kept is None else record.kept.group
+        deadline = time.monotonic() + (_HAND_OVER_S if blue is not None and cluster.members(blue) else 0.0)
+        self.is_orphan = True
+        while self.is_orphan and time.monotonic() < deadline and not self._stopped.is_set():
+            self._folding.wait(_LOOK_S)
+            self.is_orphan = not any(member.client_id not in ours for member in cluster.members(green.group))
+
+    def _failed(self, error: CqrsError) -> None:
+        """Note what has stopped it; where nothing was made yet, give it up."""
+        if isinstance(error, RebuildCancelled):
+            return
+        try:
+            record = self._site.record()
+            running = record.running
+            green = None if running is None or running.id != self._id else record.find(running.generation)
+            if green is not None and green.phase == "new":
+                self._site.update(lambda record: to.cancelled(record, str(error)))
+                retire(self._site, green.id, str(error))
+            elif green is not None:
+                self._site.update(lambda record: to.noted(record, self._id, str(error)))
+        except CqrsError as why:  # what has stopped it is what is raised
+            log.warning("registry.not_written", projection=self._site.name, why=str(why))
+
+    def _newest(self) -> Record:
+        seen = self._watch.record
+        if seen is not None and seen.revision > self._record.revision:
+            self._record = seen
+        return self._record
+
+    def _update(self, change: Callable[[Record], Record]) -> None:
+        self._record = self._site.update(change)
+
+    def _say(self, waiting_for: str) -> None:
+        self._progress = replace(self._progress, waiting_for=waiting_for)
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            name = self._site.name
+            raise RebuildCancelled(
+                f"The rebuild of {name!r} was left where it is; {self._record.active} is active. `refold resume "
+                f"{name}` goes on with it, and `refold cancel {name}` gives it up.",
+                projection=name,
+                topic=self._site.events.topic,
+            )
+
+    def _check_here(self) -> None:
+        """Raise where the rebuild is not to go on just now."""
+        self._check_stopped()
+        running = self._newest().running
+        if running is None or running.id != self._id or running.is_paused:
+            raise _Elsewhere
+
+
+def compare_generations(
+    site: Site, record: Record, other: Generation, check_cancelled: Callable[[], None] = lambda: None
+) -> Report:
+    """Compare a generation with the active one, as of the same positions; see `verify`.
+
+    Raises:
+        StateNotFound: The state of one of them is not on this machine.
+        NotReady, StoreLocked, ProjectionError, StorageError: See `verify`.
+    """
+
+    def side(generation: Generation) -> Side:
+        build: Build | None = site.place(generation).store.current()
+        if build is None:
+            raise StateNotFound(
+                f"Generation {generation.id} has no state in {site.place(generation).store.directory.absolute()}: "
+                "they are compared where both are.",
+                projection=site.name,
+            )
+        return Side(generation=generation.id, build=build)
+
+    validate = site.projection if site.validates and site.can_fold(other) else None
+    return verify(side(record.live), side(other), validate=validate, check_cancelled=check_cancelled)
+
+
+def refusal(found: Summary, rebuild: Rebuild) -> str:
+    """Say why a person is to look at what was found before the switch; "" where nobody need."""
+    if found.is_identical:
+        return ""
+    differ = found.changed + found.added + found.removed
+    parts = [f"{differ:,} of {max(found.models_before, found.models_after):,} models differ"] if differ else []
+    parts += [f"partition {number} was not compared: {why}" for number, why in sorted(found.not_compared.items())]
+    what = "; ".join(parts)
+    if rebuild.policy == "identical":
+        return f"{what}, and they were to be identical: is the code impure, or the old state damaged?"
+    if rebuild.policy == "validate":
+        unexpected = f"; `validate` does not expect {found.unexpected:,} of them" if found.unexpected else ""
+        return f"{what}{unexpected}" if unexpected or found.not_compared else ""
+    return "" if rebuild.approve == "auto" else what

@@ -1,0 +1,105 @@
+"""Where a generation is: its state on this machine, and its consumer group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from projections.contract import CqrsProjection
+from streams.control.record import Generation, Record, facts_of
+from streams.control.registry import Registry
+from streams.control.transitions import founded, synced
+from streams.data.checkpoint import generation_id
+from streams.data.generation import RocksStore
+from streams.errors import BrokerError, ConfigError
+from streams.log import get_logger
+
+__all__ = ["Place", "active_place", "first_place", "note", "place_of", "try_note"]
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one generation is."""
+
+    generation: str
+    """Its id."""
+    store: RocksStore
+    group: str
+
+
+def place_of(generation: Generation, state_dir: Path) -> Place:
+    """Give where a generation of the registry is, on this machine."""
+    return Place(generation=generation.id, store=RocksStore(state_dir / generation.directory), group=generation.group)
+
+
+def first_place(projection: CqrsProjection[object], state_dir: Path, group: str | None = None) -> Place:
+    """Give where a projection's first generation is to be.
+
+    Args:
+        projection: The projection.
+        state_dir: The state directory of all generations.
+        group: The group; by default refold.PROJECTION.vVERSION.
+    """
+    name = generation_id(projection.name, projection.version)
+    return Place(generation=name, store=RocksStore(state_dir / name), group=group or f"refold.{name}")
+
+
+def active_place(
+    record: Record | None, projection: CqrsProjection[object], state_dir: Path, group: str | None = None
+) -> Place:
+    """Give where the generation is that is active, or is to be the first one.
+
+    Raises:
+        ConfigError: Another group was named than the registry's.
+    """
+    if record is None:
+        return first_place(projection, state_dir, group)
+    if group is not None and group != record.group:
+        raise ConfigError(
+            f"The registry knows {record.projection!r} by group {record.group!r}, and --group (REFOLD_GROUP, group in "
+            f"refold.toml) says {group!r}. Say the same, or nothing; for a second, separate fold of the same "
+            "projection name another registry (--registry)."
+        )
+    return place_of(record.live, state_dir)
+
+
+def note(registry: Registry, record: Record | None, place: Place, projection: str, group: str) -> Record | None:
+    """Note in the registry what a generation's state says of itself; where it has no record yet, found it.
+
+    The store is the truth, and this the mirror of it. A crash before it leaves that to whoever comes next.
+
+    Args:
+        registry: The registry.
+        record: What it says, as read before.
+        place: Where the generation is.
+        projection: The projection's name.
+        group: The group from which those of further generations are named.
+
+    Returns:
+        The record; None where there is neither one nor state.
+
+    Raises:
+        BrokerError: The registry cannot be written.
+    """
+    build = place.store.current()
+    if build is None:
+        return record
+    facts = facts_of(build)
+
+    def change(found: Record | None) -> Record:
+        known = founded(found, projection, group, place.store.directory.name, facts)
+        return synced(known, place.generation, facts)
+
+    if record is not None and change(record) == record:
+        return record
+    return registry.update(projection, change)
+
+
+def try_note(registry: Registry, record: Record | None, place: Place, projection: str, group: str) -> None:
+    """Do the same where something else has come to its end, which this must not hide."""
+    try:
+        note(registry, record, place, projection, group)
+    except BrokerError as error:
+        log.warning("registry.not_written", projection=projection, why=str(error))

@@ -1,0 +1,111 @@
+"""A projection with all that its generations have in common: log, registry, and where their state is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from projections.contract import CqrsProjection
+from projections.fingerprint import fingerprint
+from streams.config import FoldSettings
+from streams.control.ground import Ground
+from streams.control.place import Place, active_place, place_of
+from streams.control.record import Generation, Record
+from streams.control.registry import Registry
+from streams.data.checkpoint import KafkaCheckpointStore
+from streams.data.codec import describe
+from streams.data.source import KafkaEventStore
+from streams.errors import NotReady
+
+__all__ = ["Site"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One projection, by the code that this process has of it."""
+
+    projection: CqrsProjection[Any]
+    events: KafkaEventStore
+    registry: Registry
+    state_dir: Path
+    """One directory in it for each generation."""
+    settings: FoldSettings
+    group: str | None = None
+    """From which the groups of all generations are named; None for what the registry says, or the default."""
+    allow_incomplete: bool = False
+
+    @property
+    def name(self) -> str:
+        """The projection's name."""
+        return self.projection.name
+
+    @property
+    def validates(self) -> bool:
+        """Whether the projection says which differences it expects."""
+        return type(self.projection).validate is not CqrsProjection.validate
+
+    def record(self) -> Record:
+        """Give what the registry says.
+
+        Raises:
+            NotReady: Nothing yet.
+            BrokerError: It cannot be read.
+        """
+        record = self.registry.get(self.name)
+        if record is None:
+            raise NotReady(
+                f"{self.name!r} has no generation yet: `refold run {self.name}` makes the first one. Nothing was "
+                "changed.",
+                projection=self.name,
+            )
+        return record
+
+    def update(self, change: Callable[[Record], Record]) -> Record:
+        """Change what the registry says; see `Registry.update`."""
+
+        def changed(record: Record | None) -> Record:
+            return change(self.record() if record is None else record)
+
+        return self.registry.update(self.name, changed)
+
+    def active(self, record: Record | None) -> Place:
+        """Give where the active generation is, or is to be."""
+        return active_place(record, self.projection, self.state_dir, self.group)
+
+    def place(self, generation: Generation) -> Place:
+        """Give where a generation is."""
+        return place_of(generation, self.state_dir)
+
+    def ground(self, place: Place) -> Ground:
+        """Give what a generation is folded from and into."""
+        return Ground(
+            projection=self.projection,
+            events=self.events,
+            store=place.store,
+            checkpoints=KafkaCheckpointStore(place.group, self.events),
+            settings=self.settings,
+            allow_incomplete=self.allow_incomplete,
+            generation=place.generation,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Describe what a new generation would be of: this code, folding this topic."""
+        topic = self.events.cluster.topic(self.events.topic)
+        return {
+            "version": self.projection.version,
+            "fingerprint": fingerprint(self.projection),
+            "codec": describe(self.events.codec),
+            "topic": topic.name,
+            "topic_id": topic.id,
+            "partitions": topic.partitions,
+        }
+
+    def can_fold(self, generation: Generation) -> bool:
+        """Say whether a generation is of the code that this process has."""
+        return (generation.version, generation.fingerprint, generation.codec) == (
+            self.projection.version,
+            fingerprint(self.projection),
+            describe(self.events.codec),
+        )

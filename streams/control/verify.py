@@ -1,0 +1,228 @@
+"""Comparing two generations while both are folded: copies of both, as of the same positions, are compared."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from projections.contract import CqrsProjection
+from streams.control.compare import Comparison, Report
+from streams.data.build import Build, read_record, write_record
+from streams.data.cut import Cut, Held
+from streams.data.store_reader import PartitionReader, read_only
+from streams.errors import NotReady, StoreLocked, at
+from streams.log import get_logger
+
+__all__ = ["REPORT", "last_report", "verify"]
+
+log = get_logger(__name__)
+
+REPORT = "report.json"
+_LOOK_S = 0.02
+_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of the two generations."""
+
+    generation: str
+    """Its id."""
+    build: Build
+
+
+def verify(
+    before: Side,
+    after: Side,
+    *,
+    validate: CqrsProjection[Any] | None = None,
+    shown: int = 20,
+    wait_s: float = 60.0,
+    check_cancelled: Callable[[], None] = lambda: None,
+) -> Report:
+    """Compare two generations of one topic as of the same positions, and note the report beside the new one.
+
+    1. Have both be held where they are, by whoever folds them (see `cut`).
+    2. Name the barrier: of each partition the position of the one that is further. A partition that cannot get there,
+       since it has halted or nobody folds it, is not compared, and the report says why.
+    3. Wait until both are copied at the barrier. They go on being folded by then.
+    4. Compare the copies (see `Comparison`), and remove them.
+
+    A crash leaves nothing that anybody heeds.
+
+    Args:
+        before: The active generation.
+        after: The other one.
+        validate: The projection whose `validate` is asked of each difference; None: none is.
+        shown: How many models of each kind are shown.
+        wait_s: How long to wait for those who fold.
+        check_cancelled: Raises where it is not wanted any more; called now and then.
+
+    Raises:
+        NotReady: They are not of the same topic.
+        StoreLocked: Whoever has a store open does not answer in time.
+        ProjectionError: `validate` raised.
+        BuildChanged, StorageError: The state.
+    """
+    one, other = before.build.manifest, after.build.manifest
+    if (one.topic_id, one.partitions) != (other.topic_id, other.partitions):
+        raise NotReady(
+            f"Generation {before.generation} is of topic {one.topic} (id {one.topic_id}, {one.partitions} partitions) "
+            f"and {after.generation} of {other.topic} (id {other.topic_id}, {other.partitions}): there are no "
+            "positions at which both could be compared. `--verify none` switches without.",
+            projection=one.projection,
+        )
+    with _copied(before, after, wait_s, check_cancelled) as (positions, not_compared, stores):
+        comparison = Comparison(shown=shown, validate=validate)
+        for number in sorted(positions):
+            comparison.add(number, *stores[number], check_cancelled)
+    report = Report(
+        before=before.generation,
+        after=after.generation,
+        positions=positions,
+        summary=comparison.summary(not_compared),
+        differences=comparison.differences,
+    )
+    write_record(after.build.root / REPORT, report)
+    return report
+
+
+def last_report(directory: Path) -> Report | None:
+    """Give the last report on a generation; None where there is none.
+
+    Args:
+        directory: The generation's state directory.
+    """
+    return read_record(directory / REPORT, Report)
+
+
+Stores = dict[int, tuple[PartitionReader | None, PartitionReader | None]]
+
+
+@contextmanager
+def _copied(
+    before: Side, after: Side, wait_s: float, check_cancelled: Callable[[], None]
+) -> Iterator[tuple[dict[int, int], dict[int, str], Stores]]:
+    """Give the barrier, what is not compared, and both sides' copies by partition."""
+    for is_last in (False,) * (_TRIES - 1) + (True,):
+        with ExitStack() as stack:
+            cuts = [stack.enter_context(Cut.asked(side.build)) for side in (before, after)]
+            deadline = time.monotonic() + wait_s
+            held = _held((before, after), cuts, deadline, check_cancelled)
+            barrier, not_compared = _barrier((before, after), held)
+            passed = _wait_for_copies((before, after), cuts, barrier, not_compared, deadline, check_cancelled)
+            if passed and not is_last:
+                log.debug("verify.again", projection=before.build.manifest.projection, why=passed)
+                continue
+            if passed:
+                raise StoreLocked(f"No positions could be agreed on: {passed}. Try again.")
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="refold-verify-")))
+            stores: Stores = {}
+            for number in barrier:
+                pair = []
+                for which, cut in enumerate(cuts):
+                    path = cut.copy(number)
+                    store = read_only(path, scratch / f"{which}-{number}") if path.is_dir() else None
+                    if store is not None:
+                        stack.callback(store.close)
+                    pair.append(store)
+                stores[number] = (pair[0], pair[1])
+            yield barrier, not_compared, stores
+        return
+
+
+def _held(
+    sides: tuple[Side, Side], cuts: list[Cut], deadline: float, check_cancelled: Callable[[], None]
+) -> list[Mapping[int, Held]]:
+    """Wait until every partition of both is held."""
+    while True:
+        check_cancelled()
+        found = [cut.held() for cut in cuts]
+        missing = [
+            f"{at(side.build.manifest.topic, number)} of {side.generation}"
+            for side, known in zip(sides, found, strict=True)
+            for number in side.build.partitions()
+            if number not in known
+        ]
+        if not missing:
+            return list(found)
+        if time.monotonic() > deadline:
+            raise StoreLocked(
+                f"{', '.join(missing)} could not be looked at: the process that has it open does not answer. Is it "
+                "rebuilding, or stopped? Nothing was compared.",
+                projection=sides[0].build.manifest.projection,
+            )
+        time.sleep(_LOOK_S)
+
+
+def _barrier(sides: tuple[Side, Side], held: list[Mapping[int, Held]]) -> tuple[dict[int, int], dict[int, str]]:
+    """Name the positions, and why some partitions have none."""
+    barrier: dict[int, int] = {}
+    not_compared: dict[int, str] = {}
+    for number in range(sides[0].build.manifest.partitions):
+        pair = [known.get(number) for known in held]
+        if pair == [None, None]:
+            continue  # nobody has folded anything of it
+        furthest = max(one.position for one in pair if one is not None)
+        why = [
+            f"{side.generation} has no models of it"
+            if one is None
+            else f"{side.generation} stays at {one.position}, behind {furthest}: {one.why}"
+            for side, one in zip(sides, pair, strict=True)
+            if one is None or (one.why and one.position < furthest)
+        ]
+        if why:
+            not_compared[number] = "; ".join(why)
+        else:
+            barrier[number] = furthest
+    return barrier, not_compared
+
+
+def _wait_for_copies(
+    sides: tuple[Side, Side],
+    cuts: list[Cut],
+    barrier: dict[int, int],
+    not_compared: dict[int, str],
+    deadline: float,
+    check_cancelled: Callable[[], None],
+) -> str:
+    """Wait until both sides are copied at the barrier; take those out of it that turn out not to get there.
+
+    Returns:
+        What is further than the barrier by now, so that another one is to be named; "" where nothing is.
+    """
+    for cut in cuts:
+        cut.set_barrier(barrier)
+    while True:
+        check_cancelled()
+        missing = []
+        for side, cut in zip(sides, cuts, strict=True):
+            told = cut.held()
+            for number in set(barrier) - cut.copied(barrier):
+                where = f"{at(side.build.manifest.topic, number)} of {side.generation}"
+                missing.append(where)
+                if number not in told:
+                    continue
+                if told[number].position > barrier[number]:
+                    return f"{where} is at {told[number].position} already"
+                if told[number].why and told[number].position < barrier[number]:
+                    not_compared[number] = (
+                        f"{side.generation} stays at {told[number].position}, in front of {barrier.pop(number)}: "
+                        f"{told[number].why}"
+                    )
+                    for one in cuts:
+                        one.set_barrier(barrier)
+                    break
+        if not missing:
+            return ""
+        if time.monotonic() > deadline:
+            raise StoreLocked(
+                f"{', '.join(missing)} did not come to where both are to be compared in time. Nothing was compared.",
+                projection=sides[0].build.manifest.projection,
+            )
+        time.sleep(_LOOK_S)

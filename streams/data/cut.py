@@ -1,0 +1,202 @@
+"""A build's stores, each copied at exactly one position that is agreed on while they are folded.
+
+    <directory>/cuts/<id>/cut.lock       held by whoever asks; without him nobody heeds it
+    <directory>/cuts/<id>/request.json   of which build
+    <directory>/cuts/<id>/0.json         where partition 0 is held, until the barrier is named; written by who folds it
+    <directory>/cuts/<id>/barrier.json   by partition, where to copy it; one that is not named goes on as before
+    <directory>/cuts/<id>/0/             the copy
+
+A position that lies ahead of several generations, and that each of them reaches, cannot be guessed while events come.
+So each one is held where it is, for the moment that it takes to look at all of them; the barrier is the furthest, and
+the others fold on to it. Who is at it is copied, and goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from streams.data.build import FORMAT, Build, read_record, write_record
+from streams.data.locks import FileLock, Holder, peek
+from streams.errors import StorageError, StoreLocked
+from streams.log import get_logger
+
+__all__ = ["Cut", "Held", "cuts"]
+
+log = get_logger(__name__)
+
+DIRECTORY = "cuts"
+_LOCK = "cut.lock"
+_REQUEST = "request.json"
+_BARRIER = "barrier.json"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """Of which build."""
+
+    format: int = FORMAT
+    build: int
+    directory: str
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a partition is."""
+
+    format: int = FORMAT
+    position: int
+    why: str = ""
+    """Why it goes no further; "" where it can."""
+
+
+class Barrier(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to copy."""
+
+    format: int = FORMAT
+    positions: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One cut of one build."""
+
+    path: Path
+    build: Build
+
+    # Who asks
+
+    @classmethod
+    @contextmanager
+    def asked(cls, build: Build) -> Iterator[Cut]:
+        """Ask for a cut, for the time of the block; then nothing of it is left, and all goes on as before.
+
+        Raises:
+            StorageError: The disk.
+        """
+        root = build.root / DIRECTORY
+        path = root / secrets.token_hex(6)
+        try:
+            root.mkdir(exist_ok=True)
+            _sweep(root)
+            path.mkdir()
+        except OSError as error:
+            raise StorageError(f"{path} cannot be made: {error.strerror}.") from error
+        lock = FileLock.take(path / _LOCK, Holder.me("comparison"))
+        assert isinstance(lock, FileLock), "a fresh name"
+        try:
+            manifest = build.manifest
+            write_record(path / _REQUEST, Request(build=manifest.build, directory=manifest.directory))
+            yield cls(path, build)
+        finally:
+            lock.release()
+            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                root.rmdir()
+
+    def held(self) -> dict[int, Held]:
+        """Give where partitions are held, as far as it is known; those that nobody has open are looked at.
+
+        Raises:
+            BuildChanged: Another build is current by now.
+            StorageError: The disk.
+        """
+        self.build.check_current()
+        found = {}
+        for number in self.build.partitions():
+            told = read_record(self.path / f"{number}.json", Held)
+            if told is None:
+                with contextlib.suppress(StoreLocked):
+                    store = self.build.open(number, 0)
+                    position = store.state.position
+                    store.close()
+                    told = Held(position=position, why="nobody folds it")
+                    self.hold(number, told)  # whoever folds it after all says so
+            if told is not None:
+                found[number] = told
+        return found
+
+    def set_barrier(self, positions: Mapping[int, int]) -> None:
+        """Say where to copy each partition; may be said again, with fewer of them.
+
+        Raises:
+            StorageError: The disk.
+        """
+        write_record(self.path / _BARRIER, Barrier(positions=dict(positions)))
+
+    def copied(self, positions: Mapping[int, int]) -> set[int]:
+        """Give which partitions are copied; those that nobody has open are, where they are at their position.
+
+        Raises:
+            StorageError: The disk.
+        """
+        done = set()
+        for number, position in positions.items():
+            if not self.copy(number).is_dir():
+                with contextlib.suppress(StoreLocked):
+                    store = self.build.open(number, 0)
+                    try:
+                        if store.state.position == position:
+                            store.snapshot(self.copy(number))
+                    finally:
+                        store.close()
+            if self.copy(number).is_dir():
+                done.add(number)
+        return done
+
+    # Who folds, and who asks
+
+    def copy(self, partition: int) -> Path:
+        """Give where a partition's copy is, or is to be."""
+        return self.path / str(partition)
+
+    def is_wanted(self) -> bool:
+        """Say whether somebody still waits for it."""
+        return peek(self.path / _LOCK) is not None
+
+    def hold(self, partition: int, held: Held) -> None:
+        """Say where a partition is held.
+
+        Raises:
+            StorageError: The disk, or nobody waits for it any more.
+        """
+        write_record(self.path / f"{partition}.json", held)
+
+    def barrier(self) -> Mapping[int, int] | None:
+        """Give where to copy each partition; None before that is known."""
+        found = read_record(self.path / _BARRIER, Barrier)
+        return None if found is None else found.positions
+
+
+def cuts(build: Build) -> list[Cut]:
+    """Give those cuts of a build that somebody waits for."""
+    found = []
+    try:
+        entries = [Path(entry.path) for entry in os.scandir(build.root / DIRECTORY)]
+    except OSError:
+        return []
+    wanted = Request(build=build.manifest.build, directory=build.manifest.directory)
+    for path in entries:
+        with contextlib.suppress(StorageError):
+            if read_record(path / _REQUEST, Request) == wanted and peek(path / _LOCK) is not None:
+                found.append(Cut(path, build))
+    return found
+
+
+_NEW_S = 5.0
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a crash left."""
+    for path in root.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            is_young = not (path / _LOCK).exists() and time.time() - path.stat().st_mtime < _NEW_S
+            if not is_young and peek(path / _LOCK) is None:
+                shutil.rmtree(path, ignore_errors=True)
