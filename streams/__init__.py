@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streams.cli.progress import RichReporter
     from streams.config import FoldSettings, KafkaSettings
+    from streams.control.active import ActiveModels
+    from streams.control.compare import Report
     from streams.control.explain import History, explain
+    from streams.control.generations import Generations
     from streams.control.observed import progress_of
     from streams.control.preview import Preview, preview
     from streams.control.rebuild import RebuildCoordinator
+    from streams.control.record import Generation, Record
+    from streams.control.registry import Registry
     from streams.control.reporters import CallbackReporter, LogReporter, ProgressReporter
     from streams.control.retry import Retry
     from streams.control.strategies import (
@@ -45,6 +50,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RebuildCoordinator",
+    "Generations",
+    "Generation",
+    "Record",
+    "Registry",
+    "Report",
+    "ActiveModels",
     "Retry",
     "RebuildStrategy",
     "FromBeginning",
@@ -92,7 +103,12 @@ __all__ = [
 _PLACES = {
     "streams.config": ("FoldSettings", "KafkaSettings"),
     "streams.cli.progress": ("RichReporter",),
+    "streams.control.active": ("ActiveModels",),
+    "streams.control.compare": ("Report",),
     "streams.control.explain": ("History", "explain"),
+    "streams.control.generations": ("Generations",),
+    "streams.control.record": ("Generation", "Record"),
+    "streams.control.registry": ("Registry",),
     "streams.control.observed": ("progress_of",),
     "streams.control.preview": ("Preview", "preview"),
     "streams.control.reporters": ("CallbackReporter", "LogReporter", "ProgressReporter"),

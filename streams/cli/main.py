@@ -36,6 +36,13 @@ COMMANDS = {
     "rebuild": (
         "Fold a projection again: the whole topic into new read models, or from where a rebuild was interrupted."
     ),
+    "resume": "Go on with a rebuild beside the live generation that was paused, or whose process is gone.",
+    "pause": "Have a rebuild beside the live generation wait, whoever drives it; `refold resume` goes on with it.",
+    "cancel": "Give a rebuild beside the live generation up: nothing is left of it, and readers see no change.",
+    "verify": "Compare a generation with the active one, as of the same positions, while both are folded.",
+    "switch": "Approve a rebuild that waits for it: the new generation becomes the one that is read.",
+    "rollback": "Make the generation active again that was so before the last switch.",
+    "retire": "Remove generations that are kept: their groups, their models and their snapshots.",
     "get": "Print read models as JSON, as last committed, also while they are being folded.",
     "dump": 'Print all read models, one JSON object a line: {"id": …, "model": …}, by partition and then by id.',
     "count": "Print how many read models a projection has, as last committed.",
@@ -60,7 +67,11 @@ COMMANDS = {
 }
 """Each command with the first line of its help, which is that of its function."""
 
-_PLACES = {"describe": "status:describe", "list": "list:list_"}
+_PLACES = {
+    "describe": "status:describe",
+    "list": "list:list_",
+    **{name: f"generations:{name}" for name in ("resume", "pause", "cancel", "verify", "switch", "rollback", "retire")},
+}
 for name, text in COMMANDS.items():
     app.command(f"streams.cli.{_PLACES.get(name, f'{name}:{name}')}", name=name, help=text)
 app.register_install_completion_command(
@@ -68,6 +79,8 @@ app.register_install_completion_command(
 )
 
 
+_DRAWING = (("demo",), ("rebuild",), ("resume",), ("switch",))
+"""Commands that show what they are at; the others log it."""
 _SHOWN = ("partition.halted", "rebuild.waits", "rebuild.failed")
 """What the bar, or the message at the end, says too."""
 
@@ -99,7 +112,7 @@ def _launch(
     """
     from streams import log
 
-    draws = tokens[:1] in (("demo",), ("rebuild",)) or (tokens[:1] == ("run",) and sys.stderr.isatty())
+    draws = tokens[:1] in _DRAWING or (tokens[:1] == ("run",) and sys.stderr.isatty())
     log.configure(
         level=log_level or ("warning" if draws else "info"),
         style=log_format,
@@ -121,10 +134,12 @@ def exit_codes() -> list[tuple[type[BaseException], int]]:
         (errors.GroupActive, 3),
         (errors.StoreLocked, 3),
         (errors.RebuildRunning, 3),
+        (errors.NotReady, 3),
         (errors.HistoryIncomplete, 4),
         (errors.TopicNotFound, 6),
         (errors.ModelNotFound, 6),
         (errors.StateNotFound, 6),
+        (errors.GenerationNotFound, 6),
         (ResolveError, 6),
         (errors.BrokerUnavailable, 7),
         (errors.RebuildCancelled, 130),

@@ -13,10 +13,12 @@ from projections.contract import CqrsProjection
 from projections.registry import resolve
 from streams.config import FoldSettings, KafkaSettings, SourceSettings
 from streams.configfile import ConfigFile
+from streams.control.generations import Generations
 from streams.control.place import Place, active_place, note, try_note
 from streams.control.rebuild import RebuildCoordinator
 from streams.control.record import Record
 from streams.control.registry import Registry
+from streams.control.site import Site
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.cloudevents import CloudEventsCodec
 from streams.data.codec import EventCodec
@@ -175,6 +177,30 @@ class Wired(Located):
     def checkpoints(self) -> KafkaCheckpointStore:
         """The active generation's group."""
         return KafkaCheckpointStore(self.group, self.events)
+
+    def site(self) -> Site:
+        """Give what all its generations have in common."""
+        return Site(
+            projection=self.projection,
+            events=self.events,
+            registry=self.registry,
+            state_dir=self.state_dir,
+            settings=self.settings,
+            group=self.given_group,
+            allow_incomplete=self.allow_incomplete,
+        )
+
+    def generations(self) -> Generations:
+        """Give what may be done with them."""
+        return Generations(
+            self.projection,
+            self.events,
+            registry=self.registry,
+            state_dir=self.state_dir,
+            group=self.given_group,
+            settings=self.settings,
+            allow_incomplete=self.allow_incomplete,
+        )
 
     def coordinator(self, **options: Any) -> RebuildCoordinator:
         """Give what rebuilds it.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import select
 import sys
+from datetime import timedelta
 
 from rich.console import Console
 
-from streams.cli.output import duration
+from streams.cli.output import duration, size
 from streams.cli.parts import Wired
+from streams.control.record import Policy, Record
 from streams.control.status import StateView, view_state
 from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy, SpecificStreams
 from streams.errors import StoreCorrupt
 
-__all__ = ["agree_to_rebuild", "agreed_or_end"]
+__all__ = ["agree_to_beside", "agree_to_rebuild", "agreed", "agreed_or_end", "can_ask"]
 
 _LOOK_S = 0.1
 
@@ -62,10 +64,26 @@ def agreed_or_end(console: Console) -> None:
     Raises:
         SystemExit: The answer is no, or nobody can be asked; nothing was changed.
     """
-    if not console.is_terminal or not sys.stdin.isatty():
+    if not can_ask(console):
         console.print("refold: nothing was changed. Say --yes to do it.")
         raise SystemExit(2)
-    console.print("Go on? [y/N] ", end="")
+    if not agreed(console, "Go on?"):
+        console.print("Nothing was changed.")
+        raise SystemExit(2)
+
+
+def can_ask(console: Console) -> bool:
+    """Say whether there is somebody who could answer."""
+    return console.is_terminal and sys.stdin.isatty()
+
+
+def agreed(console: Console, question: str) -> bool:
+    """Ask, and say whether the answer is yes.
+
+    Raises:
+        KeyboardInterrupt: An interrupt is the answer.
+    """
+    console.print(f"{question} [y/N] ", end="")
     try:
         # Not `input`: an interrupt that comes just before it reads would wait for the answer too.
         while not select.select([sys.stdin], [], [], _LOOK_S)[0]:
@@ -73,9 +91,43 @@ def agreed_or_end(console: Console) -> None:
         answer = sys.stdin.readline()
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; nothing was changed.") from None
-    if answer.strip().lower() not in ("y", "yes"):
-        console.print("Nothing was changed.")
-        raise SystemExit(2)
+    return answer.strip().lower() in ("y", "yes")
+
+
+def agree_to_beside(console: Console, wired: Wired, record: Record, policy: Policy, keep: timedelta) -> None:
+    """Say what a rebuild beside the live generation will do, and ask.
+
+    Raises:
+        SystemExit: The answer is no, or nobody can be asked; nothing was changed.
+    """
+    state = view_state(wired.store)
+    cluster = wired.events.cluster
+    marks = cluster.watermarks(cluster.topic(wired.events.topic))
+    events = sum(one.high - one.low for one in marks.values())
+    size_now = "unknown, for the active generation is not on this machine" if state is None else size(state.size_bytes)
+    where = ", ".join(f"{number}: {one.low:,} to {one.high:,}" for number, one in sorted(marks.items()))
+    console.print(
+        "\n".join(
+            [
+                f"This folds topic {wired.events.topic!r} into a new generation of {wired.name!r}, beside "
+                f"{record.active}, which goes on being folded and read.",
+                f"  models  {wired.state_dir.absolute()}; those of {record.active} take {size_now}",
+                f"  events  up to {events:,}, by partition from offset {where}",
+                f"  time    {_expected(state, events)}",
+                f"  switch  {_SWITCHES[policy]}; {record.active} is kept for {duration(keep.total_seconds())}",
+            ]
+        ),
+        soft_wrap=True,
+    )
+    agreed_or_end(console)
+
+
+_SWITCHES: dict[Policy, str] = {
+    "identical": "by itself, if all models are identical: the code is the same",
+    "report": "once you have seen which models differ, and how",
+    "validate": "by itself, if the projection's validate expects all that differs",
+    "none": "by itself, without a comparison",
+}
 
 
 def _expected(state: StateView | None, events: int) -> str:

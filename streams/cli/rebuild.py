@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeInt, PositiveInt
+from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from rich.console import Console
 
+from streams.cli.beside import drive, is_live
 from streams.cli.output import shown
-from streams.cli.parts import naming_commands, stream_ids
-from streams.cli.plan import agree_to_rebuild
+from streams.cli.parts import Wired, naming_commands, stream_ids
+from streams.cli.plan import agree_to_beside, agree_to_rebuild
 from streams.cli.progress import reporter_for
 from streams.cli.signals import drained_by_signals
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName
+from streams.control.begin import Approve, default_policy
+from streams.control.record import Policy
 from streams.control.retry import Retry
 from streams.control.strategies import (
     FromBeginning,
@@ -28,7 +31,7 @@ from streams.control.strategies import (
     RebuildStrategy,
     SpecificStreams,
 )
-from streams.errors import ConfigError
+from streams.errors import ConfigError, RebuildRunning
 
 __all__ = ["rebuild"]
 
@@ -42,15 +45,24 @@ def rebuild(
     snapshot_every: PositiveInt | None = None,
     retries: NonNegativeInt = 0,
     workers: PositiveInt = 1,
+    in_place: Flag = False,
+    beside: Flag = False,
+    verify: Policy | None = None,
+    approve: Approve = "ask",
+    keep_minutes: NonNegativeFloat = 60.0,
     adopt: Flag = False,
     yes: Flag = False,
     json: Flag = False,
 ) -> None:
     """Fold a projection again: the whole topic into new read models, or from where a rebuild was interrupted.
 
-    Nobody may be folding in the consumer group meanwhile, unless only some streams are folded again. Events that arrive
-    after the start are left for `refold run`, which goes on from there. An interruption loses nothing: --from
-    checkpoint goes on with the rebuild.
+    Where somebody folds the projection, or its version was raised, the new models are made beside those that are live,
+    which go on being folded and read: once the new ones have caught up, the two are compared, and readers are switched.
+    An interruption leaves it where it is: refold resume goes on, refold cancel gives it up.
+
+    Otherwise, and with --in-place, it takes the place of the models that there are, and nobody may be folding them,
+    unless only some streams are folded again. Events that arrive after the start are left for `refold run`, which goes
+    on from there. An interruption loses nothing: --from checkpoint goes on with the rebuild.
 
     Example: refold rebuild aircraft-log --topic flights --yes
 
@@ -66,6 +78,13 @@ def rebuild(
         retries: How often to try again where no broker answers, the disk is full, or the projection says that the
             event may be folded later; each time from where it was.
         workers: How many processes fold, sharing the topic's partitions.
+        in_place: Take the place of the models that there are.
+        beside: Make the new models beside them, also where nobody folds.
+        verify: Beside: what the comparison must have found for the switch. identical: no difference (the default where
+            the code is the same). report: what you approve (the default where it is not). validate: no difference that
+            the projection's validate does not expect (the default where it has one). none: nothing is compared.
+        approve: Beside: who approves a report. ask: you; without a terminal it waits for refold switch. auto: nobody.
+        keep_minutes: Beside: for how long the old models are kept, and kept up, to be switched back to.
         adopt: Keep models that other code has folded, stating that the change does not alter them.
         yes: Do not ask.
         json: Print the final figures as one JSON object.
@@ -73,6 +92,23 @@ def rebuild(
     strategy = parse_strategy(from_)
     wired = options.wire(projection)
     console = Console(stderr=True, highlight=False, markup=False)
+    if _goes_beside(wired, strategy, in_place=in_place, beside=beside):
+        keep = timedelta(minutes=keep_minutes)
+        if not yes:
+            site = wired.site()
+            record = site.record()
+            agree_to_beside(console, wired, record, verify or default_policy(site, record), keep)
+        generations = wired.generations()
+        drive(
+            console,
+            wired,
+            generations,
+            lambda reporters: generations.rebuild(
+                policy=verify, approve=approve, keep=keep, workers=workers, reporters=reporters
+            ),
+            json=json,
+        )
+        return
     if not yes:
         agree_to_rebuild(console, wired, strategy)
     coordinator = wired.coordinator(
@@ -98,6 +134,35 @@ def rebuild(
             f"{progress.models_deleted:,} deleted, "
             f"{progress.events_declined:,} declined"
         )
+
+
+def _goes_beside(wired: Wired, strategy: RebuildStrategy, *, in_place: bool, beside: bool) -> bool:
+    """Say whether new models are to be made beside those that there are.
+
+    Raises:
+        ConfigError: It cannot be as it was asked for.
+        RebuildRunning: One is being made already, and the models that there are were to be replaced.
+    """
+    record = wired.record
+    if in_place and beside:
+        raise ConfigError("--in-place and --beside exclude each other.")
+    if record is not None and record.running is not None and not isinstance(strategy, SpecificStreams):
+        running = record.running
+        raise RebuildRunning(
+            f"{wired.name!r} is being rebuilt already: {running.generation}, beside {record.active}, begun by "
+            f"{running.by}. `refold resume {wired.called}` goes on with it, and `refold cancel {wired.called}` "
+            "gives it up. Nothing was changed.",
+            projection=wired.name,
+        )
+    if in_place or not isinstance(strategy, FromBeginning):
+        if beside:
+            raise ConfigError("--beside folds from the beginning; --from says otherwise.")
+        return False
+    if record is None:
+        if beside:
+            raise ConfigError(f"There is nothing of {wired.name!r} yet to fold beside: `refold run {wired.called}`.")
+        return False
+    return beside or wired.projection.version != record.live.version or is_live(wired)
 
 
 def parse_strategy(text: str) -> RebuildStrategy:

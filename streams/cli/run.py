@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Annotated
 
 from cyclopts import Parameter
-from cyclopts.types import PositiveFloat
+from cyclopts.types import PositiveFloat, PositiveInt
 from rich.console import Console
 
 from streams.cli.parts import naming_commands
 from streams.cli.signals import Stop, drained_by_signals
 from streams.cli.view import shown_while
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName
-from streams.control.live import live_agent
+from streams.control.running import Running
+from streams.data.runner import ThreadRunner
+from streams.data.supervisor import supervised
 from streams.log import get_logger
 
 __all__ = ["run"]
@@ -26,10 +28,14 @@ def run(
     options: FoldOptions = FoldOptions(),  # noqa: B008 - frozen
     *,
     adopt: Flag = False,
+    workers: PositiveInt = 1,
     report_seconds: PositiveFloat = 5.0,
     verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), negative=())] = False,
 ) -> None:
     """Fold a topic into read models, from where the state is, until stopped.
+
+    What is folded is the generation that the registry calls active. After a switch the new one is, where this process
+    has its code, and the old one for as long as it is kept.
 
     On a terminal it shows how far the whole group is; elsewhere it logs that. SIGTERM and SIGINT end it cleanly: the
     event at hand is finished, everything is committed, the consumer group is left, and the exit code is 0.
@@ -40,23 +46,16 @@ def run(
         projection: What to fold.
         options: Topic, state and codec.
         adopt: Take on the state of changed code, stating that the change does not alter the fold.
+        workers: How many processes fold each generation, sharing the topic's partitions.
         report_seconds: How often to log events, rate and lag, where no terminal shows them.
         verbose: Show each partition too, on a terminal.
     """
     stop = Stop()
     with naming_commands(projection), drained_by_signals(stop.ask, exit_code=0):
         wired = options.wire(projection)
-        with live_agent(
-            wired.projection,
-            wired.events,
-            wired.store,
-            wired.checkpoints,
-            wired.settings,
-            adopt=adopt,
-            allow_incomplete=wired.allow_incomplete,
-            generation=wired.place.generation,
-        ) as agent:
-            wired.note()
+        make_runner = supervised(workers) if workers > 1 else ThreadRunner
+        with Running(wired.site(), make_runner, adopt=adopt) as running:
+            stop.to(running.stop)
             log.info(
                 "run.started",
                 projection=wired.projection.name,
@@ -64,7 +63,6 @@ def run(
                 group=wired.checkpoints.group,
                 state=str(wired.store.directory),
             )
-            stop.to(agent.stop)
             console = Console(stderr=True, highlight=False, markup=False)
             if console.is_terminal:
                 console.print(
@@ -73,9 +71,9 @@ def run(
                     soft_wrap=True,
                     highlight=False,
                 )
-            with shown_while(agent, wired.events.cluster, console, every_s=report_seconds, verbose=verbose):
-                agent.run()
-    status = agent.status
+            with shown_while(running, wired.events.cluster, console, every_s=report_seconds, verbose=verbose):
+                running.run()
+    status = running.status
     if console.is_terminal:
         console.print(f"Stopped after {status.events:,} events.", highlight=False)
     log.info(

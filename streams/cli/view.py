@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,7 +19,7 @@ from streams.cli.output import duration
 from streams.cli.partitions import partitions_table
 from streams.cluster import Cluster
 from streams.control.status import GroupView, view_group
-from streams.data.agent import Agent, AgentStatus
+from streams.data.agent import AgentStatus, Job
 from streams.data.locks import peek_all
 from streams.data.partition import Phase
 from streams.errors import BrokerError
@@ -36,8 +36,22 @@ _WINDOW_S = 5.0
 _BAR_WIDTH = 30
 
 
+class Folds(Protocol):
+    """What is shown: an agent, or whatever runs some."""
+
+    @property
+    def job(self) -> Job:
+        """What is folded into what."""
+        ...
+
+    @property
+    def status(self) -> AgentStatus:
+        """The figures as of now."""
+        ...
+
+
 @contextmanager
-def shown_while(agent: Agent, cluster: Cluster, console: Console, *, every_s: float, verbose: bool) -> Iterator[None]:
+def shown_while(agent: Folds, cluster: Cluster, console: Console, *, every_s: float, verbose: bool) -> Iterator[None]:
     """Show how a group is getting on while the block runs, from a thread of its own.
 
     Args:
@@ -91,7 +105,7 @@ class RunView:
         cluster: Kafka.
     """
 
-    def __init__(self, agent: Agent, cluster: Cluster) -> None:
+    def __init__(self, agent: Folds, cluster: Cluster) -> None:
         self._agent = agent
         self._cluster = cluster
         self._window: deque[tuple[float, int, int]] = deque()

@@ -23,6 +23,7 @@ from streams.config import (
 from streams.configfile import ConfigFile
 from streams.control.registry import Registry
 from streams.data.source import KafkaEventStore
+from streams.errors import NotReady
 from streams.log import get_logger
 
 __all__ = [
@@ -188,11 +189,12 @@ class FoldOptions(GroupOptions):
     allow_incomplete: Flag = False
     """Fold what is left where the topic has lost events."""
 
-    def wire(self, projection: str) -> Wired:
+    def wire(self, projection: str, *, known: bool = False) -> Wired:
         """Build what the command works with.
 
         Args:
             projection: A configured or shipped projection's name, or module:Class.
+            known: Where no topic is named, take the one that the registry has of the active generation.
 
         Raises:
             ConfigError: All that is wrong in flags, environment and file.
@@ -207,17 +209,24 @@ class FoldOptions(GroupOptions):
             StateSettings,
             SourceSettings,
             projection=projection,
-            required=("topic",),
+            required=() if known else ("topic",),
         )
-        events = KafkaEventStore(source.topic, codec=codec_of(source), kafka=kafka)
+        registry = Registry(Cluster(kafka), state.registry, copies=state.state_dir)
+        topic = source.topic
+        if topic is None:
+            record = registry.get(found.name)
+            if record is None:
+                raise NotReady(f"{found.name!r} has no generation yet: `refold run {projection}` makes the first one.")
+            topic = record.live.topic
+        events = KafkaEventStore(topic, codec=codec_of(source), kafka=kafka)
         return Wired(
             called=projection,
             projection=found,
             kafka=kafka,
-            registry=Registry(events.cluster, state.registry, copies=state.state_dir),
+            registry=registry,
             state_dir=state.state_dir,
             given_group=source.group,
-            topic=source.topic,
+            topic=topic,
             events=events,
             settings=folding,
             allow_incomplete=self.allow_incomplete,

@@ -11,7 +11,7 @@ from streams.data.agent import AgentStatus, Job
 from streams.data.build import Build
 from streams.data.partition import PartitionStatus
 from streams.data.reader import ModelReader
-from streams.errors import BrokerError
+from streams.errors import BrokerError, at
 from streams.types import Lag, RebuildProgress
 
 __all__ = ["CaughtUp"]
@@ -82,6 +82,14 @@ class CaughtUp:
         return all(
             (now_ms - (self._figures[number].record_ms or 0)) / 1000 <= CLOSE_S for number, lag in behind.items() if lag
         )
+
+    def halted(self) -> str:
+        """Say which partitions are folded no further, and why, once the others are at their pinned ends; "" before."""
+        targets = self._tracker.snapshot.partitions
+        halted = {number: one for number, one in self._figures.items() if one.is_halted}
+        if any(one.committed < targets[number].target for number, one in self._figures.items() if number not in halted):
+            return ""
+        return "; ".join(f"{at(self._job.topic.name, number)}: {one.why}" for number, one in sorted(halted.items()))
 
     def ended(self, status: AgentStatus) -> RebuildProgress:
         """Close the books of the replay."""

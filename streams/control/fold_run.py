@@ -11,7 +11,7 @@ from streams.control.ground import Claimed, Ground
 from streams.control.members import Members
 from streams.control.periodic import PeriodicSnapshots
 from streams.control.progress import ProgressTracker
-from streams.control.run import Run
+from streams.control.run import Run, note_end
 from streams.control.strategies import RebuildStrategy
 from streams.data.agent import AgentStatus
 from streams.data.build import Build
@@ -100,7 +100,7 @@ class FoldRun(Run):
                 reader.check_not_split()
                 states = reader.states()
         except BaseException as error:
-            self._note(claimed.job.build, tracker.ended(figures, error), error)
+            note_end(claimed.job.build, tracker.ended(figures, error), error)
             raise
         folded = [state for state in states.values() if state.events > state.declined]
         if folded and all(state.gave_nothing for state in folded):
@@ -110,7 +110,7 @@ class FoldRun(Run):
                 why="it gave None for every event, which deletes the model; is a `return model` missing?",
             )
         progress = tracker.ended(figures, states=states)
-        self._note(claimed.job.build, progress)
+        note_end(claimed.job.build, progress)
         return progress
 
     def _watch(self, runner: Runner, members: Members, tracker: ProgressTracker, periodic: PeriodicSnapshots) -> None:

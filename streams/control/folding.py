@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from streams.control.claim import claim_live
 from streams.control.ground import Claimed, Ground
 from streams.data.agent import AgentStatus, Job
-from streams.data.runner import MakeRunner
+from streams.data.runner import MakeRunner, Runner
 
 __all__ = ["Folding"]
 
@@ -26,6 +24,8 @@ class Folding:
         self._ground = ground
         self._make = make_runner
         self._claimed: Claimed | None = None
+        self._newest: Claimed | None = None
+        self._runner: Runner | None = None
 
     def start(self, *, adopt: bool = False) -> None:
         """Claim the generation's state, and have it folded from where it is.
@@ -35,12 +35,13 @@ class Folding:
         """
         claimed = claim_live(self._ground, adopt=adopt)
         try:
-            self._runner = self._make(claimed.job)
-            self._runner.start()
+            runner = self._make(claimed.job)
+            runner.start()
         except BaseException:
             claimed.lock.release()
             raise
-        self._claimed = claimed
+        self._claimed = self._newest = claimed
+        self._runner = runner
 
     @property
     def is_started(self) -> bool:
@@ -49,36 +50,35 @@ class Folding:
 
     @property
     def job(self) -> Job:
-        """What is folded into what."""
-        assert self._claimed is not None
-        return self._claimed.job
+        """What is folded into what; after its end, what was."""
+        assert self._newest is not None
+        return self._newest.job
 
     @property
     def status(self) -> AgentStatus:
-        """The agents' figures."""
-        return self._runner.status if self.is_started else AgentStatus()
+        """The agents' figures; after their end, the last ones."""
+        return AgentStatus() if self._runner is None else self._runner.status
 
     def stop(self) -> None:
         """Ask the agents to end; from any thread."""
-        if self.is_started:
+        if self._runner is not None:
             self._runner.stop()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for their end, and look after them meanwhile; say whether they have ended."""
-        return not self.is_started or self._runner.wait(timeout_s)
+        return self._claimed is None or self._runner is None or self._runner.wait(timeout_s)
 
-    def close(self) -> Mapping[int, int]:
-        """Stop, wait for the end, and let go of the state; give each partition's position in its store.
+    def close(self) -> None:
+        """Stop, wait for the end, and let go of the state; it may be started again.
 
         Raises:
             Whatever the agents raised.
         """
-        if self._claimed is None:
-            return {}
-        claimed, self._claimed = self._claimed, None
+        claimed, self._claimed, runner = self._claimed, None, self._runner
+        if claimed is None or runner is None:
+            return
         with claimed.lock:
-            self._runner.stop()
-            while not self._runner.wait(1.0):
+            runner.stop()
+            while not runner.wait(1.0):
                 pass
-            status = self._runner.result()
-        return {number: one.committed for number, one in status.partitions.items()}
+            runner.result()

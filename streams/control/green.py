@@ -16,12 +16,13 @@ from streams.control.folding import Folding
 from streams.control.record import Generation, Rebuild, Record, Summary, facts_of
 from streams.control.registry import Watch
 from streams.control.retire import retire
+from streams.control.run import note_end
 from streams.control.site import Site
 from streams.control.strategies import FromBeginning
 from streams.control.verify import Side, last_report, verify
 from streams.data.build import Build
 from streams.data.runner import MakeRunner
-from streams.errors import CqrsError, RebuildCancelled, StateNotFound
+from streams.errors import CodeChanged, CqrsError, ProjectionError, RebuildCancelled, StateNotFound
 from streams.log import get_logger
 from streams.types import RebuildProgress
 
@@ -105,6 +106,13 @@ class Green:
         self._id = running.id
         green = self._record.find(running.generation)
         assert green is not None, "a record names one that it has"
+        if not site.can_fold(green):
+            raise CodeChanged(
+                f"Generation {green.id} is of other code than this process has of {site.name!r} (version "
+                f"{green.version}, fingerprint {green.fingerprint}). Go on with that code, or give it up (`refold "
+                f"cancel {site.name}`) and rebuild.",
+                projection=site.name,
+            )
         place = site.place(green)
         self._progress = RebuildProgress(started_at=datetime.now(UTC), is_running=True)
         self._folding = Folding(site.ground(place), self._make_runner)
@@ -115,7 +123,6 @@ class Green:
                     if self._newest().active == green.id:
                         self._hand_over()
                 finally:
-                    self._folding.stop()
                     self._folding.close()
         except CqrsError as error:
             self._progress = replace(self._progress, is_running=False, error=str(error))
@@ -180,7 +187,10 @@ class Green:
         behind = self._fold(green)
         self._look_after()
         self._progress = behind.observe(self._folding.status)
+        self._check_not_halted(behind)
         if behind.is_caught_up():
+            self._progress = behind.ended(self._folding.status)
+            note_end(self._folding.job.build, self._progress)
             self._update(lambda record: to.caught_up(record, self._id))
             log.info("generation.caught_up", generation=green.id, events=self._progress.events_processed)
         return True
@@ -220,10 +230,10 @@ class Green:
     def _switch(self, _rebuild: Rebuild, green: Generation) -> bool:
         behind = self._fold(green)
         self._look_after()
-        self._progress = behind.observe(self._folding.status)
+        behind.observe(self._folding.status)
+        self._check_not_halted(behind)
         if behind.is_caught_up():
             self._update(lambda record: to.switched(record, self._id))
-            self._progress = behind.ended(self._folding.status)
             log.info("generation.switched", generation=green.id)
         return True
 
@@ -243,6 +253,18 @@ class Green:
         if self._folding.wait(_LOOK_S):
             self._behind = None
             self._folding.close()
+
+    def _check_not_halted(self, behind: CaughtUp) -> None:
+        """Raise what has halted a partition, once the others are as far as they were to be.
+
+        Raises:
+            EventError, ProjectionError: The agents' own.
+        """
+        why = behind.halted()
+        if why:
+            self._behind = None
+            self._folding.close()  # raises it
+            raise ProjectionError(f"The new generation is folded no further: {why}", projection=self._site.name)
 
     def _hand_over(self) -> None:
         """Fold on until others do, who follow the registry; where nobody does so soon, nobody does."""

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import contextlib
-import threading
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Coroutine, Sequence
+from typing import Any
 from weakref import WeakSet
 
 from projections.contract import CqrsProjection
@@ -20,6 +16,7 @@ from streams.control.retry import Retry, retried
 from streams.control.run import Run
 from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy, SpecificStreams
 from streams.control.streams_run import StreamsRun
+from streams.control.threads import stopped_with_its_task
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.generation import RocksStore
 from streams.data.runner import MakeRunner, ThreadRunner
@@ -29,8 +26,6 @@ from streams.errors import ConfigError
 from streams.types import ProjectionCheckpoint, RebuildProgress
 
 __all__ = ["RebuildCoordinator"]
-
-T = TypeVar("T")
 
 
 class RebuildCoordinator:
@@ -175,17 +170,8 @@ class RebuildCoordinator:
 
     async def _await(self, run: Run) -> RebuildProgress:
         run.begin()
-        work = _on_own_thread(run.rebuild)
         try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            run.cancel()
-            while not work.done():
-                with contextlib.suppress(asyncio.CancelledError):  # another one hastens nothing
-                    await asyncio.wait([work])
-            if not work.cancelled():
-                work.exception()  # seen: the cancellation is what the caller is told
-            raise
+            return await stopped_with_its_task(run.rebuild, run.cancel)
         finally:
             self._runs.discard(run)
 
@@ -201,19 +187,3 @@ class RebuildCoordinator:
         """
         for run in list(self._runs):
             run.cancel()
-
-
-def _on_own_thread(call: Callable[[], T]) -> asyncio.Future[T]:
-    """Make a blocking call on a thread of its own, and not on the loop's few, which are the user's."""
-    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:  # noqa: BLE001  (raised again where the future is awaited)
-            outcome.set_exception(error)
-
-    wrapped = asyncio.wrap_future(outcome)
-    outcome.set_running_or_notify_cancel()
-    threading.Thread(target=run, name="refold-rebuild").start()
-    return wrapped

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from streams.log import get_logger
 from streams.types import RebuildProgress
@@ -14,6 +14,8 @@ from streams.types import RebuildProgress
 __all__ = ["CallbackReporter", "LogReporter", "ProgressReporter", "reported"]
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 _EVERY_S = 0.1
 
@@ -96,8 +98,8 @@ class LogReporter:
 async def reported(
     reporters: Sequence[ProgressReporter],
     progress: Callable[[], RebuildProgress],
-    rebuild: Coroutine[Any, Any, RebuildProgress],
-) -> RebuildProgress:
+    rebuild: Coroutine[Any, Any, T],
+) -> T:
     """Run a rebuild and tell of it.
 
     Args:

@@ -18,7 +18,7 @@ from streams.errors import RebuildCancelled, StorageError
 from streams.log import get_logger
 from streams.types import RebuildProgress
 
-__all__ = ["Run"]
+__all__ = ["Run", "note_end"]
 
 log = get_logger(__name__)
 
@@ -108,27 +108,34 @@ class Run(ABC):
                 topic=self._ground.events.topic,
             )
 
-    def _note(self, build: Build, progress: RebuildProgress, error: BaseException | None = None) -> None:
-        """Note how the rebuild ended, beside what it made."""
-        try:
-            begun = build.rebuild()
-            if begun is not None:
-                build.write_rebuild(
-                    msgspec.structs.replace(
-                        begun,
-                        ended_at=datetime.now(UTC),
-                        outcome=_outcome(error),
-                        error=progress.error,
-                        events=progress.events_processed,
-                        models=progress.models,
-                        deleted=progress.models_deleted,
-                        declined=progress.events_declined,
-                        seconds=progress.elapsed_seconds,
-                        events_per_second=progress.events_per_second,
-                    )
+
+def note_end(build: Build, progress: RebuildProgress, error: BaseException | None = None) -> None:
+    """Note how a rebuild ended, beside what it made; one that has ended already stays as it was noted.
+
+    Args:
+        build: What it made.
+        progress: The last figures.
+        error: What ended it before its end.
+    """
+    try:
+        begun = build.rebuild()
+        if begun is not None and begun.outcome != "completed":
+            build.write_rebuild(
+                msgspec.structs.replace(
+                    begun,
+                    ended_at=datetime.now(UTC),
+                    outcome=_outcome(error),
+                    error=progress.error,
+                    events=progress.events_processed,
+                    models=progress.models,
+                    deleted=progress.models_deleted,
+                    declined=progress.events_declined,
+                    seconds=progress.elapsed_seconds,
+                    events_per_second=progress.events_per_second,
                 )
-        except StorageError as why:  # the models are there all the same, or another error is on its way
-            log.warning("rebuild.not_noted", projection=self._ground.projection.name, why=str(why))
+            )
+    except StorageError as why:  # the models are there all the same, or another error is on its way
+        log.warning("rebuild.not_noted", projection=build.manifest.projection, why=str(why))
 
 
 def _outcome(error: BaseException | None) -> Literal["completed", "cancelled", "failed"]:

@@ -9,7 +9,7 @@ from streams.control.claim_rebuild import claim_rebuild
 from streams.control.ground import Ground, check_group
 from streams.control.progress import ProgressTracker
 from streams.control.refolding import Refolding
-from streams.control.run import Run
+from streams.control.run import Run, note_end
 from streams.control.strategies import SpecificStreams
 from streams.control.target import Prepared, Target
 from streams.data.build import Build, Manifest, RebuildRecord
@@ -111,7 +111,7 @@ class StreamsRun(Run):
                 _figures(refolding, is_done=True), states={n: fold.kept.state for n, fold in refolding.folds.items()}
             )
             if made is not None:
-                self._note(made, progress)
+                note_end(made, progress)
             return progress
 
     def _look(self) -> tuple[TopicInfo, Build, dict[int, Watermarks]]:

@@ -26,8 +26,8 @@ __all__ = ["ModelReader"]
 class ModelReader:
     """The read models of a build, as last committed by whoever folds them.
 
-    Each partition is seen as of the instant at which the reader was opened, and the build stays on disk until it is
-    closed, also where a rebuild has replaced it meanwhile.
+    Each partition is seen as of the instant at which the reader was opened, or has caught up last. The build stays on
+    disk until it is closed, also where a rebuild has replaced it meanwhile.
     """
 
     def __init__(self, build: Build, projection: CqrsProjection[Any] | None) -> None:
@@ -35,13 +35,30 @@ class ModelReader:
         """What is read."""
         self._decode = orjson.loads if projection is None else serde_for(projection.model_type()).decode
         self._partitions: dict[int, PartitionReader] = {}
-        with ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="refold-reader-")))
-            for number in build.partitions():
-                opened = read_only(build.path / str(number), scratch / str(number))
-                stack.callback(opened.close)
+        self._open = ExitStack()
+        self._scratch = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="refold-reader-")))
+        try:
+            self._open_new()
+        except BaseException:
+            self._open.close()
+            raise
+
+    def _open_new(self) -> None:
+        for number in self.build.partitions():
+            if number not in self._partitions:
+                opened = read_only(self.build.path / str(number), self._scratch / str(number))
+                self._open.callback(opened.close)
                 self._partitions[number] = opened
-            self._open = stack.pop_all()
+
+    def catch_up(self) -> None:
+        """See the models as they are committed by now; partitions one after the other, each as of one instant.
+
+        Raises:
+            StorageError: They cannot be read.
+        """
+        for one in self._partitions.values():
+            one.catch_up()
+        self._open_new()
 
     @classmethod
     def of_current(

@@ -57,6 +57,13 @@ class PartitionReader:
         """Yield every model's id, as UTF-8, in the order of the bytes."""
         return ids_of(self._db, self.path)
 
+    def catch_up(self) -> None:
+        """See what the writer has committed by now."""
+        try:
+            self._db.try_catch_up_with_primary()
+        except Exception as error:
+            raise failure(self.path, "read", error) from error
+
     def close(self) -> None:
         """Let go of the files."""
         self._db.close()

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,16 @@ from streams import (
     Snapshots,
     SpecificStreams,
 )
+from streams.cluster import Cluster
+from streams.compacted import CompactedTopic
+from streams.control.generations import Generations
 from streams.data import answers, build
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.store import RocksPartition
 from tests.integration.kit import Kit
+from tests.integration.versions import Fixed
 
-__all__ = ["DIED", "Job"]
+__all__ = ["DIED", "Job", "beside"]
 
 DIED = 9
 
@@ -42,8 +47,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     group: str
     state_dir: str
     kind: str
-    """beginning, checkpoint, position, snapshot, restore, streams; take, which takes a snapshot; or run, which folds
-    live and counts as its steps only the replacing of models."""
+    """beginning, checkpoint, position, snapshot, restore, streams; take, which takes a snapshot; beside and resume, a
+    rebuild beside the live generation; or run, which folds live and counts as its steps only the replacing of models.
+    """
     positions: dict[int, int] = {}
     snapshot: str = ""
     streams: list[str] = []
@@ -71,11 +77,24 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             current = kit.store.current()
             assert current is not None
             Snapshots(kit.store.directory).take(current, wait_s=10)
+        elif self.kind in ("beside", "resume"):
+            generations = beside(kit)
+            if self.kind == "beside":
+                asyncio.run(generations.rebuild(policy="report", approve="auto", keep=timedelta(0), workers=0))
+            else:
+                asyncio.run(generations.resume(workers=0))
         elif self.kind == "run":
             with kit.live() as agent:
                 agent.run()
         else:
             asyncio.run(kit.coordinator().rebuild(self.strategy()))
+
+
+def beside(kit: Kit) -> Generations:
+    """The fixed version of the kit's projection, beside what there is."""
+    return Generations(
+        Fixed(), kit.events, registry=kit.registry, state_dir=kit.state_dir, group=kit.group, settings=kit.settings
+    )
 
 
 def _prepare(job: Job) -> None:
@@ -106,6 +125,8 @@ def _prepare(job: Job) -> None:
     for owner, names in (
         (RocksPartition, ("commit", "carry", "snapshot")),
         (KafkaCheckpointStore, ("claim",)),
+        (CompactedTopic, ("update",)),
+        (Cluster, ("delete_group",)),
         (Path, ("rename",)),
         (os, ("link",)),
         (shutil, ("rmtree", "copyfile")),

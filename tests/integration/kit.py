@@ -264,6 +264,10 @@ class Kit:
         assert done.returncode == ok, done.stderr
         return done.stdout if ok == 0 else done.stderr
 
+    def refold_in_place(self, projection: str = TALLY) -> None:
+        """Fold all that there is, by the command, so that it is registered."""
+        self.refold("rebuild", "--in-place", "--yes", projection=projection)
+
     def environment(self, **variables: str) -> dict[str, str]:
         """What such a command runs with."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("REFOLD_")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -18,52 +17,16 @@ from typing import Any
 
 import pytest
 
-from projections.contract import Event
 from streams.control.compare import Report
 from streams.control.verify import Side, last_report, verify
 from streams.data.cut import Cut
 from streams.data.runner import ThreadRunner
 from streams.errors import NotReady, ProjectionError, StoreLocked
 from tests.integration.kit import Kit, produce, read_log, tally_events, until
+from tests.integration.versions import Expecting, Fixed, Halting, Impure
 from tests.support import Tally, envelope, folded
 
 NewKit = Callable[..., Kit]
-
-
-class Fixed(Tally):
-    """Corrects the models of some streams, and of no others."""
-
-    version = 2
-
-    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
-        model = super().apply_to_model(model, event)
-        if model is not None and event.stream.endswith("7"):
-            model["fixed"] = True
-        return model
-
-    def validate(self, old: Any | None, new: Any | None) -> bool:
-        if old is None or new is None:
-            return False
-        return bool({key: value for key, value in new.items() if key != "fixed"} == old)
-
-
-class Impure(Tally):
-    """Reads something that is not in the event."""
-
-    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
-        model = super().apply_to_model(model, event)
-        if model is not None and event.stream == "stream-3":
-            model["sum"] += random.randint(1, 1000)
-        return model
-
-
-class Halting(Tally):
-    """Cannot fold one kind of event, which the corrected code can."""
-
-    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
-        if event.type == "odd":
-            raise ValueError("odd")
-        return super().apply_to_model(model, event)
 
 
 def beside(kit: Kit, projection: Tally) -> Kit:
@@ -152,7 +115,7 @@ def test_a_fix_is_reported_as_exactly_the_models_that_it_changes(new_kit: NewKit
     produce(kit.bootstrap, kit.topic, tally_events(4000, streams=500))
     with folding(kit, other), traffic(kit, 4000):
         until("both to have folded", lambda: sum(other.positions().values()) >= 4000 <= sum(kit.positions().values()))
-        report = compared(kit, other, validate=Fixed(), shown=1000)
+        report = compared(kit, other, validate=Expecting(), shown=1000)
     log = read_log(kit.bootstrap, kit.cluster.topic(kit.topic))
     models: dict[str, Any] = {}
     for number, position in report.positions.items():
@@ -173,7 +136,7 @@ def test_impure_code_is_caught(new_kit: NewKit) -> None:
     produce(kit.bootstrap, kit.topic, tally_events(1000))
     kit.fold_all()
     other.fold_all()
-    report = compared(kit, other, validate=Fixed())
+    report = compared(kit, other, validate=Expecting())
     assert not report.summary.is_identical
     assert [one.id for one in report.differences] == ["stream-3"]
     assert report.summary.fields == {"/sum": 1}
@@ -300,7 +263,7 @@ def test_what_cannot_be_compared_is_refused(new_kit: NewKit) -> None:
 
 
 def test_validate_that_raises_is_told_with_the_model(new_kit: NewKit) -> None:
-    class Raising(Fixed):
+    class Raising(Expecting):
         def validate(self, old: Any | None, new: Any | None) -> bool:
             raise KeyError("oops")
 

@@ -1,0 +1,186 @@
+"""Running a projection for good: those of its generations that the registry says are to be folded."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+from streams.control.folding import Folding
+from streams.control.place import note
+from streams.control.record import Generation, Record
+from streams.control.retire import retire
+from streams.control.site import Site
+from streams.data.agent import AgentStatus, Job
+from streams.data.runner import MakeRunner
+from streams.errors import CqrsError
+from streams.log import get_logger
+
+__all__ = ["Running"]
+
+log = get_logger(__name__)
+
+_LOOK_S = 0.05
+_KEEPING_S = 2.0
+_AGAIN_S = 5.0
+
+
+class Running:
+    """Folds the active generation, and follows the registry: what becomes active and is of this code is folded too.
+
+    One that is replaced goes on being folded while it is kept, so that a switch back loses nothing. One whose time is
+    over is removed.
+
+    Use it in `with`, whose block calls `run`, from one thread. `stop`, `job` and `status` are for any.
+
+    Args:
+        site: The projection.
+        make_runner: Where the agents of each generation run.
+        adopt: State that the code or the codec changed but the fold did not.
+    """
+
+    def __init__(self, site: Site, make_runner: MakeRunner, *, adopt: bool = False) -> None:
+        self._site = site
+        self._make_runner = make_runner
+        self._adopt = adopt
+        self._stopped = threading.Event()
+        self._foldings: dict[str, Folding] = {}
+        self._again: dict[str, float] = {}
+        self._kept_s = 0.0
+        self._shown: Folding | None = None
+        self._keeper: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Claim the active generation and have it folded; where there is none yet, found the first one.
+
+        Raises:
+            See `claim_live`.
+        """
+        site = self._site
+        record = site.registry.get(site.name)
+        place = site.active(record)
+        first = self._shown = Folding(site.ground(place), self._make_runner)
+        first.start(adopt=self._adopt)
+        self._foldings[place.generation] = first
+        try:
+            note(site.registry, record, place, site.name, place.group if record is None else record.group)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop, and wait for the end of all that is folded.
+
+        Raises:
+            Whatever has ended the generation that is shown.
+        """
+        self._close()
+
+    @property
+    def job(self) -> Job:
+        """What is folded into what, of the generation that is shown: the active one, where this process folds it."""
+        assert self._shown is not None
+        return self._shown.job
+
+    @property
+    def status(self) -> AgentStatus:
+        """The figures of the same."""
+        return AgentStatus() if self._shown is None else self._shown.status
+
+    def stop(self) -> None:
+        """Ask `run` to end: what is at hand is finished and committed, and the groups are left."""
+        self._stopped.set()
+        for folding in list(self._foldings.values()):
+            folding.stop()
+
+    def run(self) -> None:
+        """Go on until stopped.
+
+        Raises:
+            See `Agent.run`, of the generation that is shown. What goes wrong with another one is logged.
+        """
+        site = self._site
+        with site.registry.watch(site.name) as watch:
+            while not self._stopped.is_set():
+                for id_, folding in list(self._foldings.items()):
+                    if folding.wait(_LOOK_S if folding is self._shown else 0.0):
+                        self._end(id_, folding)
+                if not self._foldings:
+                    self._stopped.wait(_LOOK_S)
+                if watch.record is not None:
+                    self._reconcile(watch.record)
+                    self._keep_house(watch.record)
+
+    def _close(self) -> None:
+        self.stop()
+        try:
+            for id_, folding in list(self._foldings.items()):
+                self._end(id_, folding)
+        finally:
+            if self._keeper is not None:
+                self._keeper.join()
+
+    def _reconcile(self, record: Record) -> None:
+        """Fold what is to be folded, and nothing else."""
+        for id_, folding in list(self._foldings.items()):
+            known = record.find(id_)
+            if known is None or not known.is_folded:
+                log.info("generation.let_go", generation=id_, phase="gone" if known is None else known.phase)
+                folding.stop()
+                self._end(id_, folding)
+        for one in record.generations:
+            if one.is_folded and one.id not in self._foldings and self._site.can_fold(one):
+                self._take_on(one)
+        if record.active in self._foldings:
+            self._shown = self._foldings[record.active]
+
+    def _take_on(self, generation: Generation) -> None:
+        if time.monotonic() < self._again.get(generation.id, 0.0):
+            return
+        folding = Folding(self._site.ground(self._site.place(generation)), self._make_runner)
+        try:
+            folding.start()
+        except CqrsError as error:
+            self._again[generation.id] = time.monotonic() + _AGAIN_S
+            log.warning("generation.not_folded", generation=generation.id, again_in_s=_AGAIN_S, why=str(error))
+            return
+        log.info("generation.taken_on", generation=generation.id, phase=generation.phase)
+        self._foldings[generation.id] = folding
+
+    def _end(self, id_: str, folding: Folding) -> None:
+        """Let go of a generation. What has ended the one that is shown, is raised."""
+        del self._foldings[id_]
+        try:
+            folding.close()
+        except CqrsError as error:
+            if folding is self._shown:
+                raise
+            self._again[id_] = time.monotonic() + _AGAIN_S
+            log.warning("generation.not_folded", generation=id_, again_in_s=_AGAIN_S, why=str(error))
+
+    def _keep_house(self, record: Record) -> None:
+        """Remove generations whose time is over, on a thread: it waits for those who fold and read them."""
+        if time.monotonic() - self._kept_s < _KEEPING_S or (self._keeper is not None and self._keeper.is_alive()):
+            return
+        self._kept_s = time.monotonic()
+        now = datetime.now(UTC)
+        over = [
+            one.id
+            for one in record.generations
+            if one.phase == "retiring" or (one.phase == "kept" and one.kept_until is not None and one.kept_until <= now)
+        ]
+        if over:
+            self._keeper = threading.Thread(target=self._remove, args=[over], name="refold-keeper")
+            self._keeper.start()
+
+    def _remove(self, generations: list[str]) -> None:
+        for one in generations:
+            try:
+                retire(self._site, one, "its time was over", wait_s=_AGAIN_S)
+            except CqrsError as error:
+                log.warning("generation.not_retired", generation=one, why=str(error))

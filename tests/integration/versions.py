@@ -1,0 +1,50 @@
+"""Versions of one projection: what it was, a fix of it, and ones that are not as they should be."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from projections.contract import Event
+from tests.support import Tally
+
+
+class Fixed(Tally):
+    """Corrects the models of some streams, and of no others."""
+
+    name = "tally"
+    version = 2
+
+    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+        model = super().apply_to_model(model, event)
+        if model is not None and event.stream.endswith("7"):
+            model["fixed"] = True
+        return model
+
+
+class Expecting(Fixed):
+    """Says which models the fix is to change."""
+
+    def validate(self, old: Any | None, new: Any | None) -> bool:
+        if old is None or new is None:
+            return False
+        return bool({key: value for key, value in new.items() if key != "fixed"} == old)
+
+
+class Impure(Tally):
+    """Reads something that is not in the event."""
+
+    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+        model = super().apply_to_model(model, event)
+        if model is not None and event.stream == "stream-3":
+            model["sum"] += random.randint(1, 1000)
+        return model
+
+
+class Halting(Tally):
+    """Cannot fold one kind of event, which the corrected code can."""
+
+    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+        if event.type == "odd":
+            raise ValueError("odd")
+        return super().apply_to_model(model, event)
