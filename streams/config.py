@@ -19,6 +19,7 @@ __all__ = [
     "Codec",
     "FoldSettings",
     "KafkaSettings",
+    "OnChange",
     "SourceSettings",
     "StateSettings",
     "Tombstones",
@@ -88,6 +89,11 @@ class KafkaSettings(BaseSettings):
         return {"reconnect.backoff.max.ms": 1000, **settings, **self.kafka, "bootstrap.servers": self.bootstrap_servers}
 
 
+OnChange = Literal["ask", "rebuild", "adopt"]
+"""ask: refuse, and say so in the registry; whoever has the old code goes on. rebuild: make a new generation beside the
+active one. adopt: go on with its models, stating that the change does not alter the fold."""
+
+
 class FoldSettings(BaseSettings):
     """How events are folded and how often the result is made durable."""
 
@@ -101,6 +107,8 @@ class FoldSettings(BaseSettings):
     checkpoint_seconds: PositiveFloat = 5.0
     """The longest time between two checkpoints, which is what a crash costs to fold again.
     Env: REFOLD_CHECKPOINT_SECONDS."""
+    on_change: OnChange = "ask"
+    """What a run does whose code is not the active generation's. Env: REFOLD_ON_CHANGE."""
     session_timeout_s: PositiveFloat = 45.0
     """Silence after which the group gives a member's partitions to others (session.timeout.ms).
     Env: REFOLD_SESSION_TIMEOUT_S."""

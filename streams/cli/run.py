@@ -11,7 +11,8 @@ from rich.console import Console
 from streams.cli.parts import naming_commands
 from streams.cli.signals import Stop, drained_by_signals
 from streams.cli.view import shown_while
-from streams.cli.wiring import Flag, FoldOptions, ProjectionName
+from streams.cli.wiring import Flag, ProjectionName, RunOptions
+from streams.control.bring_up import bring_up
 from streams.control.running import Running
 from streams.data.runner import ThreadRunner
 from streams.data.supervisor import supervised
@@ -25,7 +26,7 @@ log = get_logger(__name__)
 def run(
     projection: ProjectionName,
     /,
-    options: FoldOptions = FoldOptions(),  # noqa: B008 - frozen
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
     *,
     adopt: Flag = False,
     workers: PositiveInt = 1,
@@ -53,21 +54,26 @@ def run(
     stop = Stop()
     with naming_commands(projection), drained_by_signals(stop.ask, exit_code=0):
         wired = options.wire(projection)
+        site = wired.site()
         make_runner = supervised(workers) if workers > 1 else ThreadRunner
-        with Running(wired.site(), make_runner, adopt=adopt) as running:
+        if adopt or wired.settings.on_change == "adopt":
+            adopt = True
+        elif not bring_up(site, workers, rebuilds=wired.settings.on_change == "rebuild", stop=stop):
+            return
+        with Running(site, make_runner, adopt=adopt) as running:
             stop.to(running.stop)
             log.info(
                 "run.started",
                 projection=wired.projection.name,
                 topic=wired.events.topic,
-                group=wired.checkpoints.group,
-                state=str(wired.store.directory),
+                group=running.job.group,
+                state=str(running.job.build.root),
             )
             console = Console(stderr=True, highlight=False, markup=False)
             if console.is_terminal:
                 console.print(
-                    f"{wired.projection.name} from topic {wired.events.topic}, group {wired.checkpoints.group}, "
-                    f"state in {wired.store.directory}. Ctrl-C stops it.",
+                    f"{wired.projection.name} from topic {wired.events.topic}, group {running.job.group}, "
+                    f"state in {running.job.build.root}. Ctrl-C stops it.",
                     soft_wrap=True,
                     highlight=False,
                 )

@@ -102,6 +102,11 @@ class Stop:
         self._asked = False
         self._target: Callable[[], None] | None = None
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether it was asked for."""
+        return self._asked
+
     def ask(self) -> None:
         """Stop what there is, now or as soon as it is there."""
         with self._guard:

@@ -9,6 +9,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from streams.cli.beside import record_json
 from streams.cli.output import duration, local_time, printer, shown, size
 from streams.cli.partitions import partitions_table
 from streams.cli.parts import Located
@@ -49,11 +50,14 @@ def status(
     progress = progress_of(found.group, KafkaEventStore(group.topic, kafka=found.kafka), found.store)
     if json:
         document = {"projection": found.projection.name, **_group_json(group), "rebuild": _rebuild_json(state)}
-        print(shown(document | {"progress": None if progress is None else _progress_json(progress)}))  # noqa: T201
+        document |= {"progress": None if progress is None else _progress_json(progress)}
+        print(shown(document | {"registry": None if found.record is None else record_json(found.record)}))  # noqa: T201
         return
     console = printer()
     console.print(partitions_table(group), crop=False)
     console.print(_lag_line(group), soft_wrap=True)
+    for line in _generation_lines(found):
+        console.print(line, soft_wrap=True)
     if state is not None and state.rebuild is not None and state.rebuild.outcome == "running":
         console.print(rebuild_line(state), soft_wrap=True)
     if progress is not None and progress.is_running:
@@ -116,6 +120,37 @@ def _group(found: Located, state: StateView | None) -> GroupView:
         state=None if state is None else state.partitions,
         live=None if state is None else state.folding,
     )
+
+
+def _generation_lines(found: Located) -> list[str]:
+    """Say what generations there are, where there is more than one, and what waits for a person."""
+    record = found.record
+    if record is None:
+        return []
+    lines = []
+    if len(record.generations) > 1:
+        parts = []
+        for one in record.generations:
+            until = "" if one.kept_until is None else f" until {local_time(one.kept_until)}"
+            parts.append(f"{one.id} {one.phase}{until}")
+        lines.append(f"generations: {', '.join(parts)}")
+    running = record.running
+    if running is not None:
+        green = record.find(running.generation)
+        at_ = "paused" if running.is_paused else "gone" if green is None else green.phase
+        why = f": {running.why}" if running.why else ""
+        lines.append(f"{running.generation} is made beside {record.active}, {at_}{why}")
+        if green is not None and green.phase == "waiting":
+            lines.append(
+                f"`refold verify {found.called}` shows what differs, `refold switch {found.called}` approves it"
+            )
+    waiting = record.waiting
+    if waiting is not None and (waiting.version, waiting.fingerprint) != (record.live.version, record.live.fingerprint):
+        lines.append(
+            f"code of version {waiting.version} waits since {local_time(waiting.since)}: {record.active} is of other "
+            f"code; `refold rebuild {found.called}`, or `refold run {found.called} --adopt`"
+        )
+    return lines
 
 
 def _lag_line(group: GroupView) -> str:
@@ -181,6 +216,7 @@ def _facts(found: Located, state: StateView | None, group: GroupView | BrokerErr
             ("state", f"{state.directory.absolute()}, build {manifest.build}, begun {local_time(manifest.made)}"),
             ("size", f"{size(state.size_bytes)} on disk, {state.models:,} models"),
             ("rebuild", rebuild_line(state)),
+            *(("registry", line) for line in _generation_lines(found)),
         ]
         if manifest.incomplete:
             facts.append(("history", "incomplete, which was allowed: the topic had lost events when the build began"))

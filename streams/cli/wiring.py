@@ -33,6 +33,7 @@ __all__ = [
     "GroupOptions",
     "Options",
     "PlaceOptions",
+    "RunOptions",
     "warn_of_unknown_variables",
 ]
 
@@ -238,3 +239,13 @@ def warn_of_unknown_variables() -> None:
     unknown = unknown_variables()
     if unknown:
         log.warning("settings.unknown_variables", variables=", ".join(unknown))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(FoldOptions):
+    """What a command takes that folds for good."""
+
+    on_change: Annotated[str | None, Parameter(env_var="REFOLD_ON_CHANGE")] = None
+    """Where the active generation is of other code: ask, which ends here and says so (the default); rebuild, beside it;
+    or adopt, which goes on with its models."""

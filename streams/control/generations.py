@@ -14,7 +14,7 @@ from streams.control import transitions as to
 from streams.control.active import ActiveModels
 from streams.control.begin import Approve, begin_beside
 from streams.control.compare import Report
-from streams.control.green import Approver, Green, compare_generations, refusal
+from streams.control.green import NICE, Approver, Green, compare_generations, refusal
 from streams.control.record import Generation, Policy, Record
 from streams.control.registry import Registry
 from streams.control.reporters import ProgressReporter, reported
@@ -29,9 +29,6 @@ from streams.errors import GenerationNotFound, NotReady
 from streams.types import RebuildProgress
 
 __all__ = ["Generations"]
-
-NICE = 10
-"""By how much the priority of agents is lowered that replay beside a live generation."""
 
 
 class Generations:

@@ -26,13 +26,15 @@ from streams.errors import CodeChanged, CqrsError, ProjectionError, RebuildCance
 from streams.log import get_logger
 from streams.types import RebuildProgress
 
-__all__ = ["Approver", "Green"]
+__all__ = ["NICE", "Approver", "Green", "compare_generations", "refusal"]
 
 log = get_logger(__name__)
 
 Approver = Callable[[Report], bool]
 """Says whether what a comparison found is as it should be; it may take its time, and folding goes on meanwhile."""
 
+NICE = 10
+"""By how much the priority of agents is lowered that replay beside a live generation."""
 _LOOK_S = 0.05
 _HAND_OVER_S = 8.0
 
@@ -57,15 +59,23 @@ class Green:
         make_runner: Where the new generation's agents run.
         approver: Asked where a person is to approve; None: `drive` returns then.
         is_patient: Without an approver, wait until somebody approves by the registry.
+        hands_over: After the switch, fold on for a moment until others do who follow the registry.
     """
 
     def __init__(
-        self, site: Site, make_runner: MakeRunner, *, approver: Approver | None = None, is_patient: bool = False
+        self,
+        site: Site,
+        make_runner: MakeRunner,
+        *,
+        approver: Approver | None = None,
+        is_patient: bool = False,
+        hands_over: bool = True,
     ) -> None:
         self._site = site
         self._make_runner = make_runner
         self._approver = approver
         self._is_patient = is_patient
+        self._hands_over = hands_over
         self._stopped = threading.Event()
         self._watch: Watch
         self._folding: Folding
@@ -120,7 +130,7 @@ class Green:
             with place.store.rebuilding(f"rebuild of {green.id}"), site.registry.watch(site.name) as self._watch:
                 try:
                     self._go_on()
-                    if self._newest().active == green.id:
+                    if self._hands_over and self._newest().active == green.id:
                         self._hand_over()
                 finally:
                     self._folding.close()

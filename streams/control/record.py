@@ -9,7 +9,18 @@ import msgspec
 
 from streams.data.build import Build
 
-__all__ = ["SCHEMA", "Generation", "Gone", "Phase", "Policy", "Rebuild", "Record", "Summary", "facts_of"]
+__all__ = [
+    "SCHEMA",
+    "Generation",
+    "Gone",
+    "Phase",
+    "Policy",
+    "Rebuild",
+    "Record",
+    "Summary",
+    "Waiting",
+    "facts_of",
+]
 
 SCHEMA = 1
 
@@ -121,6 +132,16 @@ class Rebuild(msgspec.Struct, frozen=True, kw_only=True):
         return self.outcome == "running"
 
 
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """Code that was to fold the projection, and is another than the active generation's."""
+
+    version: int
+    fingerprint: str
+    since: datetime
+    by: str
+    """A process and its machine."""
+
+
 class Gone(msgspec.Struct, frozen=True, kw_only=True):
     """A generation that is no more."""
 
@@ -148,6 +169,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     wanted: str
     """The one that is to become active; the same where nothing is under way."""
     rebuild: Rebuild | None = None
+    waiting: Waiting | None = None
+    """Code that was refused, and waits for a person to say whether to rebuild or to adopt."""
     newest: int = 0
     """The highest number that a generation was given."""
     gone: tuple[Gone, ...] = ()

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from streams.control.record import Generation, Gone, Phase, Policy, Rebuild, Record, Summary
+from streams.control.record import Generation, Gone, Phase, Policy, Rebuild, Record, Summary, Waiting
 from streams.data.checkpoint import generation_id
 from streams.errors import GenerationNotFound, NotReady, RebuildRunning
 
@@ -32,6 +32,7 @@ __all__ = [
     "rolled_back",
     "switched",
     "synced",
+    "waits",
 ]
 
 _GONE_KEPT = 20
@@ -60,7 +61,20 @@ def founded(record: Record | None, projection: str, group: str, directory: str, 
 def synced(record: Record, id: str, facts: Mapping[str, Any]) -> Record:  # noqa: A002
     """Note what a generation's build says: the store is the truth, also where it was rebuilt in place or adopted."""
     found = record.find(id)
-    return record if found is None else _with(record, replace(found, **facts))
+    if found is None:
+        return record
+    synced_ = replace(found, **facts)
+    waiting = record.waiting
+    is_settled = waiting is not None and waiting.fingerprint == synced_.fingerprint and id == record.active
+    return replace(_with(record, synced_), waiting=None if is_settled else waiting)
+
+
+def waits(record: Record, version: int, fingerprint: str, by: str) -> Record:
+    """Note that code was refused which is not the active generation's."""
+    known = record.waiting
+    if known is not None and (known.version, known.fingerprint) == (version, fingerprint):
+        return record
+    return replace(record, waiting=Waiting(version=version, fingerprint=fingerprint, since=datetime.now(UTC), by=by))
 
 
 def begun(
@@ -114,7 +128,14 @@ def begun(
         began_at=now,
         by=by,
     )
-    return replace(record, generations=(*record.generations, green), wanted=name, newest=number, rebuild=rebuild)
+    return replace(
+        record,
+        generations=(*record.generations, green),
+        wanted=name,
+        newest=number,
+        rebuild=rebuild,
+        waiting=None,
+    )
 
 
 def pinned(record: Record, rebuild_id: str, facts: Mapping[str, Any], targets: Mapping[int, int]) -> Record:

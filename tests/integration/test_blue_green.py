@@ -494,3 +494,51 @@ def test_models_are_those_of_the_log(new_kit: NewKit) -> None:
     log = read_log(kit.bootstrap, kit.cluster.topic(kit.topic))
     expected = {key: one for records in log.values() for key, one in folded(records, Fixed()).items()}
     assert active(kit, Fixed()).models() == expected
+
+
+def test_changed_code_that_is_to_ask_waits_and_status_says_so(new_kit: NewKit) -> None:
+    kit = new_kit()
+    with begun(kit) as live:
+        said = kit.refold("run", projection=FIXED, ok=1)
+        assert "was folded by other code" in said
+        assert f"refold rebuild {FIXED}" in said
+        status = kit.refold("status", projection=FIXED)
+        assert "code of version 2 waits since" in status
+        assert live.runs()
+        kit.refold("rebuild", "--yes", "--approve", "auto", projection=FIXED)
+        status = kit.refold("status", projection=FIXED)
+        assert "waits since" not in status
+        assert "generations: tally.v1 kept until" in status
+        assert "tally.v2-2 active" in status
+
+
+def test_changed_code_that_is_to_rebuild_brings_its_generation_up_and_folds_it(new_kit: NewKit) -> None:
+    """As in a rolling update: several new processes at once, beside the old one."""
+    kit = new_kit()
+    on_change = ["--on-change", "rebuild"]
+    expecting = "tests.integration.versions:Expecting"
+    with begun(kit) as live, Reader(kit) as reader:
+        with (
+            kit.process(*on_change, projection=expecting, env=QUICKLY) as one,
+            kit.process(*on_change, projection=expecting, env=QUICKLY) as other,
+        ):
+            until("the new one to be active", lambda: record_of(kit).active == "tally.v2-2")
+            wait_for_log(one, ["run.started"])
+            wait_for_log(other, ["run.started"])
+            produce(kit.bootstrap, kit.topic, tally_events(200, first=2000, streams=100))
+            green, end = active(kit, Fixed()), kit.ends()
+            until("the new one to be folded on", partial(is_beyond, green, end))
+            assert record_of(kit).newest == 2
+            assert one.terminate() == 0
+            assert other.terminate() == 0
+        assert live.runs()
+    assert reader.wrong == []
+    assert reader.versions == ["old", "new"]
+
+
+def test_a_run_that_waits_for_approval_is_stopped_at_once(new_kit: NewKit) -> None:
+    kit = new_kit()
+    with begun(kit), kit.process("--on-change", "rebuild", projection=FIXED, env=QUICKLY) as new:
+        until("it to wait", lambda: record_of(kit).generations[-1].phase == "waiting")
+        assert new.terminate() == 0
+        assert record_of(kit).active == "tally.v1"
