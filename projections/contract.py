@@ -112,6 +112,10 @@ class CqrsProjection(ABC, Generic[ReadModel]):
     certain where the model's id is its stream. `"stream"` states that it also holds for ids that differ:
     every event of one model is of one stream (`order-7/2026-01`, say)."""
 
+    depends_on: ClassVar[tuple[str, ...]] = ()
+    """Names of projections that are to be current before this one is rebuilt: a rebuild of several takes them in that
+    order, and one of this alone waits until they have folded all that their topics have."""
+
     @abstractmethod
     def extract_model_id(self, event: Event) -> str | None:
         """Say which read model an event belongs to; None declines the event.

@@ -68,7 +68,7 @@ class CompactedTopic:
         """
         return {key: message.value() for key, message in self._read().items()}
 
-    def update(self, key: str, change: Callable[[bytes | None], bytes]) -> bytes:
+    def update(self, key: str, change: Callable[[bytes | None], bytes], *, limit_s: float | None = None) -> bytes:
         """Change one value, so that of several who do so at once each sees what the one before has written.
 
         1. Begin as the key's only writer, by a transactional id of its own (KIP-98): whoever had begun before can
@@ -81,6 +81,7 @@ class CompactedTopic:
         Args:
             key: Which one.
             change: Gives the new value for the old one (None: there is none). It may be called again, with a newer one.
+            limit_s: How long to go on trying; by default for longer than a stopped writer's transaction may stay open.
 
         Returns:
             The value as it is now; where `change` gave what it was given, nothing was written.
@@ -90,9 +91,11 @@ class CompactedTopic:
             ConfigError: The topic is not compacted, or has several partitions.
             BrokerUnavailable, BrokerError: From Kafka. It may be unknown then whether the value was written.
         """
+        if limit_s is None:
+            limit_s = _TRANSACTION_S + self._settings.request_timeout_s
+        deadline = time.monotonic() + limit_s
         self._ensure()
         tokens: set[bytes] = set()
-        deadline = time.monotonic() + _TRANSACTION_S + self._settings.request_timeout_s
         while True:
             try:
                 return self._write(key, change, tokens, deadline)
@@ -121,7 +124,7 @@ class CompactedTopic:
         # Step 1
         self._call(producer, lambda: producer.init_transactions(_CALL_S), deadline)
         # Step 2
-        found = self._read().get(key)
+        found = self._read(deadline).get(key)
         before = None if found is None else found.value()
         if found is not None and any(value in tokens for name, value in found.headers() or () if name == _TOKEN):
             return bytes(found.value())  # written after all, by a transaction of ours whose end we were not told
@@ -171,13 +174,13 @@ class CompactedTopic:
                 f"it (`kafka-configs.sh --alter --topic {self.name} --add-config cleanup.policy=compact`)."
             )
 
-    def _read(self) -> dict[str, Message]:
+    def _read(self, deadline: float | None = None) -> dict[str, Message]:
         """Read up to the end as it is now, also past the open transactions of other keys' writers."""
         if self.name not in self._cluster.topics():
             return {}
         end = self._cluster.high_watermark(self.name, 0)
         found: dict[str, Message] = {}
-        deadline = time.monotonic() + _TRANSACTION_S + self._settings.request_timeout_s
+        deadline = deadline or time.monotonic() + _TRANSACTION_S + self._settings.request_timeout_s
         with closing(self._consumer()) as consumer:
             position = 0
             while position < end:

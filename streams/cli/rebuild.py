@@ -16,6 +16,7 @@ from streams.cli.output import shown
 from streams.cli.parts import Wired, naming_commands, stream_ids
 from streams.cli.plan import agree_to_beside, agree_to_rebuild
 from streams.cli.progress import reporter_for
+from streams.cli.several import How, Several, rebuild_several, wait_for_dependencies
 from streams.cli.signals import drained_by_signals
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName
 from streams.control.begin import Approve, default_policy
@@ -39,8 +40,8 @@ __all__ = ["rebuild"]
 def rebuild(
     projection: ProjectionName,
     /,
+    *more: ProjectionName,
     options: FoldOptions = FoldOptions(),  # noqa: B008 - frozen
-    *,
     from_: Annotated[str, Parameter(name="--from")] = "beginning",
     snapshot_every: PositiveInt | None = None,
     retries: NonNegativeInt = 0,
@@ -50,6 +51,7 @@ def rebuild(
     verify: Policy | None = None,
     approve: Approve = "ask",
     keep_minutes: NonNegativeFloat = 60.0,
+    parallel: PositiveInt = 1,
     adopt: Flag = False,
     yes: Flag = False,
     json: Flag = False,
@@ -64,10 +66,14 @@ def rebuild(
     unless only some streams are folded again. Events that arrive after the start are left for `refold run`, which goes
     on from there. An interruption loses nothing: --from checkpoint goes on with the rebuild.
 
+    Of several projections, those that others depend on (depends_on) come first, and where one fails, the others are
+    rebuilt all the same. Those that run at once and fold the same topic share one read of it.
+
     Example: refold rebuild aircraft-log --topic flights --yes
 
     Args:
         projection: What to rebuild.
+        more: Further projections; each folds what refold.toml says, or all fold --topic.
         options: Topic, state and codec.
         from_: Where to begin. beginning: without models, at the first event. checkpoint: where the models are. What
             follows goes on with the models, or a snapshot, of that position: event:ID (right after it), time:ISO
@@ -85,19 +91,38 @@ def rebuild(
             the projection's validate does not expect (the default where it has one). none: nothing is compared.
         approve: Beside: who approves a report. ask: you; without a terminal it waits for refold switch. auto: nobody.
         keep_minutes: Beside: for how long the old models are kept, and kept up, to be switched back to.
+        parallel: Of several projections: how many are rebuilt at once.
         adopt: Keep models that other code has folded, stating that the change does not alter them.
         yes: Do not ask.
         json: Print the final figures as one JSON object.
     """
     strategy = parse_strategy(from_)
-    wired = options.wire(projection)
     console = Console(stderr=True, highlight=False, markup=False)
+    keep = timedelta(minutes=keep_minutes)
+    if more:
+        wanted = [
+            Several(wired, beside=_goes_beside(wired, strategy, in_place=in_place, beside=beside))
+            for wired in map(options.wire, (projection, *more))
+        ]
+        how = How(
+            strategy=strategy,
+            policy=verify,
+            approve=approve,
+            keep=keep,
+            workers=workers,
+            snapshot_every=snapshot_every,
+            retry=Retry(attempts=retries + 1) if retries else None,
+            adopt=adopt,
+        )
+        rebuild_several(console, wanted, how, parallel=parallel, yes=yes, json=json)
+        return
+    wired = options.wire(projection)
     if _goes_beside(wired, strategy, in_place=in_place, beside=beside):
-        keep = timedelta(minutes=keep_minutes)
         if not yes:
             site = wired.site()
             record = site.record()
             agree_to_beside(console, wired, record, verify or default_policy(site, record), keep)
+        wait_for_dependencies(wired)
         generations = wired.generations()
         drive(
             console,
@@ -111,6 +136,7 @@ def rebuild(
         return
     if not yes:
         agree_to_rebuild(console, wired, strategy)
+    wait_for_dependencies(wired)
     coordinator = wired.coordinator(
         adopt=adopt,
         snapshot_every=snapshot_every,

@@ -96,6 +96,7 @@ class Generations:
         approver: Approver | None = None,
         keep: timedelta = timedelta(hours=1),
         workers: int = 1,
+        runner: MakeRunner | None = None,
         reporters: Sequence[ProgressReporter] = (),
         is_patient: bool = False,
     ) -> Coroutine[Any, Any, Record]:
@@ -110,7 +111,8 @@ class Generations:
             approve: `ask`: a person approves a report; `auto`: nobody need.
             approver: Is asked, with the report; without one, it ends there, and `switch` approves.
             keep: For how long the old generation is kept, and kept up, to be switched back to.
-            workers: How many agents replay, each in a process of its own, at a low priority.
+            workers: How many agents replay, each in a process of its own, at a low priority; 0 for one on a thread.
+            runner: Where the agent runs, if not so.
             reporters: Who is told of the progress.
             is_patient: Without an approver, wait until somebody approves.
 
@@ -123,7 +125,7 @@ class Generations:
             HistoryIncomplete: Events are gone that it needs. Nothing was changed.
             See `Green.drive`.
         """
-        self._made(workers, approver, is_patient=is_patient)
+        self._made(workers, approver, is_patient=is_patient, runner=runner)
 
         def work() -> Record:
             begin_beside(self.site, policy=policy, approve=approve, keep_s=keep.total_seconds())
@@ -268,8 +270,10 @@ class Generations:
             )
         return found
 
-    def _made(self, workers: int, approver: Approver | None, *, is_patient: bool) -> None:
-        make: MakeRunner = supervised(workers, nice=NICE) if workers else ThreadRunner
+    def _made(
+        self, workers: int, approver: Approver | None, *, is_patient: bool, runner: MakeRunner | None = None
+    ) -> None:
+        make = runner or (supervised(workers, nice=NICE) if workers else ThreadRunner)
         self._green = Green(self.site, make, approver=approver, is_patient=is_patient)
 
     def _drive(self) -> Record:

@@ -18,6 +18,9 @@ __all__ = ["Place", "active_place", "first_place", "note", "place_of", "try_note
 
 log = get_logger(__name__)
 
+_NOTE_S = 10.0
+"""How long it is tried: what is noted is the mirror of what is there already."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -94,7 +97,7 @@ def note(registry: Registry, record: Record | None, place: Place, projection: st
 
     if record is not None and change(record) == record:
         return record
-    return registry.update(projection, change)
+    return registry.update(projection, change, limit_s=_NOTE_S)
 
 
 def try_note(registry: Registry, record: Record | None, place: Place, projection: str, group: str) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from streams.cluster import Cluster
 from streams.compacted import CompactedTopic
 from streams.control.record import SCHEMA, Record
-from streams.errors import BrokerError, RegistryError
+from streams.errors import BrokerError, BrokerUnavailable, RegistryError
 from streams.log import get_logger
 
 __all__ = ["Registry", "Watch"]
@@ -67,13 +67,16 @@ class Registry:
             return None
         return None if raw is None else self._decoded(projection, raw)
 
-    def update(self, projection: str, change: Callable[[Record | None], Record]) -> Record:
+    def update(
+        self, projection: str, change: Callable[[Record | None], Record], *, limit_s: float | None = None
+    ) -> Record:
         """Change a projection's record: compare-and-set, see `CompactedTopic.update`.
 
         Args:
             projection: Whose.
             change: Gives the new record for the old one, or raises where it does not allow that. Called again where
                 somebody else wrote meanwhile, so it must go by what it is given alone.
+            limit_s: How long to go on trying; by default for over a minute.
 
         Returns:
             The record as it is now.
@@ -92,14 +95,22 @@ class Registry:
             revision = 1 if before is None else before.revision + 1
             return msgspec.json.encode(msgspec.structs.replace(after, revision=revision))
 
-        raw = self._topic.update(projection, changed)
+        raw = self._topic.update(projection, changed, limit_s=limit_s)
         record = self._decoded(projection, raw)
         self._copy(record, raw)
         return record
 
-    def watch(self, projection: str) -> Watch:
-        """Follow a projection's record, on a thread; close it, or use it in `with`."""
-        return Watch(self, projection, self._topic)
+    def watch(self, projection: str, *, is_patient: bool = False) -> Watch:
+        """Follow a projection's record, on a thread; close it, or use it in `with`.
+
+        Args:
+            projection: Whose.
+            is_patient: Begin without one where no broker answers just now.
+
+        Raises:
+            BrokerUnavailable, BrokerError: From Kafka.
+        """
+        return Watch(self, projection, self._topic, is_patient=is_patient)
 
     def _decoded(self, projection: str, raw: bytes) -> Record:
         try:
@@ -139,9 +150,14 @@ class Registry:
 class Watch:
     """One projection's record, followed by a thread of its own. What cannot be read leaves it as it was."""
 
-    def __init__(self, registry: Registry, projection: str, topic: CompactedTopic) -> None:
-        self.record: Record | None = registry.get(projection)
+    def __init__(self, registry: Registry, projection: str, topic: CompactedTopic, *, is_patient: bool) -> None:
+        self.record: Record | None = None
         """The newest that was read."""
+        try:
+            self.record = registry.get(projection)
+        except BrokerUnavailable:
+            if not is_patient:
+                raise
         self._registry = registry
         self._projection = projection
         self._topic = topic

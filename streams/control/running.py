@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from streams.control.folding import Folding
-from streams.control.place import note
+from streams.control.place import Place, note
 from streams.control.record import Generation, Record
 from streams.control.retire import retire
 from streams.control.site import Site
@@ -25,6 +27,7 @@ log = get_logger(__name__)
 _LOOK_S = 0.05
 _KEEPING_S = 2.0
 _AGAIN_S = 5.0
+_LAST_WORD_S = 3.0
 
 
 class Running:
@@ -51,6 +54,8 @@ class Running:
         self._kept_s = 0.0
         self._shown: Folding | None = None
         self._keeper: threading.Thread | None = None
+        self._place: Place
+        self._is_noted = False
 
     def __enter__(self) -> Self:
         """Claim the active generation and have it folded; where there is none yet, found the first one.
@@ -64,11 +69,8 @@ class Running:
         first = self._shown = Folding(site.ground(place), self._make_runner)
         first.start(adopt=self._adopt)
         self._foldings[place.generation] = first
-        try:
-            note(site.registry, record, place, site.name, place.group if record is None else record.group)
-        except BaseException:
-            self._close()
-            raise
+        self._place = place
+        self._keep(self._note)
         return self
 
     def __exit__(
@@ -105,16 +107,16 @@ class Running:
             See `Agent.run`, of the generation that is shown. What goes wrong with another one is logged.
         """
         site = self._site
-        with site.registry.watch(site.name) as watch:
+        with site.registry.watch(site.name, is_patient=True) as watch:
             while not self._stopped.is_set():
                 for id_, folding in list(self._foldings.items()):
                     if folding.wait(_LOOK_S if folding is self._shown else 0.0):
                         self._end(id_, folding)
                 if not self._foldings:
                     self._stopped.wait(_LOOK_S)
-                if watch.record is not None:
+                if watch.record is not None and self._is_noted:
                     self._reconcile(watch.record)
-                    self._keep_house(watch.record)
+                self._keep_house(watch.record)
 
     def _close(self) -> None:
         self.stop()
@@ -123,7 +125,7 @@ class Running:
                 self._end(id_, folding)
         finally:
             if self._keeper is not None:
-                self._keeper.join()
+                self._keeper.join(_LAST_WORD_S)  # what it is at, the next run goes on with
 
     def _reconcile(self, record: Record) -> None:
         """Fold what is to be folded, and nothing else."""
@@ -163,20 +165,39 @@ class Running:
             self._again[id_] = time.monotonic() + _AGAIN_S
             log.warning("generation.not_folded", generation=id_, again_in_s=_AGAIN_S, why=str(error))
 
-    def _keep_house(self, record: Record) -> None:
-        """Remove generations whose time is over, on a thread: it waits for those who fold and read them."""
+    def _keep_house(self, record: Record | None) -> None:
+        """Note what there is where that has failed, and remove generations whose time is over; on a thread of its own.
+
+        It waits for Kafka, and for those who fold and read what is removed.
+        """
         if time.monotonic() - self._kept_s < _KEEPING_S or (self._keeper is not None and self._keeper.is_alive()):
             return
         self._kept_s = time.monotonic()
+        if not self._is_noted:
+            self._keep(self._note)
+            return
         now = datetime.now(UTC)
         over = [
             one.id
-            for one in record.generations
+            for one in (() if record is None else record.generations)
             if one.phase == "retiring" or (one.phase == "kept" and one.kept_until is not None and one.kept_until <= now)
         ]
         if over:
-            self._keeper = threading.Thread(target=self._remove, args=[over], name="refold-keeper")
-            self._keeper.start()
+            self._keep(partial(self._remove, over))
+
+    def _keep(self, what: Callable[[], None]) -> None:
+        self._keeper = threading.Thread(target=what, name="refold-keeper", daemon=True)
+        self._keeper.start()
+
+    def _note(self) -> None:
+        """Note in the registry what the generation's state says that was claimed; it is folded meanwhile."""
+        site, place = self._site, self._place
+        try:
+            record = site.registry.get(site.name)
+            note(site.registry, record, place, site.name, place.group if record is None else record.group)
+            self._is_noted = True
+        except CqrsError as error:
+            log.warning("registry.not_written", projection=site.name, again_in_s=_KEEPING_S, why=str(error))
 
     def _remove(self, generations: list[str]) -> None:
         for one in generations:

@@ -110,6 +110,11 @@ class Fold:
         before, self._end = self._end, self._until if position is None else position
         return before != self._end
 
+    def begin(self, sizes: Sequence[int], record_ms: int) -> None:
+        """Take in the sizes in bytes of the records that come next, and the timestamp of the last of them."""
+        self.cache.saw(sizes)
+        self.record_ms = record_ms
+
     def fold(self, outcomes: Sequence[Outcome]) -> None:
         """Fold what consecutive records of this partition came out as.
 
@@ -326,10 +331,9 @@ def feed(
     sizes = list(map(len, records))
     record_ms = records[-1].timestamp()[1]
     for fold in folds:
-        fold.cache.saw(sizes)
+        fold.begin(sizes, record_ms)
     for outcomes in decoded(codec, records):
         for fold in folds:
-            fold.record_ms = record_ms
             fold.fold(outcomes)
         if interrupts:
             return

@@ -9,16 +9,17 @@ from typing import Protocol
 from streams.data.answers import Answers
 from streams.data.cache import ModelCannotBeStored
 from streams.data.cutting import Cutting
-from streams.data.fold import Fold, feed
+from streams.data.feeding import Feeding, feed_all
+from streams.data.fold import Fold
 from streams.data.history import TopicWatch
 from streams.data.job import AgentStatus, Job
 from streams.data.mirror import Mirror
 from streams.data.opening import Opener
 from streams.data.pace import Pace
 from streams.data.partition import HeldPartition, Phase
+from streams.data.polling import Slice
 from streams.data.serde import serde_for
 from streams.data.split import SplitWatch
-from streams.data.subscription import Slice
 from streams.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -81,6 +82,8 @@ class Lane:
         self._answers = Answers(job, self._serde, interrupts)
         self._cutting = Cutting(job.build, self._commit_if_same, self._read, self._stop_reading)
         self._reading: Reading
+        self._again: set[int] = set()
+        """Partitions of which nothing more of this batch is to be folded."""
 
     def begin(self, reading: Reading) -> None:
         """Say who reads. Nothing else may be called before."""
@@ -243,45 +246,71 @@ class Lane:
 
         A record that cannot be folded halts its partition, once everything before it is committed.
         """
-        again: set[int] = set()
+        self.begin_batch()
         for piece in slices:
-            held = self._held.get(piece.partition)
-            if held is None or held.fold is None or held.phase is not Phase.READY or piece.partition in again:
-                continue  # revoked, halted, or read again from further back, since this was fetched
-            if piece.refused is not None:
-                # A broker says so too of a position that is fine, while the partition's leader is only just finding
-                # out its end. So look, and try again.
-                log.warning("source.read_again", partition=held.number, position=held.fold.position, why=piece.refused)
-                held.stall(BrokerUnavailable(f"{at(self._job.topic.name, held.number)}: {piece.refused}"))
-                continue
-            try:
-                self._take(piece, held, held.fold)
-            except (EventError, ProjectionError) as error:
-                # Models of this batch may be half changed: begin again at the store's position, and halt in front of
-                # the record that failed.
-                held.fold.discard()
-                held.halt = error
-                self._read(held)
-                again.add(held.number)
-            except StoreCorrupt as error:
-                held.fold.discard()
-                self._halt(held, error)
+            feeding = self.feeding(piece)
+            if feeding is not None:
+                if feeding.records:
+                    feed_all(self._job.events.codec, [feeding])
+                self.fed(feeding)
             if self._interrupts:
                 return  # the rest of the batch was not folded, and the positions say so
 
-    def _take(self, piece: Slice, held: HeldPartition, fold: Fold) -> None:
-        """Fold one slice; in front of a record that could not be folded, commit and halt."""
+    # The same in parts, for several lanes that are fed by one read
+
+    def begin_batch(self) -> None:
+        """Begin with what was just read."""
+        self._again.clear()
+
+    def feeding(self, piece: Slice) -> Feeding | None:
+        """Give what of a slice is to be folded here; None for nothing. `fed` follows."""
+        held = self._held.get(piece.partition)
+        if held is None or held.fold is None or held.phase is not Phase.READY or piece.partition in self._again:
+            return None  # revoked, halted, or read again from further back, since this was fetched
+        if piece.refused is not None:
+            # A broker says so too of a position that is fine, while the partition's leader is only just finding
+            # out its end. So look, and try again.
+            log.warning("source.read_again", partition=held.number, position=held.fold.position, why=piece.refused)
+            held.stall(BrokerUnavailable(f"{at(self._job.topic.name, held.number)}: {piece.refused}"))
+            return None
         records = piece.records
         if held.halt is not None:
             stop = held.halt.offset or 0
             records = [record for record in records if record.offset() < stop]
         if records:
             self._topic.has_read()
-            feed(self._job.events.codec, records, held.folds, self._interrupts)
-        elif piece.end is not None:
+        is_cut = len(records) < len(piece.records)
+        return Feeding(held, records, is_cut=is_cut, end=piece.end, interrupts=self._interrupts)
+
+    def fed(self, feeding: Feeding) -> None:
+        """Go on from what has become of a slice; in front of a record that could not be folded, commit and halt.
+
+        Raises:
+            StorageError: The disk.
+            BuildChanged, TopicChanged: See `Agent.run`.
+        """
+        held, fold, error = feeding.held, feeding.held.fold, feeding.error
+        assert fold is not None
+        try:
+            if error is not None:
+                raise error
+            self._passed(feeding, held, fold)
+        except (EventError, ProjectionError) as failure:
+            # Models of this batch may be half changed: begin again at the store's position, and halt in front of
+            # the record that failed.
+            fold.discard()
+            held.halt = failure
+            self._read(held)
+            self._again.add(held.number)
+        except StoreCorrupt as failure:
+            fold.discard()
+            self._halt(held, failure)
+
+    def _passed(self, feeding: Feeding, held: HeldPartition, fold: Fold) -> None:
+        if not feeding.records and feeding.end is not None:
             for one in held.folds:
-                one.skip_to(piece.end)
-        if held.halt is not None and len(records) < len(piece.records) and not self._interrupts:
+                one.skip_to(feeding.end)
+        if held.halt is not None and feeding.is_cut and not self._interrupts:
             if self._topic.is_same() and (not fold.has_moved or self._commit(held)):
                 self._halt(held, held.halt)
             elif held.halt is not None:

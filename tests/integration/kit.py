@@ -25,7 +25,7 @@ from streams.control.claim import claim_live
 from streams.control.ground import Ground
 from streams.control.live import live_agent
 from streams.control.rebuild import RebuildCoordinator
-from streams.data.agent import Agent, AgentStatus
+from streams.data.agent import Agent, AgentStatus, Job
 from streams.data.checkpoint import KafkaCheckpointStore, generation_id
 from streams.data.codec import EventCodec
 from streams.data.generation import RocksStore
@@ -119,12 +119,16 @@ def read_log(bootstrap: str, topic: TopicInfo) -> dict[int, list[Message]]:
 class _Watched(Agent):
     """An agent whose every status is looked at."""
 
-    look: Callable[[AgentStatus], None] | None = None
+    def __init__(self, job: Job, look: Callable[[AgentStatus], None] | None) -> None:
+        super().__init__(job)
+        published = self._seat._publish
 
-    def _publish(self) -> None:
-        super()._publish()
-        if self.look is not None:
-            self.look(self.status)
+        def publish() -> None:
+            published()
+            if look is not None:
+                look(self.status)
+
+        vars(self._seat)["_publish"] = publish
 
 
 @dataclass
@@ -185,8 +189,7 @@ class Kit:
         look = options.pop("look", None)
         claimed = claim_live(ground, **options)
         with claimed.lock:
-            agent = _Watched(dataclasses.replace(claimed.job, until=self.ends()))
-            agent.look = look
+            agent = _Watched(dataclasses.replace(claimed.job, until=self.ends()), look)
             agent.run()
         return agent
 

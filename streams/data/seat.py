@@ -1,0 +1,139 @@
+"""A seat in a generation's consumer group: a lane, the membership that it folds by, and the mirror of its positions."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+from streams.data.job import AgentStatus, Job
+from streams.data.lane import Lane, Reading
+from streams.data.polling import Slice
+from streams.data.subscription import Subscription
+from streams.log import get_logger
+from streams.types import Member
+
+__all__ = ["IDLE_S", "SOON_S", "Seat"]
+
+log = get_logger(__name__)
+
+IDLE_S = 0.1
+SOON_S = 0.01
+_MIRROR_S = 0.2
+
+
+class Seat:
+    """One member of a generation's consumer group, with the lane of what the group gives it.
+
+    Not thread-safe, but for `stop` and `status`.
+
+    Args:
+        job: What is folded into what.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.interrupts: list[str] = []
+        """When something is put in here, by any thread, folding stops after the event it is at."""
+        self.lane = Lane(job, self.interrupts)
+        self.status = AgentStatus()
+        """The figures as of the last batch."""
+        self._mirrored_s = 0.0
+
+    def stop(self) -> None:
+        """Ask for the end: the event being folded is finished, everything is committed, the group is left."""
+        self.interrupts.append("stop")
+
+    def join(self, reading: Reading | None = None) -> None:
+        """Join the group; partitions come and go inside `poll` from then on.
+
+        Args:
+            reading: What reads them; None for the membership's own consumer.
+        """
+        job = self.job
+        self._subscription = Subscription(
+            job.events,
+            job.group,
+            self,
+            client_id=Member.client_id_of(job.build.manifest.directory, os.getpid()),
+            session_timeout_s=job.settings.session_timeout_s,
+        )
+        self._reading: Reading = self._subscription if reading is None else reading
+        self.lane.begin(self._reading)
+        log.debug("agent.started", projection=job.projection.name, group=job.group, topic=job.topic.name)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was asked to end, or has nothing more to fold."""
+        return bool(self.interrupts) or self.lane.is_done()
+
+    def poll(self, timeout_s: float | None = None, room: int | None = None) -> list[Slice]:
+        """Give what there is to be folded, where the membership's own consumer reads; see `Subscription.poll`.
+
+        Args:
+            timeout_s: How long to wait for it; by default for a moment, and less where something else is due.
+            room: The largest number of records to give.
+        """
+        if timeout_s is None:
+            timeout_s = SOON_S if self.lane.is_waiting else IDLE_S
+        return self._subscription.poll(timeout_s, room)
+
+    def rest(self, *, idle: bool) -> None:
+        """Do what is due between two batches: checkpoints, answers, the mirror, the figures.
+
+        Args:
+            idle: Nothing is waiting to be folded.
+        """
+        self.lane.checkpoint_if_due(idle=idle)
+        self.lane.answer()
+        self._mirror()
+        self._publish()
+
+    def leave(self, *, clean: bool) -> None:
+        """Leave the group and close the stores.
+
+        Args:
+            clean: Commit what is whole before; otherwise nothing more is written.
+        """
+        try:
+            if clean:
+                self.lane.checkpoint()
+                self._mirror(wait=True)
+            self._publish()
+        finally:
+            self.lane.close()
+            self._subscription.close()
+            log.debug("agent.stopped", projection=self.job.projection.name, group=self.job.group)
+
+    def _mirror(self, *, wait: bool = False, now: bool = False) -> None:
+        """Tell the group the stores' positions: at once, or now and then."""
+        if wait or now or time.monotonic() - self._mirrored_s >= _MIRROR_S:
+            committed = self.lane.take_unmirrored(self._subscription.take_refused())
+            if committed:
+                self._mirrored_s = time.monotonic()
+                self._subscription.commit(committed, wait=wait)
+
+    def _publish(self) -> None:
+        self.status = self.lane.status(self._subscription.away_s)
+
+    # Partitions: told by the subscription from within `poll`, while a rebalance waits
+
+    def assigned(self, partitions: Sequence[int]) -> None:
+        """Note partitions that the group gave us; they are opened outside this callback."""
+        self.lane.hold(partitions)
+
+    def revoked(self, partitions: Sequence[int]) -> None:
+        """Commit these partitions to their stores and to the group, and close them: the next owner waits."""
+        self.lane.finish(partitions)
+        self._mirror(now=True)
+        self._release(partitions)
+
+    def lost(self, partitions: Sequence[int]) -> None:
+        """Close these partitions without writing: another member may be folding them already."""
+        self._release(partitions)
+
+    def _release(self, partitions: Sequence[int]) -> None:
+        self.lane.release(partitions)
+        if self._reading is not self._subscription:  # which stops by itself
+            for partition in partitions:
+                self._reading.stop_reading(partition)
