@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streams.cli.progress import RichReporter
+    from streams.cluster import Cluster
     from streams.config import FoldSettings, KafkaSettings
     from streams.control.active import ActiveModels
     from streams.control.compare import Report
     from streams.control.explain import History, explain
     from streams.control.generations import Generations
     from streams.control.observed import progress_of
+    from streams.control.plan import RebuildPlan, Step
     from streams.control.preview import Preview, preview
     from streams.control.rebuild import RebuildCoordinator
     from streams.control.record import Generation, Record
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from streams.data.process_runner import ProcessRunner
     from streams.data.reader import ModelReader
     from streams.data.runner import ThreadRunner
+    from streams.data.shared import SharedRead
     from streams.data.snapshots import Snapshot, Snapshots
     from streams.data.source import KafkaEventStore
     from streams.data.supervisor import Supervisor
@@ -55,6 +58,9 @@ __all__ = [
     "Record",
     "Registry",
     "Report",
+    "RebuildPlan",
+    "Step",
+    "SharedRead",
     "ActiveModels",
     "Retry",
     "RebuildStrategy",
@@ -96,11 +102,13 @@ __all__ = [
     "ThreadRunner",
     "ProcessRunner",
     "Supervisor",
+    "Cluster",
     "FoldSettings",
     "KafkaSettings",
 ]
 
 _PLACES = {
+    "streams.cluster": ("Cluster",),
     "streams.config": ("FoldSettings", "KafkaSettings"),
     "streams.cli.progress": ("RichReporter",),
     "streams.control.active": ("ActiveModels",),
@@ -110,6 +118,7 @@ _PLACES = {
     "streams.control.record": ("Generation", "Record"),
     "streams.control.registry": ("Registry",),
     "streams.control.observed": ("progress_of",),
+    "streams.control.plan": ("RebuildPlan", "Step"),
     "streams.control.preview": ("Preview", "preview"),
     "streams.control.reporters": ("CallbackReporter", "LogReporter", "ProgressReporter"),
     "streams.control.rebuild": ("RebuildCoordinator",),
@@ -137,6 +146,7 @@ _PLACES = {
     "streams.data.runner": ("ThreadRunner",),
     "streams.data.supervisor": ("Supervisor",),
     "streams.data.snapshots": ("Snapshot", "Snapshots"),
+    "streams.data.shared": ("SharedRead",),
     "streams.data.source": ("KafkaEventStore",),
     "streams.types": ("ProjectionCheckpoint", "RebuildProgress"),
 }

@@ -27,6 +27,9 @@
         ├── HistoryIncomplete  events that a rebuild needs are gone
         ├── GenerationNotFound
         ├── NotReady           a generation is not at what was asked of it
+        ├── ApprovalPending    a rebuild waits for a person
+        ├── ModelsDiffer       two generations are not identical
+        ├── PartialFailure     of several rebuilds, some failed
         ├── RebuildCancelled
         └── AgentDied          a process that folds ended without a word
 
@@ -40,6 +43,7 @@ from typing import Any
 
 __all__ = [
     "AgentDied",
+    "ApprovalPending",
     "BrokerError",
     "BrokerUnavailable",
     "BuildChanged",
@@ -56,7 +60,9 @@ __all__ = [
     "HistoryIncomplete",
     "ModelNotFound",
     "ModelSplit",
+    "ModelsDiffer",
     "NotReady",
+    "PartialFailure",
     "ProjectionError",
     "RebuildCancelled",
     "RebuildError",
@@ -234,6 +240,18 @@ class GenerationNotFound(RebuildError, LookupError):
 
 class NotReady(RebuildError):
     """A generation is not at what was asked of it: not caught up, not compared, not kept. Nothing was changed."""
+
+
+class ApprovalPending(RebuildError):
+    """A rebuild has come to where a person is to say whether what differs is as it should be."""
+
+
+class ModelsDiffer(RebuildError):
+    """Two generations were compared, and their models are not identical."""
+
+
+class PartialFailure(RebuildError):
+    """Of several rebuilds, some have failed or were skipped; the others are completed."""
 
 
 class AgentDied(RebuildError):

@@ -17,11 +17,9 @@ from streams.cli.signals import drained_by_signals
 from streams.control.generations import Generations
 from streams.control.record import Record
 from streams.control.reporters import ProgressReporter
+from streams.errors import ApprovalPending, RebuildCancelled
 
-__all__ = ["CHANGES_PENDING", "drive", "is_live", "print_end"]
-
-CHANGES_PENDING = 10
-"""The exit code where something waits for a person."""
+__all__ = ["drive", "is_live", "print_end"]
 
 
 def is_live(wired: Wired) -> bool:
@@ -47,7 +45,8 @@ def drive(
         json: Print the record as one JSON object.
 
     Raises:
-        SystemExit: It waits for a person (10), or was cancelled meanwhile (130).
+        ApprovalPending: It waits for a person.
+        RebuildCancelled: It was cancelled meanwhile.
     """
     with drained_by_signals(generations.stop, exit_code=130):
         record = asyncio.run(_awaited(work([reporter_for(console)])))
@@ -65,15 +64,15 @@ def drive(
             f"Nobody folds {record.active} now: `refold run {wired.called}` does, from where it is.", soft_wrap=True
         )
     if rebuild.is_running:
-        if not json:
-            console.print(
-                f"It waits for a person: {rebuild.why}\n`refold verify {wired.called}` shows what differs, `refold "
-                f"switch {wired.called}` approves it, and `refold cancel {wired.called}` gives it up.",
-                soft_wrap=True,
-            )
-        raise SystemExit(CHANGES_PENDING)
+        raise ApprovalPending(
+            f"{rebuild.generation} waits for a person: {rebuild.why}. `refold verify {wired.called}` shows what "
+            f"differs, `refold switch {wired.called}` approves it, and `refold cancel {wired.called}` gives it up.",
+            projection=wired.name,
+        )
     if rebuild.outcome == "cancelled":
-        raise SystemExit(130)
+        raise RebuildCancelled(
+            f"The rebuild of {wired.name!r} was cancelled; {record.active} is active.", projection=wired.name
+        )
     return None
 
 

@@ -9,10 +9,11 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeFloat, PositiveInt
 from rich.console import Console
 
-from streams.cli.beside import CHANGES_PENDING, drive, print_end
+from streams.cli.beside import drive, print_end
 from streams.cli.output import printer, shown
 from streams.cli.report import print_report, report_json
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName
+from streams.errors import ModelsDiffer
 
 __all__ = ["cancel", "pause", "resume", "retire", "rollback", "switch", "verify"]
 
@@ -194,4 +195,6 @@ def verify(
     else:
         print_report(printer(), report, wired.events.topic)
     if not report.summary.is_identical:
-        raise SystemExit(CHANGES_PENDING)
+        raise ModelsDiffer(
+            f"{report.after} is not identical to {report.before}, which is active.", projection=wired.name
+        )

@@ -30,14 +30,11 @@ from streams.control.record import Policy, Record
 from streams.control.retry import Retry
 from streams.control.strategies import FromBeginning, RebuildStrategy
 from streams.data.runner import MakeRunner
-from streams.errors import ConfigError, RebuildCancelled
+from streams.errors import ApprovalPending, ConfigError, PartialFailure, RebuildCancelled
 from streams.types import RebuildProgress
 
-__all__ = ["PARTIAL", "How", "Several", "rebuild_several", "wait_for_dependencies"]
+__all__ = ["How", "Several", "rebuild_several", "wait_for_dependencies"]
 
-PARTIAL = 9
-"""The exit code where some were rebuilt, and some were not."""
-CHANGES_PENDING = 10
 _DRAW_S = 0.2
 _LINE_S = 5.0
 
@@ -84,7 +81,9 @@ def rebuild_several(console: Console, wanted: list[Several], how: How, *, parall
 
     Raises:
         ConfigError: They cannot be one plan.
-        SystemExit: Some were not rebuilt (9), or wait for a person (10).
+        PartialFailure: Some were not rebuilt.
+        ApprovalPending: Some wait for a person.
+        RebuildCancelled: It was cancelled.
     """
     if any(one.wired.given_group is not None for one in wanted) and len(wanted) > 1:
         named = {one.wired.given_group for one in wanted}
@@ -110,11 +109,18 @@ def rebuild_several(console: Console, wanted: list[Several], how: How, *, parall
     _print(outcomes, {one.name: one for one in rebuilds}, json=json)
     cancelled = [one for one in outcomes.values() if isinstance(one.error, (RebuildCancelled, asyncio.CancelledError))]
     if cancelled:
-        raise SystemExit(130)
-    if any(one.state != "completed" for one in outcomes.values()):
-        raise SystemExit(PARTIAL)
-    if any(isinstance(one.result, Record) and one.result.running is not None for one in outcomes.values()):
-        raise SystemExit(CHANGES_PENDING)
+        raise RebuildCancelled(
+            f"{len(cancelled)} of {len(outcomes)} were cancelled. What was folded is committed: `--from checkpoint` "
+            "goes on, and `refold resume` with those beside what is active."
+        )
+    failed = [name for name, one in outcomes.items() if one.state != "completed"]
+    if failed:
+        raise PartialFailure(f"{len(failed)} of {len(outcomes)} were not rebuilt: {', '.join(failed)}.")
+    waiting = [
+        name for name, one in outcomes.items() if isinstance(one.result, Record) and one.result.running is not None
+    ]
+    if waiting:
+        raise ApprovalPending(f"{len(waiting)} of {len(outcomes)} wait for a person: {', '.join(waiting)}.")
 
 
 async def _awaited(work: Coroutine[Any, Any, Mapping[str, Outcome]]) -> Mapping[str, Outcome]:

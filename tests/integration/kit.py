@@ -277,6 +277,7 @@ class Kit:
         return {
             **ours,
             "REFOLD_BOOTSTRAP_SERVERS": self.bootstrap,
+            "REFOLD_REGISTRY": self.registry,
             "PYTHONPATH": str(Path(__file__).parents[2]),
             **variables,
         }

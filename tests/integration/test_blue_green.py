@@ -134,7 +134,7 @@ def test_the_whole_way_while_events_come_in_and_somebody_reads(new_kit: NewKit, 
     kit = new_kit(partitions=partitions)
     with begun(kit) as live, traffic(kit, 2000), Reader(kit) as reader:
         told = kit.refold("rebuild", "--yes", "--workers", "2", projection=FIXED, ok=10)
-        assert "It waits for a person: " in told
+        assert "tally.v2-2 waits for a person: " in told
         record = record_of(kit)
         assert (record.active, record.wanted) == ("tally.v1", "tally.v2-2")
         assert record.rebuild is not None

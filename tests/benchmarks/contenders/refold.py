@@ -59,13 +59,14 @@ def unavailable() -> str | None:
     return f"`streams` exports no {', '.join(missing)}" if missing else None
 
 
-def run(job: Job) -> Outcome:
-    """Rebuild once, and read the models back."""
+def run(job: Job, workers: int = 1) -> Outcome:
+    """Rebuild once, with so many agents, and read the models back."""
     api: Any = streams
     projection = OrderSummary()
     event_log = api.KafkaEventStore(job.topic, bootstrap_servers=job.bootstrap_servers)
     store = api.RocksStore(job.path("state"))
-    coordinator = api.RebuildCoordinator(projection, event_log, store, api.KafkaCheckpointStore(job.group, event_log))
+    checkpoints = api.KafkaCheckpointStore(job.group, event_log)
+    coordinator = api.RebuildCoordinator(projection, event_log, store, checkpoints, workers=workers)
 
     async def rebuild() -> float:
         started = time.perf_counter()
@@ -73,7 +74,7 @@ def run(job: Job) -> Outcome:
         return time.perf_counter() - started
 
     seconds = asyncio.run(rebuild())
-    rss_mb = peak_rss_mb()
+    rss_mb = peak_rss_mb()  # of this process alone, where there are several
     with store.reader(projection) as reader:
         events = sum(state.events for state in reader.states().values())
         sha, count = digest((model_id, msgspec.to_builtins(model)) for model_id, model in reader.items())
