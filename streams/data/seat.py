@@ -39,6 +39,7 @@ class Seat:
         self.status = AgentStatus()
         """The figures as of the last batch."""
         self._mirrored_s = 0.0
+        self._has_left = False
 
     def stop(self) -> None:
         """Ask for the end: the event being folded is finished, everything is committed, the group is left."""
@@ -95,6 +96,7 @@ class Seat:
         Args:
             clean: Commit what is whole before; otherwise nothing more is written.
         """
+        self._has_left = True
         try:
             if clean:
                 self.lane.checkpoint()
@@ -120,7 +122,8 @@ class Seat:
 
     def assigned(self, partitions: Sequence[int]) -> None:
         """Note partitions that the group gave us; they are opened outside this callback."""
-        self.lane.hold(partitions)
+        if not self._has_left:
+            self.lane.hold(partitions)
 
     def revoked(self, partitions: Sequence[int]) -> None:
         """Commit these partitions to their stores and to the group, and close them: the next owner waits."""

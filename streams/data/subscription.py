@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ __all__ = ["Listener", "Subscription"]
 log = get_logger(__name__)
 
 _LAST_WORD_S = 3.0
+_JOIN_S = 0.05
 
 
 class Listener(Protocol):
@@ -58,6 +60,7 @@ class Subscription:
         self._group = group
         self._listener = listener
         self._refused: set[int] = set()
+        self._has_joined = False
         self._polling = Polling(
             store,
             {
@@ -128,7 +131,14 @@ class Subscription:
         self._polling.stop_reading(partition)
 
     def close(self) -> None:
-        """Leave the group. A broker that does not answer is not waited for: it drops this member by itself."""
+        """Leave the group. A broker that does not answer is not waited for: it drops this member by itself.
+
+        Not in the middle of joining: librdkafka then leaves a member in the group that it knows nothing of, and whose
+        session the group waits for.
+        """
+        deadline = time.monotonic() + _LAST_WORD_S
+        while not self._has_joined and time.monotonic() < deadline:
+            self._consumer.poll(_JOIN_S)
         if not self._polling.close(_LAST_WORD_S):
             log.warning("group.leave_unanswered", group=self._group, within_s=_LAST_WORD_S)
 
@@ -136,6 +146,7 @@ class Subscription:
     # kept and raised by poll itself.
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._has_joined = True
         # Nothing is assigned to the client before it is to be read. Without this call it would be at once.
         consumer.incremental_assign([])
         try:
