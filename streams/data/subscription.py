@@ -19,6 +19,9 @@ log = get_logger(__name__)
 
 _LAST_WORD_S = 3.0
 _JOIN_S = 0.05
+_HEARTBEAT_MS = 300
+"""A member learns by its heartbeat's answer that the group is being rebalanced, and a hand-over takes two such rounds:
+at Kafka's 3 s, six seconds in which one agent does the work of two."""
 
 
 class Listener(Protocol):
@@ -65,7 +68,7 @@ class Subscription:
             store,
             {
                 "session.timeout.ms": int(session_timeout_s * 1000),
-                "heartbeat.interval.ms": min(3000, int(session_timeout_s * 1000 / 3)),
+                "heartbeat.interval.ms": min(_HEARTBEAT_MS, int(session_timeout_s * 1000 / 3)),
                 "client.id": client_id,
                 "group.id": group,
                 "on_commit": self._on_commit,

@@ -133,10 +133,11 @@ def measure(runner: Runner, options: argparse.Namespace, directory: Path) -> dic
 
 PRODUCE = """
 import sys, time
+from confluent_kafka import Producer
 from tests.benchmarks.workload import Workload
 
 bootstrap, topic, rate, keys, seed = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5, "partitioner": "murmur2_random"})
+producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5})
 began, count = time.monotonic(), 0
 for key, value in Workload(events=10_000_000, keys=keys, partitions=1, seed=seed + 1).records():
     producer.produce(topic, key=key, value=value)
@@ -168,33 +169,42 @@ def measure_beside(runner: Runner, options: argparse.Namespace, topic: str, dire
     )
     site = generations.site
     lags: list[float] = []
-    with Running(site, ProcessRunner) as running:
-        live = threading.Thread(target=running.run)
-        live.start()
-        try:
-            folding = next(iter(running._foldings.values()))
-            while generations.record is None or lag_s(folding) is None:
-                time.sleep(0.1)
-            with traffic(runner, topic, options):
-                time.sleep(2)
-                ended = threading.Event()
-                watching = threading.Thread(target=watch, args=[folding, lags, ended])
-                watching.start()
-                began = time.perf_counter()
-                asyncio.run(generations.rebuild(policy="report", approve="auto", keep=timedelta(hours=1), workers=1))
-                beside_s = time.perf_counter() - began
-                ended.set()
-                watching.join()
+    running = Running(site, ProcessRunner)
+
+    def run() -> None:
+        with running:  # and all that it starts, from one thread
+            running.run()
+
+    live = threading.Thread(target=run)
+    live.start()
+    try:
+        while generations.record is None or not running._foldings:
+            time.sleep(0.1)
+        folding = running._foldings["bench-order-summary.v1"]
+        while not is_live(folding):
+            time.sleep(0.1)
+        with traffic(runner, topic, options):
+            time.sleep(2)
+            ended = threading.Event()
+            watching = threading.Thread(target=watch, args=[folding, lags, ended])
+            watching.start()
+            began = time.perf_counter()
+            asyncio.run(generations.rebuild(policy="report", approve="auto", keep=timedelta(hours=1), workers=1))
+            beside_s = time.perf_counter() - began
+            ended.set()
+            watching.join()
+        while not all(map(is_live, list(running._foldings.values()))) or len(running._foldings) < 2:
+            time.sleep(0.1)
+        report = generations.verify()
+        verify_s = []
+        for _ in range(options.repeat):
+            began = time.perf_counter()
             report = generations.verify()
-            verify_s = []
-            for _ in range(options.repeat):
-                began = time.perf_counter()
-                report = generations.verify()
-                verify_s.append(time.perf_counter() - began)
-            switches = [switch_s(generations) for _ in range(5)]
-        finally:
-            running.stop()
-            live.join()
+            verify_s.append(time.perf_counter() - began)
+        switches = [switch_s(generations) for _ in range(5)]
+    finally:
+        running.stop()
+        live.join()
     lags.sort()
     return {
         "rate": options.rate,
@@ -214,6 +224,12 @@ def watch(folding: Folding, lags: list[float], ended: threading.Event) -> None:
         found = lag_s(folding)
         if found is not None:
             lags.append(found)
+
+
+def is_live(folding: Folding) -> bool:
+    """Whether a generation has caught up."""
+    lag = lag_s(folding)
+    return lag is not None and lag < 1 and len(folding.status.partitions) == folding.job.topic.partitions
 
 
 def lag_s(folding: Folding) -> float | None:
