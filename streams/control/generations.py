@@ -158,6 +158,8 @@ class Generations:
     def switch(self, *, workers: int = 1, reporters: Sequence[ProgressReporter] = ()) -> Coroutine[Any, Any, Record]:
         """Approve what the comparison found, and switch once the new generation is where the old one is.
 
+        Where that is done already, nothing is.
+
         Raises:
             NotReady: No rebuild waits for it.
             RebuildRunning: Another process of this machine drives it, and switches now.
@@ -165,8 +167,8 @@ class Generations:
         self._made(workers, None, is_patient=False)
 
         def work() -> Record:
-            self.site.update(to.approved)
-            return self._drive()
+            record = self.site.update(to.approved)
+            return record if record.running is None else self._drive()
 
         return self._reported(work, reporters)
 

@@ -189,6 +189,9 @@ def approved(record: Record) -> Record:
     green = None if found is None else record.find(found.generation)
     if green is not None and green.phase == "ready":
         return record
+    last = record.rebuild
+    if last is not None and last.outcome == "completed" and last.generation == record.active:
+        return record
     if green is None or green.phase != "waiting":
         what = "no rebuild of it is under way" if green is None else f"generation {green.id} is {green.phase}"
         raise NotReady(
@@ -257,6 +260,8 @@ def cancelled(record: Record, why: str = "cancelled") -> Record:
     Raises:
         NotReady: None runs.
     """
+    if record.running is None and record.rebuild is not None and record.rebuild.outcome == "cancelled":
+        return record
     found = running(record, "cancelled")
     green = record.find(found.generation)
     ended = replace(found, is_cancelled=True, outcome="cancelled", ended_at=datetime.now(UTC), why=why)

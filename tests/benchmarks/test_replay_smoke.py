@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.benchmarks import growth, repair, replay
+from tests.benchmarks import generations, growth, repair, replay
 
 KEYS = {
     "events",
@@ -63,6 +63,19 @@ def test_repair_reports_what_it_costs_to_mend_a_part(
     assert report["streams"] == 5
     assert report["streams_ratio"] > 0
     assert report["pauses_ms"]
+
+
+def test_generations_reports_what_a_rebuild_beside_costs(
+    bootstrap_servers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--events", "20000", "--keys", "1000", "--repeat", "1", "--rate", "200"]
+    status = generations.main([*sizes, "--json", "--bootstrap-servers", bootstrap_servers])
+    report = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert report["models_equal"] is True
+    assert report["verified_models"] == 1000
+    for figure in ("shared_ratio", "live_lag_s", "switch_s", "verify_s"):
+        assert report[figure] > 0
 
 
 def test_replay_refuses_a_contender_that_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:

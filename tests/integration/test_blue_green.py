@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,24 @@ import orjson
 import pytest
 
 from projections.contract import CqrsProjection
+from projections.datasets import DemoEvent, flight_events, order_events
+from projections.flights import AircraftLog
+from projections.orders import OrderSummary
 from streams import ActiveModels, Generations, Registry
 from streams.control.record import Record
+from streams.control.verify import last_report
+from streams.data.generation import RocksStore
 from streams.errors import CodeChanged, GenerationNotFound, NotReady, RebuildCancelled, RebuildRunning
 from tests.integration.crasher import DIED, Job, beside
 from tests.integration.kit import Kit, Process, produce, read_log, tally_events, until, wait_for_log
 from tests.integration.slow import SlowTally
-from tests.integration.versions import Fixed, Impure
+from tests.integration.versions import (
+    Fixed,
+    FixedAircraftLog,
+    FixedOrderSummary,
+    Impure,
+    is_one_in_a_hundred,
+)
 from tests.support import Tally, envelope, folded
 
 NewKit = Callable[..., Kit]
@@ -369,7 +382,7 @@ def test_cancelled_by_another_process_nothing_is_left(new_kit: NewKit) -> None:
     assert {path.name for path in kit.state_dir.iterdir()} == {"tally.v1", "tally.registry.json"}
     assert f"{kit.group}-2" not in kit.cluster.groups()
     assert kit.raw() == before
-    assert "could be cancelled" in kit.refold("cancel", ok=3)
+    kit.refold("cancel", projection=slow)  # once more is no harm
 
 
 def test_interrupted_it_is_left_where_it_is(new_kit: NewKit) -> None:
@@ -542,3 +555,58 @@ def test_a_run_that_waits_for_approval_is_stopped_at_once(new_kit: NewKit) -> No
         until("it to wait", lambda: record_of(kit).generations[-1].phase == "waiting")
         assert new.terminate() == 0
         assert record_of(kit).active == "tally.v1"
+
+
+SHIPPED: dict[str, tuple[str, CqrsProjection[Any], CqrsProjection[Any], Callable[[], Iterator[DemoEvent]]]] = {
+    "flights": ("aircraft-log", AircraftLog(), FixedAircraftLog(), lambda: islice(flight_events(), 15_000)),
+    "orders": ("order-summary", OrderSummary(), FixedOrderSummary(), lambda: order_events(1500, 7)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "partitions"), [("flights", 4), ("flights", 8), ("orders", 4), ("orders", 8)])
+def test_a_fix_of_one_model_in_a_hundred_is_reported_as_exactly_these_whoever_dies(
+    new_kit: NewKit, what: str, partitions: int
+) -> None:
+    name, old, fixed, events = SHIPPED[what]
+    kit = new_kit(partitions=partitions, projection=old)
+    produce(kit.bootstrap, kit.topic, [(one.key, orjson.dumps(one.envelope)) for one in events()])
+    new = f"{type(fixed).__module__}:{type(fixed).__qualname__}"
+    seed = random.Random(partitions)
+    with kit.process(projection=name, env=QUICKLY) as live:
+        wait_for_log(live, ["run.started"])
+        until("all to be folded", lambda: kit.lag() == 0)
+        until("it to be registered", lambda: Registry(kit.cluster, kit.registry).get(name) is not None)
+        before = kit.raw()
+        command, arguments = "rebuild", ["--yes"]
+        for _ in range(3):  # killed on the way, with an agent or without
+            with kit.process(*arguments, "--workers", "2", command=command, projection=new, env=QUICKLY) as driver:
+                time.sleep(seed.uniform(1.0, 4.0))
+                agents = agents_of(driver.process.pid)
+                if agents and seed.random() < 0.5:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(seed.choice(agents), signal.SIGKILL)
+                driver.kill()
+            record = Registry(kit.cluster, kit.registry).get(name)
+            assert record is not None
+            assert record.active == f"{name}.v1"
+            command, arguments = ("rebuild", ["--yes"]) if record.running is None else ("resume", [])
+        kit.refold(command, *arguments, projection=new, ok=10)
+        record = Registry(kit.cluster, kit.registry).get(name)
+        assert record is not None
+        report = last_report(kit.state_dir / record.wanted)
+        assert report is not None
+        truth = {model_id for model_id in before if is_one_in_a_hundred(model_id)}
+        assert {one.id for one in report.differences} == truth or len(truth) > len(report.differences) == 20
+        assert report.summary.changed == len(truth) > 0
+        assert (report.summary.added, report.summary.removed, report.summary.not_compared) == (0, 0, {})
+        assert list(report.summary.fields) == [{"flights": "/scheduled", "orders": "/paid_cents"}[what]]
+        kit.refold("switch", projection=new)
+        record = Registry(kit.cluster, kit.registry).get(name)
+        assert record is not None
+        assert record.live.version == 2
+        green = dataclasses.replace(kit, projection=fixed, group=record.live.group)
+        green.store = RocksStore(kit.state_dir / record.live.directory)
+        log = read_log(kit.bootstrap, kit.cluster.topic(kit.topic))
+        assert green.check(log) == kit.check(log) == sum(map(len, log.values()))
+        assert live.runs()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import zlib
 from typing import Any
 
 from projections.contract import Event
+from projections.flights import Aircraft, AircraftLog
+from projections.orders import Order, OrderSummary
 from tests.support import Tally
 
 
@@ -48,3 +51,35 @@ class Halting(Tally):
         if event.type == "odd":
             raise ValueError("odd")
         return super().apply_to_model(model, event)
+
+
+class FixedAircraftLog(AircraftLog):
+    """Corrects one aircraft in a hundred."""
+
+    name = "aircraft-log"
+    version = 2
+
+    def apply_to_model(self, model: Aircraft | None, event: Event) -> Aircraft | None:
+        fresh = model is None
+        model = super().apply_to_model(model, event)
+        if model is not None and fresh and is_one_in_a_hundred(event.stream):
+            model.scheduled += 1000
+        return model
+
+
+class FixedOrderSummary(OrderSummary):
+    """Corrects one order in a hundred."""
+
+    name = "order-summary"
+    version = 2
+
+    def apply_to_model(self, model: Order | None, event: Event) -> Order | None:
+        model = super().apply_to_model(model, event)
+        if model is not None and is_one_in_a_hundred(event.stream):
+            model.paid_cents = -1
+        return model
+
+
+def is_one_in_a_hundred(stream: str) -> bool:
+    """Whether it is corrected."""
+    return zlib.crc32(stream.encode()) % 100 == 0

@@ -115,14 +115,16 @@ def test_cancelled_at_every_step_the_active_one_stays(count: int) -> None:
     assert same(to.caught_up(record, "r1"), record)
     record = to.retired(record, "orders.v2-2")
     assert [one.id for one in record.generations] == ["orders.v1"]
+    assert same(to.cancelled(record), record)
     # A name is never given again: a driver that wakes late cannot mean the next one.
     assert begun(record, "r2").generations[-1].id == "orders.v2-3"
 
 
 def test_what_cannot_be_is_refused_and_says_what_there_is() -> None:
     record = after(6)
+    assert same(to.approved(record), record)
     with pytest.raises(NotReady, match="no rebuild of it is under way"):
-        to.approved(record)
+        to.approved(to.rolled_back(record, None, 1))
     with pytest.raises(NotReady, match=r"orders\.v2-2 is replaying"):
         to.approved(after(2))
     with pytest.raises(NotReady, match="only one that is kept"):
