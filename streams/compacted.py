@@ -35,6 +35,7 @@ _JITTER_S = 0.2
 _TOKEN = "refold-write"
 _FENCED = {
     KafkaError._FENCED,
+    KafkaError._FATAL,  # said of every call after the one that was told the cause
     KafkaError.PRODUCER_FENCED,
     KafkaError.INVALID_PRODUCER_EPOCH,
     KafkaError.INVALID_TXN_STATE,
@@ -157,7 +158,7 @@ class CompactedTopic:
                     with contextlib.suppress(KafkaException):
                         producer.abort_transaction(_CALL_S)
                     raise _Again(error.str()) from failure
-                if error.fatal() or error.code() in _FENCED:
+                if error.code() in _FENCED:
                     raise _Again(error.str()) from failure
                 raise broker_error(error, f"write to topic {self.name!r}", self._settings) from failure
 

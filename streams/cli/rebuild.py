@@ -40,7 +40,9 @@ __all__ = ["rebuild"]
 def rebuild(
     projection: ProjectionName,
     /,
-    *more: ProjectionName,
+    *more: Annotated[
+        str, Parameter(help="Further projections; each folds what refold.toml says, or all fold --topic.")
+    ],
     options: FoldOptions = FoldOptions(),  # noqa: B008 - frozen
     from_: Annotated[str, Parameter(name="--from")] = "beginning",
     snapshot_every: PositiveInt | None = None,

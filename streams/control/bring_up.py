@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from projections.fingerprint import fingerprint
 from streams.control.begin import begin_beside
 from streams.control.green import NICE, Green
 from streams.control.site import Site
@@ -57,7 +56,7 @@ def bring_up(site: Site, workers: int, *, rebuilds: bool, stop: Stopping) -> boo
         return True
     if not rebuilds:
         who = f"process {os.getpid()} on {socket.gethostname()}"
-        site.update(lambda record: waits(record, site.projection.version, fingerprint(site.projection), who))
+        site.update(lambda record: waits(record, *site.code[:2], who))
         return True  # whoever claims the state refuses, unless the registry is behind it
     while not stop.is_asked:
         record = site.record()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,19 @@ class Site:
             generation=place.generation,
         )
 
+    @cached_property
+    def code(self) -> tuple[int, str, str]:
+        """What this process folds with: the code's version and fingerprint, and the codec."""
+        return self.projection.version, fingerprint(self.projection), describe(self.events.codec)
+
     def facts(self) -> dict[str, Any]:
         """Describe what a new generation would be of: this code, folding this topic."""
         topic = self.events.cluster.topic(self.events.topic)
+        version, own, codec = self.code
         return {
-            "version": self.projection.version,
-            "fingerprint": fingerprint(self.projection),
-            "codec": describe(self.events.codec),
+            "version": version,
+            "fingerprint": own,
+            "codec": codec,
             "topic": topic.name,
             "topic_id": topic.id,
             "partitions": topic.partitions,
@@ -104,8 +111,4 @@ class Site:
 
     def can_fold(self, generation: Generation) -> bool:
         """Say whether a generation is of the code that this process has."""
-        return (generation.version, generation.fingerprint, generation.codec) == (
-            self.projection.version,
-            fingerprint(self.projection),
-            describe(self.events.codec),
-        )
+        return (generation.version, generation.fingerprint, generation.codec) == self.code

@@ -67,7 +67,7 @@ class Agent:
         try:
             # Step 2
             while not seat.is_over:
-                slices = seat.poll(room=lane.room)
+                slices = seat.poll(room=lane.commits.room)
                 lane.advance()
                 lane.take(slices)
                 seat.rest(idle=not any(piece.records for piece in slices))

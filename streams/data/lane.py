@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from streams.data.answers import Answers
-from streams.data.cache import ModelCannotBeStored
+from streams.data.commits import Commits
 from streams.data.cutting import Cutting
 from streams.data.feeding import Feeding, feed_all
 from streams.data.fold import Fold
@@ -15,11 +14,9 @@ from streams.data.history import TopicWatch
 from streams.data.job import AgentStatus, Job
 from streams.data.mirror import Mirror
 from streams.data.opening import Opener
-from streams.data.pace import Pace
 from streams.data.partition import HeldPartition, Phase
 from streams.data.polling import Slice
 from streams.data.serde import serde_for
-from streams.data.split import SplitWatch
 from streams.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -73,14 +70,14 @@ class Lane:
         self._cluster = job.events.cluster.within(_ANSWER_S)
         self._held: dict[int, HeldPartition] = {}
         self._closed: list[HeldPartition] = []
-        self._pace = Pace(job.settings)
         self._released_events = 0
         self._mirror = Mirror(job)
         self._opener = Opener(job, self._serde, self._cluster, interrupts)
         self._topic = TopicWatch(self._cluster, job.topic, job.projection.name)
-        self._splits = SplitWatch(job.build)
         self._answers = Answers(job, self._serde, interrupts)
-        self._cutting = Cutting(job.build, self._commit_if_same, self._read, self._stop_reading)
+        self.commits = Commits(job, self._held, self._topic, self._mirror, self._read, self._replace)
+        """When and how what is folded is committed."""
+        self._cutting = Cutting(job.build, self.commits.one_if_same, self._read, self._stop_reading)
         self._reading: Reading
         self._again: set[int] = set()
         """Partitions of which nothing more of this batch is to be folded."""
@@ -95,11 +92,6 @@ class Lane:
     def is_waiting(self) -> bool:
         """Whether there is nothing to read yet."""
         return not self._held or any(held.phase is Phase.OPENING for held in self._held.values())
-
-    @property
-    def room(self) -> int | None:
-        """How many events may be folded before a checkpoint must be taken; None for any number."""
-        return self._pace.room(sum(fold.pending for fold in self._folds()))
 
     @property
     def errors(self) -> list[CqrsError]:
@@ -125,15 +117,12 @@ class Lane:
             return True
         if self._job.until is None or not all(one.is_settled for one in held):
             return False
-        if any(fold.has_moved for fold in self._folds()):
-            self.checkpoint()
-            if any(fold.has_moved for fold in self._folds()) or not all(one.is_settled for one in held):
+        if any(fold.has_moved for fold in self.commits.folds()):
+            self.commits.all()
+            if any(fold.has_moved for fold in self.commits.folds()) or not all(one.is_settled for one in held):
                 return False  # not committed after all: it is read again
         # What others hold is theirs to end, and whoever started all of us knows when that is.
         return self._job.until.keys() <= self._held.keys()
-
-    def _folds(self) -> list[Fold]:
-        return [held.fold for held in self._held.values() if held.fold is not None]
 
     def hold(self, partitions: Iterable[int]) -> None:
         """Note partitions that are ours from now on; `advance` opens them."""
@@ -147,7 +136,7 @@ class Lane:
         moved = [held for held in going if held.fold is not None and held.fold.has_moved]
         if moved and self._topic.is_same():
             for held in moved:
-                self._commit(held)
+                self.commits.one(held)
 
     def release(self, partitions: Iterable[int]) -> None:
         """Close these partitions' stores, without writing."""
@@ -311,72 +300,14 @@ class Lane:
             for one in held.folds:
                 one.skip_to(feeding.end)
         if held.halt is not None and feeding.is_cut and not self._interrupts:
-            if self._topic.is_same() and (not fold.has_moved or self._commit(held)):
+            if self._topic.is_same() and (not fold.has_moved or self.commits.one(held)):
                 self._halt(held, held.halt)
             elif held.halt is not None:
                 self._read(held)
         elif fold.is_at_end:
             self._reading.stop_reading(held.number)
 
-    # Checkpoints
-
-    def checkpoint_if_due(self, *, idle: bool) -> None:
-        """Keep the caches to their limit, and take a checkpoint where its time has come.
-
-        Args:
-            idle: Nothing is waiting to be folded.
-        """
-        folds = self._folds()
-        share = self._job.settings.cache_bytes // max(1, len(folds))
-        moved = [fold for fold in folds if fold.has_moved]
-        for fold in folds:
-            fold.cache.evict(share)
-        if moved:
-            pending = sum(fold.pending for fold in moved)
-            changed = sum(fold.changed for fold in moved)
-            if self._pace.is_due(pending, changed, idle=idle) or any(fold.cache.is_full(share) for fold in moved):
-                self.checkpoint()
-        elif idle and self._splits.is_behind and self._job.until is None:  # else whoever set the end compares, at it
-            self._splits.compare({one.number: one.store.ids() for one in self._held.values() if one.store is not None})
-
-    def checkpoint(self) -> None:
-        """Commit every fold that moved, unless nobody answers whether what was read is of the same topic still."""
-        began = time.monotonic()
-        models = sum(fold.changed for fold in self._folds())
-        if self._topic.is_same():
-            folds = {held.number: held.fold for held in self._held.values() if held.fold is not None}
-            for held in list(self._held.values()):
-                if held.fold is not None and held.fold.has_moved and held.phase is not Phase.HALTED:
-                    self._splits.look(held.number, folds)
-                    self._commit(held)
-        self._pace.taken(began, models)
-
-    def _commit(self, held: HeldPartition) -> bool:
-        """Commit one fold to its store. False: a model cannot be stored, and the fold is back at its last commit.
-
-        Raises:
-            BuildChanged: Another build, or other code, is current by now.
-            StorageError: The store.
-        """
-        fold = held.fold
-        assert fold is not None
-        self._job.build.check_current()
-        try:
-            fold.commit()
-        except ModelCannotBeStored as error:
-            log.info("fold.read_again", partition=held.number, position=fold.committed, why=str(error))
-            fold.discard()
-            fold.carefully = True
-            if held.phase is Phase.READY:
-                self._read(held)
-            return False
-        fold.carefully = False
-        self._mirror.note(held.number)
-        self._replace(held)
-        return True
-
-    def _commit_if_same(self, held: HeldPartition) -> bool:
-        return self._topic.is_same() and self._commit(held)
+    # What others ask for
 
     def answer(self) -> None:
         """Do what others of this machine ask of whoever has the stores open; see `Answers` and `Cutting`."""
@@ -384,7 +315,7 @@ class Lane:
             return
         if self._job.until is None and self._cutting.look(self._held.values()):
             self._answers.look_soon()
-        self._answers.snapshots(self._held, self.checkpoint)
+        self._answers.snapshots(self._held, self.commits.all)
         for held in self._answers.take_up(self._held.values()):
             if held.phase is Phase.READY:
                 self._read(held)
@@ -408,6 +339,6 @@ class Lane:
     def close(self) -> None:
         """Close every store, without writing."""
         self._closed = list(self._held.values())
-        self._held = {}
+        self._held.clear()
         for held in self._closed:
             held.close()

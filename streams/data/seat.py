@@ -85,7 +85,7 @@ class Seat:
         Args:
             idle: Nothing is waiting to be folded.
         """
-        self.lane.checkpoint_if_due(idle=idle)
+        self.lane.commits.if_due(idle=idle)
         self.lane.answer()
         self._mirror()
         self._publish()
@@ -99,7 +99,7 @@ class Seat:
         self._has_left = True
         try:
             if clean:
-                self.lane.checkpoint()
+                self.lane.commits.all()
                 self._mirror(wait=True)
             self._publish()
         finally:

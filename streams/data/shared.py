@@ -108,7 +108,7 @@ class SharedRead:
             one.attempt(lambda seat: seat.poll(0))  # partitions come and go in here
             one.attempt(lambda seat: seat.lane.advance())
         alive = [one for one in active if not one.has_ended]
-        rooms = [room for one in alive if (room := one.seat.lane.room) is not None]
+        rooms = [room for one in alive if (room := one.seat.lane.commits.room) is not None]
         is_waiting = any(one.seat.lane.is_waiting for one in alive)
         slices = router.poll(SOON_S if is_waiting else IDLE_S, min(rooms, default=None))
         for one in alive:

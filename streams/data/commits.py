@@ -1,0 +1,124 @@
+"""When and how the folds of a lane are committed to their stores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from streams.data.cache import ModelCannotBeStored
+from streams.data.fold import Fold
+from streams.data.history import TopicWatch
+from streams.data.job import Job
+from streams.data.mirror import Mirror
+from streams.data.pace import Pace
+from streams.data.partition import HeldPartition, Phase
+from streams.data.split import SplitWatch
+from streams.log import get_logger
+
+__all__ = ["Commits"]
+
+log = get_logger(__name__)
+
+
+class Commits:
+    """Commits the folds of the partitions that a process holds.
+
+    Args:
+        job: What is folded into what.
+        held: The partitions, by number; looked at anew each time.
+        topic: Tells whether what was read is of the same topic still.
+        mirror: Is told of what was committed.
+        read: Has a partition read from where it is to be read.
+        committed: Is called after each commit of a partition.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        held: Mapping[int, HeldPartition],
+        topic: TopicWatch,
+        mirror: Mirror,
+        read: Callable[[HeldPartition], None],
+        committed: Callable[[HeldPartition], None],
+    ) -> None:
+        self._job = job
+        self._held = held
+        self._topic = topic
+        self._mirror = mirror
+        self._read = read
+        self._committed = committed
+        self._pace = Pace(job.settings)
+        self._splits = SplitWatch(job.build)
+
+    def folds(self) -> list[Fold]:
+        """Give the folds of the partitions whose stores are open."""
+        return [held.fold for held in self._held.values() if held.fold is not None]
+
+    @property
+    def room(self) -> int | None:
+        """How many events may be folded before a checkpoint must be taken; None for any number."""
+        return self._pace.room(sum(fold.pending for fold in self.folds()))
+
+    def if_due(self, *, idle: bool) -> None:
+        """Keep the caches to their limit, and take a checkpoint where its time has come.
+
+        Args:
+            idle: Nothing is waiting to be folded.
+        """
+        folds = self.folds()
+        share = self._job.settings.cache_bytes // max(1, len(folds))
+        moved = [fold for fold in folds if fold.has_moved]
+        for fold in folds:
+            fold.cache.evict(share)
+        if moved:
+            pending = sum(fold.pending for fold in moved)
+            changed = sum(fold.changed for fold in moved)
+            if self._pace.is_due(pending, changed, idle=idle) or any(fold.cache.is_full(share) for fold in moved):
+                self.all()
+        elif idle and self._splits.is_behind and self._job.until is None:  # else whoever set the end compares, at it
+            self._splits.compare({one.number: one.store.ids() for one in self._held.values() if one.store is not None})
+
+    def all(self) -> None:
+        """Commit every fold that moved, unless nobody answers whether what was read is of the same topic still.
+
+        Raises:
+            BuildChanged, StorageError: See `one`.
+            TopicChanged, TopicNotFound: It is not.
+        """
+        began = time.monotonic()
+        models = sum(fold.changed for fold in self.folds())
+        if self._topic.is_same():
+            folds = {held.number: held.fold for held in self._held.values() if held.fold is not None}
+            for held in list(self._held.values()):
+                if held.fold is not None and held.fold.has_moved and held.phase is not Phase.HALTED:
+                    self._splits.look(held.number, folds)
+                    self.one(held)
+        self._pace.taken(began, models)
+
+    def one(self, held: HeldPartition) -> bool:
+        """Commit one fold to its store. False: a model cannot be stored, and the fold is back at its last commit.
+
+        Raises:
+            BuildChanged: Another build, or other code, is current by now.
+            StorageError: The store.
+        """
+        fold = held.fold
+        assert fold is not None
+        self._job.build.check_current()
+        try:
+            fold.commit()
+        except ModelCannotBeStored as error:
+            log.info("fold.read_again", partition=held.number, position=fold.committed, why=str(error))
+            fold.discard()
+            fold.carefully = True
+            if held.phase is Phase.READY:
+                self._read(held)
+            return False
+        fold.carefully = False
+        self._mirror.note(held.number)
+        self._committed(held)
+        return True
+
+    def one_if_same(self, held: HeldPartition) -> bool:
+        """Commit one fold, unless nobody answers whether what was read is of the same topic still; see `one`."""
+        return self._topic.is_same() and self.one(held)
