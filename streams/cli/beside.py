@@ -50,7 +50,6 @@ def drive(
     """
     with drained_by_signals(generations.stop, exit_code=130):
         record = asyncio.run(_awaited(work([reporter_for(console)])))
-    print_end(record, wired.called, json=json)
     rebuild = record.rebuild
     assert rebuild is not None, "it was driven"
     if rebuild.is_running and can_ask(console) and not json:
@@ -59,6 +58,7 @@ def drive(
             print_report(console, report, wired.events.topic)
             if agreed(console, f"Switch {wired.name} to {report.after}?"):
                 return drive(console, wired, generations, lambda told: generations.switch(reporters=told), json=json)
+    print_end(record, wired.called, json=json)
     if generations.is_orphan and not json:
         console.print(
             f"Nobody folds {record.active} now: `refold run {wired.called}` does, from where it is.", soft_wrap=True

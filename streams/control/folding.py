@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from streams.control.claim import claim_live
 from streams.control.ground import Claimed, Ground
 from streams.data.agent import AgentStatus, Job
@@ -58,6 +60,12 @@ class Folding:
     def status(self) -> AgentStatus:
         """The agents' figures; after their end, the last ones."""
         return AgentStatus() if self._runner is None else self._runner.status
+
+    @property
+    def pids(self) -> set[int]:
+        """The processes in which the agents run."""
+        pids: set[int] = getattr(self._runner, "pids", {os.getpid()})
+        return pids
 
     def stop(self) -> None:
         """Ask the agents to end; from any thread."""

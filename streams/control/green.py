@@ -280,13 +280,13 @@ class Green:
         """Fold on until others do, who follow the registry; where nobody does so soon, nobody does."""
         site, record = self._site, self._newest()
         cluster, green = site.events.cluster, record.live
-        ours = {member.client_id for member in cluster.members(green.group)}
         blue = None if record.kept is None else record.kept.group
         deadline = time.monotonic() + (_HAND_OVER_S if blue is not None and cluster.members(blue) else 0.0)
         self.is_orphan = True
         while self.is_orphan and time.monotonic() < deadline and not self._stopped.is_set():
             self._folding.wait(_LOOK_S)
-            self.is_orphan = not any(member.client_id not in ours for member in cluster.members(green.group))
+            ours = self._folding.pids
+            self.is_orphan = all(member.pid in ours for member in cluster.members(green.group))
 
     def _failed(self, error: CqrsError) -> None:
         """Note what has stopped it; where nothing was made yet, give it up."""

@@ -72,6 +72,11 @@ class Supervisor:
             away_s=max((one.away_s for one in running), default=0.0),
         )
 
+    @property
+    def pids(self) -> set[int]:
+        """The processes of the agents as they are now."""
+        return {pid for slot in self._slots if (pid := getattr(slot.runner, "pid", None)) is not None}
+
     def start(self) -> None:
         """See Runner."""
         for slot in self._slots:

@@ -121,3 +121,48 @@ def test_interrupted_rebuild_says_once_what_is_kept_and_what_goes_on(new_kit: Ne
         assert f"`refold rebuild {slow} --from checkpoint` goes on to the end of the rebuild" in said
         assert "Traceback" not in said
     until("nobody is in the group", lambda: not kit.cluster.members(kit.group))
+
+
+FIXED = "tests.integration.versions:Fixed"
+
+
+def test_a_rebuild_beside_shows_its_plan_and_what_differs_and_asks_twice(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(400, streams=40))
+    with kit.process() as live:
+        wait_for_log(live, ["run.started"])
+        until("all to be folded", lambda: kit.lag() == 0)
+        with shown(kit, command="rebuild", projection=FIXED, columns=100) as screen:
+            text = screen.wait_for("beside tally.v1, which goes on being folded and read", "Go on? [y/N]")
+            assert "once you have seen which models differ, and how; tally.v1 is kept for 1:00:00" in screen.flowing()
+            assert "up to 400, by partition from offset 0: 0 to" in text
+            screen.type("y\n")
+            text = screen.wait_for("Switch tally to tally.v2-2? [y/N]")
+            assert re.search(r"^4 of 39 models differ: 4 changed, 0 added, 0 removed; compared in", text, re.MULTILINE)
+            assert re.search(r"^/fixed +4$", text, re.MULTILINE)
+            assert re.search(r"^stream-7 +/fixed = true$", text, re.MULTILINE)
+            screen.type("y\n")
+            assert screen.end() == 0
+            text = screen.text()
+            assert "tally.v2-2 is active (4 of 39 models differ" in screen.flowing()
+            assert "100.0 %" in text
+            assert "Nobody folds tally.v2-2 now: `refold run" in screen.flowing()
+
+
+def test_several_rebuilds_are_one_table(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(300))
+    words = kit.command("--yes", "--parallel", "2", command="rebuild", projection="tests.integration.several:Alone")
+    at = words.index("--group")
+    del words[at : at + 2]
+    words.insert(words.index("tests.integration.several:Alone") + 1, "tests.integration.several:Catalog")
+    try:
+        with on_screen(words, columns=100, environment=kit.environment()) as screen:
+            assert screen.end() == 0
+            text = screen.text()
+            assert re.search(r"^alone +completed +100\.0 % +300 ", text, re.MULTILINE)
+            assert re.search(r"^catalog +completed +100\.0 % +300 ", text, re.MULTILINE)
+            assert re.search(r"^alone: 300 events in", text, re.MULTILINE)
+    finally:
+        for name in ("alone", "catalog"):
+            kit.cluster.delete_group(f"refold.{name}.v1")
