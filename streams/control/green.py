@@ -22,7 +22,16 @@ from streams.control.strategies import FromBeginning
 from streams.control.verify import Side, last_report, verify
 from streams.data.build import Build
 from streams.data.runner import MakeRunner
-from streams.errors import CodeChanged, CqrsError, ProjectionError, RebuildCancelled, StateNotFound
+from streams.errors import (
+    BrokerUnavailable,
+    CodeChanged,
+    CqrsError,
+    ProjectionError,
+    RebuildCancelled,
+    RebuildRunning,
+    StateNotFound,
+    StorageError,
+)
 from streams.log import get_logger
 from streams.types import RebuildProgress
 
@@ -290,13 +299,14 @@ class Green:
 
     def _failed(self, error: CqrsError) -> None:
         """Note what has stopped it; where nothing was made yet, give it up."""
-        if isinstance(error, RebuildCancelled):
+        if isinstance(error, (RebuildCancelled, RebuildRunning)):
             return
+        may_pass = isinstance(error, (BrokerUnavailable, StorageError))
         try:
             record = self._site.record()
             running = record.running
             green = None if running is None or running.id != self._id else record.find(running.generation)
-            if green is not None and green.phase == "new":
+            if green is not None and green.phase == "new" and not may_pass:
                 self._site.update(lambda record: to.cancelled(record, str(error)))
                 retire(self._site, green.id, str(error))
             elif green is not None:

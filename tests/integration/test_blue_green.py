@@ -29,10 +29,18 @@ from projections.datasets import DemoEvent, flight_events, order_events
 from projections.flights import AircraftLog
 from projections.orders import OrderSummary
 from streams import ActiveModels, Generations, Registry
+from streams.control.begin import begin_beside
 from streams.control.record import Record
 from streams.control.verify import last_report
 from streams.data.generation import RocksStore
-from streams.errors import CodeChanged, GenerationNotFound, NotReady, RebuildCancelled, RebuildRunning
+from streams.errors import (
+    CodeChanged,
+    GenerationNotFound,
+    HistoryIncomplete,
+    NotReady,
+    RebuildCancelled,
+    RebuildRunning,
+)
 from tests.integration.crasher import DIED, Job, beside
 from tests.integration.kit import Kit, Process, produce, read_log, tally_events, until, wait_for_log
 from tests.integration.slow import SlowTally
@@ -610,3 +618,42 @@ def test_a_fix_of_one_model_in_a_hundred_is_reported_as_exactly_these_whoever_di
         log = read_log(kit.bootstrap, kit.cluster.topic(kit.topic))
         assert green.check(log) == kit.check(log) == sum(map(len, log.values()))
         assert live.runs()
+
+
+async def test_a_driver_that_finds_another_one_at_it_leaves_its_rebuild_alone(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(50))
+    kit.refold_in_place()
+    generations = beside(kit)
+    begin_beside(generations.site)
+    with (
+        RocksStore(kit.state_dir / "tally.v2-2").rebuilding("another driver"),
+        pytest.raises(RebuildRunning, match="another driver"),
+    ):
+        await generations.resume(workers=0)
+    running = record_of(kit).running
+    assert running is not None
+    assert running.why == ""
+    assert record_of(kit).generations[-1].phase == "new"
+    assert (await generations.resume(workers=0)).generations[-1].phase == "waiting"
+
+
+async def test_what_can_never_be_made_is_given_up_and_nothing_is_left(new_kit: NewKit) -> None:
+    """The topic loses its beginning between the request and the making."""
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(50))
+    kit.refold_in_place()
+    generations = beside(kit)
+    begin_beside(generations.site)
+    kit.delete_before(0, 10)
+    with pytest.raises(HistoryIncomplete):
+        await generations.resume(workers=0)
+    record = record_of(kit)
+    assert record.running is None
+    assert [one.id for one in record.generations] == ["tally.v1"]
+    assert record.rebuild is not None
+    assert "lacks its first 10 offsets" in record.rebuild.why
+    assert {path.name for path in kit.state_dir.iterdir()} == {"tally.v1", "tally.registry.json"}
+    with pytest.raises(HistoryIncomplete):  # and now it is refused before anything is noted
+        await generations.rebuild(workers=0)
+    assert record_of(kit) == record
