@@ -140,7 +140,8 @@ def begun(kit: Kit, events: int = 2000) -> Iterator[Process]:
     produce(kit.bootstrap, kit.topic, tally_events(events, streams=100))
     with kit.process(env=QUICKLY) as live:
         wait_for_log(live, ["run.started"])
-        until("the first generation to be registered", lambda: record_of(kit).active == "tally.v1")
+        registry = Registry(kit.cluster, kit.registry)
+        until("the first generation to be registered", lambda: registry.get("tally") is not None)
         until("all to be folded", lambda: kit.lag() == 0)
         yield live
 
