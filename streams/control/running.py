@@ -112,6 +112,8 @@ class Running:
                 for id_, folding in list(self._foldings.items()):
                     if folding.wait(_LOOK_S if folding is self._shown else 0.0):
                         self._end(id_, folding)
+                if self._stopped.is_set():
+                    return  # what has ended, was to end, and is not to be taken on again
                 if not self._foldings:
                     self._stopped.wait(_LOOK_S)
                 if watch.record is not None and self._is_noted:

@@ -163,7 +163,7 @@ def test_ctrl_c_drains_all_agents(new_kit: NewKit) -> None:
         assert process.wait() == 130
         assert "Traceback" not in process.output()
     assert kit.check() > 0
-    assert not kit.cluster.members(kit.group)
+    until("them to have left the group", lambda: not kit.cluster.members(kit.group), 10)
 
 
 def test_no_agents_are_no_choice(new_kit: NewKit) -> None:
