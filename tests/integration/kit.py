@@ -258,7 +258,8 @@ class Kit:
         """Run `refold COMMAND`; give standard output where it is to succeed, and standard error otherwise."""
         done = subprocess.run(
             self.command(*arguments, command=command, projection=projection),
-            env=self.environment(**variables),
+            # A member that is stopped in the middle of a rebalance may be dropped by its session's end only.
+            env=self.environment(**({"REFOLD_SESSION_TIMEOUT_S": "6"} | variables)),
             capture_output=True,
             text=True,
             timeout=90,
