@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.data.polling import Polling, Slice, bounded
@@ -18,7 +19,9 @@ __all__ = ["Listener", "Subscription"]
 log = get_logger(__name__)
 
 _LAST_WORD_S = 3.0
-_JOIN_S = 0.05
+_JOIN_S = 0.02
+_STATISTICS_MS = 100
+"""How often librdkafka tells its state, which is looked at when the group is to be left."""
 _HEARTBEAT_MS = 300
 """A member learns by its heartbeat's answer that the group is being rebalanced, and a hand-over takes two such rounds:
 at Kafka's 3 s, six seconds in which one agent does the work of two."""
@@ -63,7 +66,7 @@ class Subscription:
         self._group = group
         self._listener = listener
         self._refused: set[int] = set()
-        self._has_joined = False
+        self._statistics = ""
         self._polling = Polling(
             store,
             {
@@ -72,6 +75,8 @@ class Subscription:
                 "client.id": client_id,
                 "group.id": group,
                 "on_commit": self._on_commit,
+                "statistics.interval.ms": _STATISTICS_MS,
+                "stats_cb": self._on_statistics,
             },
         )
         self._consumer = self._polling.consumer
@@ -136,11 +141,12 @@ class Subscription:
     def close(self) -> None:
         """Leave the group. A broker that does not answer is not waited for: it drops this member by itself.
 
-        Not in the middle of joining: librdkafka then leaves a member in the group that it knows nothing of, and whose
-        session the group waits for.
+        Not while joining, be it for the first time or in a rebalance: librdkafka, closed then without partitions, does
+        not tell the group, which waits for this member's session.
         """
         deadline = time.monotonic() + _LAST_WORD_S
-        while not self._has_joined and time.monotonic() < deadline:
+        self._statistics = ""
+        while not self._is_settled() and time.monotonic() < deadline:
             self._consumer.poll(_JOIN_S)
         if not self._polling.close(_LAST_WORD_S):
             log.warning("group.leave_unanswered", group=self._group, within_s=_LAST_WORD_S)
@@ -149,7 +155,6 @@ class Subscription:
     # kept and raised by poll itself.
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._has_joined = True
         # Nothing is assigned to the client before it is to be read. Without this call it would be at once.
         consumer.incremental_assign([])
         try:
@@ -169,6 +174,15 @@ class Subscription:
         except BaseException as error:  # noqa: BLE001
             self._polling.failure = error
         self._polling.forget(partitions)
+
+    def _on_statistics(self, statistics: str) -> None:
+        self._statistics = statistics
+
+    def _is_settled(self) -> bool:
+        """Say whether this member is in the group and not being rebalanced, as librdkafka says of itself."""
+        if not self._statistics:
+            return False
+        return bool(orjson.loads(self._statistics).get("cgrp", {}).get("join_state") == "steady")
 
     def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         failed = error or next((where.error for where in offsets if where.error is not None), None)
