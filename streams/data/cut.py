@@ -98,8 +98,6 @@ class Cut:
         finally:
             lock.release()
             shutil.rmtree(path, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                root.rmdir()
 
     def held(self) -> dict[int, Held]:
         """Give where partitions are held, as far as it is known; those that nobody has open are looked at.

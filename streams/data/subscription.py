@@ -20,6 +20,7 @@ log = get_logger(__name__)
 
 _LAST_WORD_S = 3.0
 _JOIN_S = 0.02
+_ASK_S = 0.5
 _STATISTICS_MS = 100
 """How often librdkafka tells its state, which is looked at when the group is to be left."""
 _HEARTBEAT_MS = 300
@@ -64,6 +65,7 @@ class Subscription:
     ) -> None:
         self._topic = store.topic
         self._group = group
+        self._cluster = store.cluster.within(_ASK_S)
         self._listener = listener
         self._refused: set[int] = set()
         self._statistics = ""
@@ -146,7 +148,8 @@ class Subscription:
         """
         deadline = time.monotonic() + _LAST_WORD_S
         self._statistics = ""
-        while not self._is_settled() and time.monotonic() < deadline:
+        # While the group is being rebalanced, a member that has not noticed yet is about to join again.
+        while not (self._is_settled() and self._cluster.is_stable(self._group)) and time.monotonic() < deadline:
             self._consumer.poll(_JOIN_S)
         if not self._polling.close(_LAST_WORD_S):
             log.warning("group.leave_unanswered", group=self._group, within_s=_LAST_WORD_S)
