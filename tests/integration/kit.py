@@ -258,8 +258,7 @@ class Kit:
         """Run `refold COMMAND`; give standard output where it is to succeed, and standard error otherwise."""
         done = subprocess.run(
             self.command(*arguments, command=command, projection=projection),
-            # A member that is stopped in the middle of a rebalance may be dropped by its session's end only.
-            env=self.environment(**({"REFOLD_SESSION_TIMEOUT_S": "6"} | variables)),
+            env=self.environment(**variables),
             capture_output=True,
             text=True,
             timeout=90,

@@ -26,8 +26,6 @@ from tests.support import Tally, envelope
 
 NewKit = Callable[..., Kit]
 QUICKLY = FoldSettings(session_timeout_s=6)
-SESSION = {"REFOLD_SESSION_TIMEOUT_S": "6"}
-"""One that is stopped in the middle of a rebalance may be dropped by its session's end only."""
 
 
 class DyingTally(Tally):
@@ -75,7 +73,7 @@ def is_monotone(seen: list[RebuildProgress]) -> bool:
 
 @pytest.mark.parametrize("partitions", [4, 8])
 async def test_two_agents_share_the_partitions_of_one_rebuild(new_kit: NewKit, partitions: int) -> None:
-    kit = new_kit(partitions=partitions, projection=SlowTally(), settings=QUICKLY)
+    kit = new_kit(partitions=partitions, projection=SlowTally())
     produce(kit.bootstrap, kit.topic, tally_events(300))
     coordinator = kit.coordinator(workers=2)
     owners: set[int | None] = set()
@@ -90,7 +88,7 @@ async def test_two_agents_share_the_partitions_of_one_rebuild(new_kit: NewKit, p
     assert os.getpid() not in owners
     assert is_monotone(seen)
     assert kit.check() == 300
-    await asyncio.to_thread(until, "them to leave the group", lambda: not kit.cluster.members(kit.group), 15)
+    await asyncio.to_thread(until, "them to leave the group", lambda: not kit.cluster.members(kit.group), 10)
     assert not agents_of(os.getpid())
 
 
@@ -156,7 +154,7 @@ def test_ctrl_c_drains_all_agents(new_kit: NewKit) -> None:
     kit = new_kit(partitions=4)
     produce(kit.bootstrap, kit.topic, tally_events(3000))
     slow = "tests.integration.slow:SlowTally"
-    with kit.process("--yes", "--workers", "2", command="rebuild", projection=slow, env=SESSION) as process:
+    with kit.process("--yes", "--workers", "2", command="rebuild", projection=slow) as process:
         agents = two_agents_of(process)
         until("something to be folded", lambda: kit.store.current() and sum(kit.positions().values()))
         for pid in [process.process.pid, *agents]:  # as a terminal sends it
@@ -164,7 +162,7 @@ def test_ctrl_c_drains_all_agents(new_kit: NewKit) -> None:
         assert process.wait() == 130
         assert "Traceback" not in process.output()
     assert kit.check() > 0
-    until("them to have left the group", lambda: not kit.cluster.members(kit.group), 15)
+    until("them to have left the group", lambda: not kit.cluster.members(kit.group), 10)
 
 
 def test_no_agents_are_no_choice(new_kit: NewKit) -> None:
