@@ -1,6 +1,6 @@
 """A build's stores, each copied at exactly one position that is agreed on while they are folded.
 
-    <directory>/cuts/<id>/cut.lock       held by whoever asks; without him nobody heeds it
+    <directory>/cuts/<id>/asking.lock    see `asking`
     <directory>/cuts/<id>/request.json   of which build
     <directory>/cuts/<id>/0.json         where partition 0 is held, until the barrier is named; written by who folds it
     <directory>/cuts/<id>/barrier.json   by partition, where to copy it; one that is not named goes on as before
@@ -14,10 +14,6 @@ the others fold on to it. Who is at it is copied, and goes on.
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +21,8 @@ from pathlib import Path
 
 import msgspec
 
+from streams.data.asking import asked, asking, is_asked
 from streams.data.build import FORMAT, Build, read_record, write_record
-from streams.data.locks import FileLock, Holder, peek
 from streams.errors import StorageError, StoreLocked
 from streams.log import get_logger
 
@@ -35,7 +31,6 @@ __all__ = ["Cut", "Held", "cuts"]
 log = get_logger(__name__)
 
 DIRECTORY = "cuts"
-_LOCK = "cut.lock"
 _REQUEST = "request.json"
 _BARRIER = "barrier.json"
 
@@ -81,23 +76,10 @@ class Cut:
         Raises:
             StorageError: The disk.
         """
-        root = build.root / DIRECTORY
-        path = root / secrets.token_hex(6)
-        try:
-            root.mkdir(exist_ok=True)
-            _sweep(root)
-            path.mkdir()
-        except OSError as error:
-            raise StorageError(f"{path} cannot be made: {error.strerror}.") from error
-        lock = FileLock.take(path / _LOCK, Holder.me("comparison"))
-        assert isinstance(lock, FileLock), "a fresh name"
-        try:
+        with asking(build.root / DIRECTORY, "comparison") as path:
             manifest = build.manifest
             write_record(path / _REQUEST, Request(build=manifest.build, directory=manifest.directory))
             yield cls(path, build)
-        finally:
-            lock.release()
-            shutil.rmtree(path, ignore_errors=True)
 
     def held(self) -> dict[int, Held]:
         """Give where partitions are held, as far as it is known; those that nobody has open are looked at.
@@ -157,7 +139,7 @@ class Cut:
 
     def is_wanted(self) -> bool:
         """Say whether somebody still waits for it."""
-        return peek(self.path / _LOCK) is not None
+        return is_asked(self.path)
 
     def hold(self, partition: int, held: Held) -> None:
         """Say where a partition is held.
@@ -175,26 +157,10 @@ class Cut:
 
 def cuts(build: Build) -> list[Cut]:
     """Give those cuts of a build that somebody waits for."""
-    found = []
-    try:
-        entries = [Path(entry.path) for entry in os.scandir(build.root / DIRECTORY)]
-    except OSError:
-        return []
     wanted = Request(build=build.manifest.build, directory=build.manifest.directory)
-    for path in entries:
+    found = []
+    for path in asked(build.root / DIRECTORY):
         with contextlib.suppress(StorageError):
-            if read_record(path / _REQUEST, Request) == wanted and peek(path / _LOCK) is not None:
+            if read_record(path / _REQUEST, Request) == wanted:
                 found.append(Cut(path, build))
     return found
-
-
-_NEW_S = 5.0
-
-
-def _sweep(root: Path) -> None:
-    """Remove what a crash left."""
-    for path in root.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            is_young = not (path / _LOCK).exists() and time.time() - path.stat().st_mtime < _NEW_S
-            if not is_young and peek(path / _LOCK) is None:
-                shutil.rmtree(path, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Models that were folded again beside, handed over to whoever has the store open.
 
-    <directory>/refolds/<id>/asking.lock   held by whoever asks; without him nobody answers
+    <directory>/refolds/<id>/asking.lock   see `asking`
     <directory>/refolds/<id>/0.json        what is to replace models of partition 0, as of which position
     <directory>/refolds/<id>/0.done        where and how that ended
 
@@ -12,9 +12,6 @@ model is the fold of all events up to the store's position.
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
+from streams.data.asking import asked, asking, is_asked
 from streams.data.build import FORMAT, Build, read_record, write_record
-from streams.data.locks import FileLock, Holder, peek
 from streams.data.refold import StreamsFold
 from streams.data.store import RocksPartition
 from streams.errors import StorageError
@@ -34,7 +31,6 @@ __all__ = ["Asked", "Handover", "Handovers", "Outcome", "handovers", "swap"]
 log = get_logger(__name__)
 
 DIRECTORY = "refolds"
-_LOCK = "asking.lock"
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,21 +80,8 @@ class Handovers:
         Raises:
             StorageError: The disk.
         """
-        root = build.root / DIRECTORY
-        path = root / secrets.token_hex(6)
-        try:
-            root.mkdir(exist_ok=True)
-            _sweep(root)
-            path.mkdir()
-        except OSError as error:
-            raise StorageError(f"{path} cannot be made: {error.strerror}.") from error
-        lock = FileLock.take(path / _LOCK, Holder.me(purpose))
-        assert isinstance(lock, FileLock), "a fresh name"
-        try:
+        with asking(build.root / DIRECTORY, purpose) as path:
             yield cls(build, path)
-        finally:
-            lock.release()
-            shutil.rmtree(path, ignore_errors=True)
 
     def give(self, partition: int, fold: StreamsFold) -> None:
         """Hand a partition's models over, as of where the fold is.
@@ -134,7 +117,7 @@ class Asked:
 
     def is_wanted(self) -> bool:
         """Whether somebody still does."""
-        return peek(self.path.with_name(_LOCK)) is not None
+        return is_asked(self.path.parent)
 
     def read(self) -> Handover | None:
         """Read what is handed over; None where it is gone."""
@@ -148,15 +131,10 @@ class Asked:
 
 def handovers(build: Build) -> Iterator[Asked]:
     """Yield what somebody waits for in a state directory, and has not got yet."""
-    try:
-        requests = list(os.scandir(build.root / DIRECTORY))
-    except OSError:
-        return
-    for request in requests:
-        for path in Path(request.path).glob("*.json"):
-            asked = Asked(path, int(path.stem))
-            if not path.with_suffix(".done").exists() and asked.is_wanted():
-                yield asked
+    for directory in asked(build.root / DIRECTORY):
+        for path in directory.glob("*.json"):
+            if not path.with_suffix(".done").exists():
+                yield Asked(path, int(path.stem))
 
 
 def swap(store: RocksPartition, models: Mapping[str, bytes | None]) -> int:
@@ -174,10 +152,3 @@ def swap(store: RocksPartition, models: Mapping[str, bytes | None]) -> int:
         store.commit(changed.items(), msgspec.structs.replace(state, models=state.models - had + now))
     log.info("models.replaced", partition=store.state.partition, models=now, changed=len(changed))
     return now
-
-
-def _sweep(root: Path) -> None:
-    """Remove what those left who were killed."""
-    for path in root.iterdir():
-        if peek(path / _LOCK) is None:
-            shutil.rmtree(path, ignore_errors=True)

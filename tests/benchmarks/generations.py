@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -40,7 +38,7 @@ from streams.data.process_runner import ProcessRunner
 from tests.benchmarks.contenders.refold import OrderSummary
 from tests.benchmarks.kafka import say
 from tests.benchmarks.replay import add_common_options, positive
-from tests.benchmarks.runner import Runner
+from tests.benchmarks.runner import Runner, run_in_process
 from tests.benchmarks.workload import Workload
 
 __all__ = ["main"]
@@ -277,21 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=positive, default=2000, help="events a second (default %(default)s)")
     add_common_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        with (
-            Runner.opened(options.bootstrap_servers, timeout_s=options.timeout) as runner,
-            tempfile.TemporaryDirectory(prefix="refold-bench-") as directory,
-        ):
-            report = measure(runner, options, Path(directory))
-    except KeyboardInterrupt:
-        say("interrupted; what was made is removed")
-        return 130
-    if options.json:
-        print(json.dumps(report, indent=2))
-    else:
-        for name, figure in report.items():
-            print(f"{name:>24}  {figure}")
-    return 0 if report["models_equal"] else 1
+    return run_in_process(measure, options)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +44,7 @@ from streams.data.partition import HeldPartition
 from tests.benchmarks.contenders.refold import OrderSummary
 from tests.benchmarks.kafka import say
 from tests.benchmarks.replay import add_common_options, positive
-from tests.benchmarks.runner import Runner
+from tests.benchmarks.runner import Runner, run_in_process
 from tests.benchmarks.workload import Workload
 
 __all__ = ["main"]
@@ -184,21 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--streams", type=positive, default=10, help="streams that are mended (default %(default)s)")
     add_common_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        with (
-            Runner.opened(options.bootstrap_servers, timeout_s=options.timeout) as runner,
-            tempfile.TemporaryDirectory(prefix="refold-bench-") as directory,
-        ):
-            report = measure(runner, options, Path(directory))
-    except KeyboardInterrupt:
-        say("interrupted; what was made is removed")
-        return 130
-    if options.json:
-        print(json.dumps(report, indent=2))
-    else:
-        for name, figure in report.items():
-            print(f"{name:>22}  {figure}")
-    return 0 if report["models_equal"] else 1
+    return run_in_process(measure, options)
 
 
 if __name__ == "__main__":

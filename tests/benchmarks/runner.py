@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import json
 import os
 import resource
 import signal
@@ -10,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import msgspec
 
@@ -21,7 +24,7 @@ from tests.benchmarks.contenders.job import Job, Outcome
 from tests.benchmarks.kafka import ends, load, remove_all, say
 from tests.benchmarks.workload import Workload
 
-__all__ = ["ContenderError", "Runner", "unavailable"]
+__all__ = ["ContenderError", "Runner", "run_in_process", "unavailable"]
 
 _ROOT = Path(__file__).parents[2]
 _TAIL_LINES = 30
@@ -172,3 +175,32 @@ def _show_tail(log: Path) -> None:
         text = text.replace(path, short)
     for line in text.splitlines()[-_TAIL_LINES:]:
         say(f"  | {line}")
+
+
+def run_in_process(
+    measure: Callable[[Runner, argparse.Namespace, Path], dict[str, Any]], options: argparse.Namespace
+) -> int:
+    """Measure in this process, and print the report.
+
+    Args:
+        measure: Given a runner, the options and an empty directory, gives the report; `models_equal` is in it.
+        options: Those of `add_common_options`, and its own.
+
+    Returns:
+        The exit status: 1 where models are wrong, 130 where it was interrupted.
+    """
+    try:
+        with (
+            Runner.opened(options.bootstrap_servers, timeout_s=options.timeout) as runner,
+            tempfile.TemporaryDirectory(prefix="refold-bench-") as directory,
+        ):
+            report = measure(runner, options, Path(directory))
+    except KeyboardInterrupt:
+        say("interrupted; what was made is removed")
+        return 130
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        for name, figure in report.items():
+            print(f"{name:>24}  {figure}")
+    return 0 if report["models_equal"] else 1

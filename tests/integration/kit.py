@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -85,6 +86,27 @@ def tally_events(count: int, streams: int = 50, first: int = 0) -> list[tuple[st
         )
         for number in range(first, first + count)
     ]
+
+
+@contextmanager
+def traffic(kit: Kit, first: int) -> Iterator[None]:
+    """Events over a hundred streams that come in all the time, from number `first` on."""
+    stopped = threading.Event()
+
+    def write() -> None:
+        number = first
+        while not stopped.is_set():
+            produce(kit.bootstrap, kit.topic, tally_events(50, streams=100, first=number))
+            number += 50
+            stopped.wait(0.1)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def read_log(bootstrap: str, topic: TopicInfo) -> dict[int, list[Message]]:

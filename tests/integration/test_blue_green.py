@@ -42,13 +42,14 @@ from streams.errors import (
     RebuildRunning,
 )
 from tests.integration.crasher import DIED, Job, beside
-from tests.integration.kit import Kit, Process, produce, read_log, tally_events, until, wait_for_log
+from tests.integration.kit import Kit, Process, produce, read_log, tally_events, traffic, until, wait_for_log
 from tests.integration.slow import SlowTally
 from tests.integration.versions import (
     Fixed,
     FixedAircraftLog,
     FixedOrderSummary,
     Impure,
+    SlowFixed,
     is_one_in_a_hundred,
 )
 from tests.support import Tally, envelope, folded
@@ -57,27 +58,6 @@ NewKit = Callable[..., Kit]
 QUICKLY = {"REFOLD_SESSION_TIMEOUT_S": "6"}
 FIXED = "tests.integration.versions:Fixed"
 CRASHES = int(os.environ.get("REFOLD_CRASH_EXAMPLES", "8"))
-
-
-@contextmanager
-def traffic(kit: Kit, first: int) -> Iterator[None]:
-    """Events that come in all the time."""
-    stopped = threading.Event()
-
-    def write() -> None:
-        number = first
-        while not stopped.is_set():
-            produce(kit.bootstrap, kit.topic, tally_events(50, streams=100, first=number))
-            number += 50
-            stopped.wait(0.1)
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 class Reader:
@@ -658,3 +638,34 @@ async def test_what_can_never_be_made_is_given_up_and_nothing_is_left(new_kit: N
     with pytest.raises(HistoryIncomplete):  # and now it is refused before anything is noted
         await generations.rebuild(workers=0)
     assert record_of(kit) == record
+
+
+@pytest.mark.slow
+def test_a_broker_that_restarts_on_the_way_is_waited_for(private_broker: Any, tmp_path: Path) -> None:
+    """Readers, whoever folds the live one, and the rebuild beside it: none of them notices more than a pause."""
+    kit = Kit(private_broker.bootstrap_servers, "restarted", "restarted", tmp_path / "state")
+    kit.cluster.create_topic("restarted", 4)
+    until("the topic is there", lambda: "restarted" in kit.cluster.topics())
+    produce(kit.bootstrap, kit.topic, tally_events(1500, streams=100))
+    arguments = ["--yes", "--approve", "auto", "--workers", "2"]
+    slow = "tests.integration.versions:SlowFixed"
+    with kit.process(env=QUICKLY) as live:
+        registry = Registry(kit.cluster, kit.registry)
+        wait_for_log(live, ["run.started"])
+        until("the first generation to be registered", lambda: registry.get("tally") is not None)
+        until("all to be folded", lambda: kit.lag() == 0)
+        with Reader(kit) as reader, kit.process(*arguments, command="rebuild", projection=slow, env=QUICKLY) as driver:
+            until("the replay to run", lambda: record_of(kit).generations[-1].phase == "replaying")
+            green = dataclasses.replace(kit, group="restarted-2")
+            green.store = RocksStore(kit.state_dir / "tally.v2-2")
+            until("something to be folded", lambda: green.store.current() and sum(green.positions().values()))
+            private_broker.kill()
+            time.sleep(3)  # as long as nobody answers
+            private_broker.restart()
+            assert driver.wait(120) == 0, driver.output()
+            assert live.runs()
+            until("the reader to see the new one", lambda: reader.versions[-1] == "new")
+    assert record_of(kit).active == "tally.v2-2"
+    assert reader.wrong == []
+    assert check(kit, SlowFixed()) == 1500
+    assert kit.check() == 1500

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from streams.control.verify import Side, last_report, verify
 from streams.data.cut import Cut
 from streams.data.runner import ThreadRunner
 from streams.errors import NotReady, ProjectionError, StoreLocked
-from tests.integration.kit import Kit, produce, read_log, tally_events, until
+from tests.integration.kit import Kit, produce, read_log, tally_events, traffic, until
 from tests.integration.versions import Expecting, Fixed, Halting, Impure
 from tests.support import Tally, envelope, folded
 
@@ -55,27 +54,6 @@ def is_beyond(kit: Kit, report: Report) -> bool:
 
 def all_open(kit: Kit) -> bool:
     return kit.store.current() is not None and len(kit.positions()) == 4
-
-
-@contextmanager
-def traffic(kit: Kit, first: int) -> Iterator[None]:
-    """Events that come in all the time."""
-    stopped = threading.Event()
-
-    def write() -> None:
-        number = first
-        while not stopped.is_set():
-            produce(kit.bootstrap, kit.topic, tally_events(100, first=number))
-            number += 100
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def side(kit: Kit) -> Side:

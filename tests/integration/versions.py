@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 import zlib
 from typing import Any
 
@@ -23,6 +24,14 @@ class Fixed(Tally):
         if model is not None and event.stream.endswith("7"):
             model["fixed"] = True
         return model
+
+
+class SlowFixed(Fixed):
+    """The same, and takes 10 ms an event."""
+
+    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+        time.sleep(0.01)
+        return super().apply_to_model(model, event)
 
 
 class Expecting(Fixed):
