@@ -14,13 +14,14 @@ from streams.control import transitions as to
 from streams.control.active import ActiveModels
 from streams.control.begin import Approve, begin_beside
 from streams.control.compare import Report
-from streams.control.green import NICE, Approver, Green, compare_generations, refusal
+from streams.control.green import NICE, Approver, Green
 from streams.control.record import Generation, Policy, Record
 from streams.control.registry import Registry
 from streams.control.reporters import ProgressReporter, reported
 from streams.control.retire import retire
 from streams.control.site import Site
 from streams.control.threads import stopped_with_its_task
+from streams.control.verdict import compare_generations, refusal
 from streams.control.verify import last_report
 from streams.data.runner import MakeRunner, ThreadRunner
 from streams.data.source import KafkaEventStore

@@ -13,14 +13,14 @@ from streams.control.caught_up import CaughtUp
 from streams.control.claim_rebuild import claim_rebuild, preflight
 from streams.control.compare import Report
 from streams.control.folding import Folding
-from streams.control.record import Generation, Rebuild, Record, Summary, facts_of
+from streams.control.record import Generation, Rebuild, Record, facts_of
 from streams.control.registry import Watch
 from streams.control.retire import retire
 from streams.control.run import note_end
 from streams.control.site import Site
 from streams.control.strategies import FromBeginning
-from streams.control.verify import Side, last_report, verify
-from streams.data.build import Build
+from streams.control.verdict import compare_generations, refusal
+from streams.control.verify import last_report
 from streams.data.runner import MakeRunner
 from streams.errors import (
     BrokerUnavailable,
@@ -29,13 +29,12 @@ from streams.errors import (
     ProjectionError,
     RebuildCancelled,
     RebuildRunning,
-    StateNotFound,
     StorageError,
 )
 from streams.log import get_logger
 from streams.types import RebuildProgress
 
-__all__ = ["NICE", "Approver", "Green", "compare_generations", "refusal"]
+__all__ = ["NICE", "Approver", "Green"]
 
 log = get_logger(__name__)
 
@@ -342,43 +341,3 @@ class Green:
         running = self._newest().running
         if running is None or running.id != self._id or running.is_paused:
             raise _Elsewhere
-
-
-def compare_generations(
-    site: Site, record: Record, other: Generation, check_cancelled: Callable[[], None] = lambda: None
-) -> Report:
-    """Compare a generation with the active one, as of the same positions; see `verify`.
-
-    Raises:
-        StateNotFound: The state of one of them is not on this machine.
-        NotReady, StoreLocked, ProjectionError, StorageError: See `verify`.
-    """
-
-    def side(generation: Generation) -> Side:
-        build: Build | None = site.place(generation).store.current()
-        if build is None:
-            raise StateNotFound(
-                f"Generation {generation.id} has no state in {site.place(generation).store.directory.absolute()}: "
-                "they are compared where both are.",
-                projection=site.name,
-            )
-        return Side(generation=generation.id, build=build)
-
-    validate = site.projection if site.validates and site.can_fold(other) else None
-    return verify(side(record.live), side(other), validate=validate, check_cancelled=check_cancelled)
-
-
-def refusal(found: Summary, rebuild: Rebuild) -> str:
-    """Say why a person is to look at what was found before the switch; "" where nobody need."""
-    if found.is_identical:
-        return ""
-    differ = found.changed + found.added + found.removed
-    parts = [f"{differ:,} of {max(found.models_before, found.models_after):,} models differ"] if differ else []
-    parts += [f"partition {number} was not compared: {why}" for number, why in sorted(found.not_compared.items())]
-    what = "; ".join(parts)
-    if rebuild.policy == "identical":
-        return f"{what}, and they were to be identical: is the code impure, or the old state damaged?"
-    if rebuild.policy == "validate":
-        unexpected = f"; `validate` does not expect {found.unexpected:,} of them" if found.unexpected else ""
-        return f"{what}{unexpected}" if unexpected or found.not_compared else ""
-    return "" if rebuild.approve == "auto" else what
