@@ -23,6 +23,7 @@ __all__ = [
     "SourceSettings",
     "StateSettings",
     "Tombstones",
+    "WorkerSettings",
     "known_variables",
     "load",
     "resolve_settings",
@@ -123,6 +124,29 @@ class StateSettings(BaseSettings):
     """One directory in it for each generation of a projection. Env: REFOLD_STATE_DIR."""
     registry: str = Field("refold.registry", min_length=1)
     """The compacted topic in which the generations of all projections are kept. Env: REFOLD_REGISTRY."""
+
+
+class WorkerSettings(BaseSettings):
+    """How a worker presents itself, and how much it runs."""
+
+    model_config = SettingsConfigDict(env_prefix="REFOLD_", frozen=True, extra="forbid")
+
+    namespace: str = Field("default", pattern=r"[A-Za-z0-9._-]+")
+    """The fleet's name: workers of one namespace elect one leader, by topic refold.NAMESPACE.commands.
+    Env: REFOLD_NAMESPACE."""
+    worker_name: str | None = Field(None, pattern=r"[A-Za-z0-9._-]+")
+    """This worker's name, which no other has; by default from its host and process. Env: REFOLD_WORKER_NAME."""
+    http_host: str = "127.0.0.1"
+    """Where the HTTP interface listens; 0.0.0.0 for everywhere. Env: REFOLD_HTTP_HOST."""
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Its port; 0 for any that is free. Env: REFOLD_HTTP_PORT."""
+    advertised_address: str | None = Field(None, pattern=r".+:[0-9]+")
+    """host:port by which other workers and clients reach it; by default the host's name where it listens everywhere,
+    and otherwise where it listens. Env: REFOLD_ADVERTISED_ADDRESS."""
+    agents_per_generation: PositiveInt = 1
+    """Processes that fold each generation here. Env: REFOLD_AGENTS_PER_GENERATION."""
+    drain_seconds: PositiveFloat = 25.0
+    """How long agents may take to commit and leave once the worker is to end. Env: REFOLD_DRAIN_SECONDS."""
 
 
 Codec = Literal["json", "cloudevents"]
@@ -251,7 +275,7 @@ def variable(key: str) -> str:
     return f"REFOLD_{key.upper()}"
 
 
-ALL: tuple[type[BaseSettings], ...] = (KafkaSettings, FoldSettings, StateSettings, SourceSettings)
+ALL: tuple[type[BaseSettings], ...] = (KafkaSettings, FoldSettings, StateSettings, SourceSettings, WorkerSettings)
 _OTHER_VARIABLES = (
     "REFOLD_BROKER_DATA_DIR",
     "REFOLD_BROKER_PORT",

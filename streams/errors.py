@@ -27,6 +27,7 @@
         ├── HistoryIncomplete  events that a rebuild needs are gone
         ├── GenerationNotFound
         ├── NotReady           a generation is not at what was asked of it
+        ├── NotLeading         another worker leads by now
         ├── ApprovalPending    a rebuild waits for a person
         ├── ModelsDiffer       two generations are not identical
         ├── PartialFailure     of several rebuilds, some failed
@@ -61,6 +62,7 @@ __all__ = [
     "ModelNotFound",
     "ModelSplit",
     "ModelsDiffer",
+    "NotLeading",
     "NotReady",
     "PartialFailure",
     "ProjectionError",
@@ -240,6 +242,10 @@ class GenerationNotFound(RebuildError, LookupError):
 
 class NotReady(RebuildError):
     """A generation is not at what was asked of it: not caught up, not compared, not kept. Nothing was changed."""
+
+
+class NotLeading(RebuildError):
+    """Another worker leads the projection by now; this one has written nothing."""
 
 
 class ApprovalPending(RebuildError):

@@ -9,7 +9,7 @@ from math import nextafter
 
 __all__ = ["Committed", "Counts", "Lag", "Member", "ProjectionCheckpoint", "RebuildProgress", "TopicInfo", "Watermarks"]
 
-_CLIENT_ID = re.compile(r"refold-([0-9a-f]+)-([0-9]+)")
+_CLIENT_ID = re.compile(r"refold-([0-9a-f]+)-([0-9]+)(?:@(.+))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +49,15 @@ class Member:
     partitions: tuple[int, ...]
 
     @staticmethod
-    def client_id_of(directory: str, pid: int) -> str:
-        """Give the client id by which the group knows a process of ours: what it folds into, and which it is."""
-        return f"refold-{directory}-{pid}"
+    def client_id_of(directory: str, pid: int, address: str = "") -> str:
+        """Give the client id by which the group knows a process of ours: what it folds into, and which it is.
+
+        Args:
+            directory: The id of the state directory.
+            pid: The process.
+            address: Where its models are served, as host:port; "" where they are not.
+        """
+        return f"refold-{directory}-{pid}{'@' if address else ''}{address}"
 
     @property
     def directory(self) -> str | None:
@@ -64,6 +70,12 @@ class Member:
         """The process's id; None for a member that is none of ours."""
         found = _CLIENT_ID.fullmatch(self.client_id)
         return None if found is None else int(found[2])
+
+    @property
+    def address(self) -> str | None:
+        """Where the models of its partitions are served, as host:port; None where they are not."""
+        found = _CLIENT_ID.fullmatch(self.client_id)
+        return None if found is None else found[3]
 
     def __str__(self) -> str:
         """Name it, for an error's message."""

@@ -33,6 +33,7 @@ for one in (app, app.meta):
 COMMANDS = {
     "demo": "Fold a year of real flights live, rebuild from the beginning, and compare the two byte for byte.",
     "run": "Fold a topic into read models, from where the state is, until stopped.",
+    "worker": "Fold, rebuild, watch and serve all projections of a service, with other workers, until stopped.",
     "rebuild": (
         "Fold a projection again: the whole topic into new read models, or from where a rebuild was interrupted."
     ),

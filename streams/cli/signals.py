@@ -25,7 +25,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def drained_by_signals(stop: Callable[[], None], *, exit_code: int) -> Iterator[None]:
+def drained_by_signals(stop: Callable[[], None], *, exit_code: int, within_s: float | None = None) -> Iterator[None]:
     """Call `stop` at the first SIGTERM or SIGINT, from a thread of its own.
 
     The handlers do nothing: the interpreter writes the signal's number to a socket, and the thread reads it there. So
@@ -33,9 +33,10 @@ def drained_by_signals(stop: Callable[[], None], *, exit_code: int) -> Iterator[
 
     Args:
         stop: Asks for the end; it must not wait for it.
-        exit_code: What the process ends with where the block has not ended by `DRAIN_S` after the signal.
+        exit_code: What the process ends with where the block has not ended in time after the signal.
+        within_s: How long that is; by default `DRAIN_S`.
     """
-    with _watched(_nothing, stop, exit_code):
+    with _watched(_nothing, stop, exit_code, DRAIN_S if within_s is None else within_s):
         yield
 
 
@@ -60,7 +61,7 @@ def interrupted_by_signals(*, exit_code: int) -> Iterator[None]:
         is_interrupted = True
         raise KeyboardInterrupt
 
-    with _watched(interrupt, None, exit_code):
+    with _watched(interrupt, None, exit_code, DRAIN_S):
         try:
             yield
         except CqrsError:
@@ -73,14 +74,14 @@ def interrupted_by_signals(*, exit_code: int) -> Iterator[None]:
 
 @contextmanager
 def _watched(
-    handler: Callable[[int, FrameType | None], Any], stop: Callable[[], None] | None, exit_code: int
+    handler: Callable[[int, FrameType | None], Any], stop: Callable[[], None] | None, exit_code: int, within_s: float
 ) -> Iterator[None]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     for number in _SIGNALS:
         signal.signal(number, handler)
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=_wait, args=(ours, stop, exit_code), name="refold-signals", daemon=True)
+    thread = threading.Thread(target=_wait, args=(ours, stop, exit_code, within_s), name="refold-signals", daemon=True)
     thread.start()
     try:
         yield
@@ -126,14 +127,14 @@ def _nothing(_number: int, _frame: FrameType | None) -> None:
     pass
 
 
-def _wait(ours: socket.socket, stop: Callable[[], None] | None, exit_code: int) -> None:
+def _wait(ours: socket.socket, stop: Callable[[], None] | None, exit_code: int, within_s: float) -> None:
     """Read signal numbers until the other end is closed."""
     stopping = False
     while True:
         try:
             numbers = ours.recv(16)
         except TimeoutError:
-            print(f"refold: not drained within {DRAIN_S:g} s; what was committed is kept.", file=sys.stderr)  # noqa: T201
+            print(f"refold: not drained within {within_s:g} s; what was committed is kept.", file=sys.stderr)  # noqa: T201
             os._exit(exit_code)
         if not numbers:
             return
@@ -142,7 +143,7 @@ def _wait(ours: socket.socket, stop: Callable[[], None] | None, exit_code: int) 
             os._exit(128 + caught[-1])
         if caught:
             stopping = True
-            ours.settimeout(DRAIN_S)
+            ours.settimeout(within_s)
             if stop is not None:
                 log.info("run.stopping", signal=signal.Signals(caught[0]).name)
                 stop()

@@ -34,6 +34,7 @@ __all__ = [
     "Options",
     "PlaceOptions",
     "RunOptions",
+    "WorkerOptions",
     "warn_of_unknown_variables",
 ]
 
@@ -249,3 +250,24 @@ class RunOptions(FoldOptions):
     on_change: Annotated[str | None, Parameter(env_var="REFOLD_ON_CHANGE")] = None
     """Where the active generation is of other code: ask, which ends here and says so (the default); rebuild, beside it;
     or adopt, which goes on with its models."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions(RunOptions):
+    """What a worker takes."""
+
+    namespace: Annotated[str | None, Parameter(env_var="REFOLD_NAMESPACE")] = None
+    """The fleet's name: its workers elect one leader; by default default."""
+    worker_name: Annotated[str | None, Parameter(env_var="REFOLD_WORKER_NAME")] = None
+    """This worker's name, which no other has; by default from its host and process."""
+    http_host: Annotated[str | None, Parameter(env_var="REFOLD_HTTP_HOST")] = None
+    """Where its HTTP interface listens; by default 127.0.0.1, and 0.0.0.0 for everywhere."""
+    http_port: Annotated[str | None, Parameter(env_var="REFOLD_HTTP_PORT")] = None
+    """Its port; by default 8080, and 0 for any that is free."""
+    advertised_address: Annotated[str | None, Parameter(env_var="REFOLD_ADVERTISED_ADDRESS")] = None
+    """host:port by which others reach it; by default where it listens."""
+    agents_per_generation: Annotated[str | None, Parameter(env_var="REFOLD_AGENTS_PER_GENERATION")] = None
+    """Processes that fold each generation here; by default 1."""
+    drain_seconds: Annotated[str | None, Parameter(env_var="REFOLD_DRAIN_SECONDS")] = None
+    """How long agents may take to commit and leave once it is to end; by default 25."""

@@ -12,9 +12,9 @@ from streams.data.build import Build
 from streams.data.partition import PartitionStatus
 from streams.data.reader import ModelReader
 from streams.errors import BrokerError, at
-from streams.types import Lag, RebuildProgress
+from streams.types import Lag, RebuildProgress, Watermarks
 
-__all__ = ["CaughtUp"]
+__all__ = ["CaughtUp", "halted_partitions", "is_close"]
 
 _ASK_S = 0.2
 CLOSE_RECORDS = 1000
@@ -75,24 +75,31 @@ class CaughtUp:
             marks = self._job.events.cluster.watermarks(self._job.topic)
         except BrokerError:
             return False
-        behind = {number: marks[number].high - one.position for number, one in self._figures.items()}
-        if sum(behind.values()) <= CLOSE_RECORDS:
-            return True
-        now_ms = time.time_ns() // 1_000_000
-        return all(
-            (now_ms - (self._figures[number].record_ms or 0)) / 1000 <= CLOSE_S for number, lag in behind.items() if lag
-        )
+        return is_close(self._figures, marks)
 
     def halted(self) -> str:
         """Say which partitions are folded no further, and why, once the others are at their pinned ends; "" before."""
-        targets = self._tracker.snapshot.partitions
-        halted = {number: one for number, one in self._figures.items() if one.is_halted}
-        if any(one.committed < targets[number].target for number, one in self._figures.items() if number not in halted):
-            return ""
-        return "; ".join(f"{at(self._job.topic.name, number)}: {one.why}" for number, one in sorted(halted.items()))
+        return halted_partitions(self._job.topic.name, self._figures, self._tracker.snapshot.partitions)
 
     def ended(self, status: AgentStatus) -> RebuildProgress:
         """Close the books of the replay."""
         figures = self._members.figures(status)
         with ModelReader(self._build, None) as reader:
             return self._tracker.ended(figures, states=reader.states())
+
+
+def is_close(figures: Mapping[int, PartitionStatus], marks: Mapping[int, Watermarks]) -> bool:
+    """Say whether partitions are as close to the topic's end as those of a live generation are."""
+    behind = {number: marks[number].high - one.position for number, one in figures.items()}
+    if sum(behind.values()) <= CLOSE_RECORDS:
+        return True
+    now_ms = time.time_ns() // 1_000_000
+    return all((now_ms - (figures[number].record_ms or 0)) / 1000 <= CLOSE_S for number, lag in behind.items() if lag)
+
+
+def halted_partitions(topic: str, figures: Mapping[int, PartitionStatus], targets: Mapping[int, Lag]) -> str:
+    """Say which partitions are folded no further, and why, once the others are at their pinned ends; "" before."""
+    halted = {number: one for number, one in figures.items() if one.is_halted}
+    if any(one.committed < targets[number].target for number, one in figures.items() if number not in halted):
+        return ""
+    return "; ".join(f"{at(topic, number)}: {one.why}" for number, one in sorted(halted.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from streams.control.claim import claim_live
 from streams.control.ground import Claimed, Ground
@@ -29,13 +30,16 @@ class Folding:
         self._newest: Claimed | None = None
         self._runner: Runner | None = None
 
-    def start(self, *, adopt: bool = False) -> None:
+    def start(self, claim: Callable[[Ground], Claimed] = claim_live) -> None:
         """Claim the generation's state, and have it folded from where it is.
+
+        Args:
+            claim: How; by default as the only one who folds it, beside others of this machine.
 
         Raises:
             See `claim_live`.
         """
-        claimed = claim_live(self._ground, adopt=adopt)
+        claimed = claim(self._ground)
         try:
             runner = self._make(claimed.job)
             runner.start()

@@ -46,6 +46,8 @@ class Ground:
     """The generation's id; None for that of the code's name and version."""
     adopt: bool = False
     """The code or the codec changed, and that does not alter the models that are kept."""
+    address: str = ""
+    """Where the models are served that this process folds; see `Job`."""
 
     def __post_init__(self) -> None:
         check_tombstones(self.projection, self.events.codec)
@@ -74,6 +76,7 @@ class Ground:
             allow_incomplete=self.allow_incomplete,
             until=until,
             pinned=pinned,
+            address=self.address,
         )
 
 

@@ -66,6 +66,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """What it was made for, or is what it is for."""
     epoch: int = 1
     """How often its fold has been begun; the number of its build."""
+    state: str = ""
+    """The id of its state, which every copy of it has, on whichever machine; "" where nothing was folded yet."""
+    resets: dict[int, int] = {}
+    """By partition, the epoch in which its fold was last begun anew; one that is not named has gone on since 1."""
     targets: dict[int, int] = {}
     """By partition, the end as pinned when its replay began."""
     made_at: datetime
@@ -209,4 +213,5 @@ def facts_of(build: Build) -> dict[str, Any]:
         "topic_id": build.manifest.topic_id,
         "partitions": build.manifest.partitions,
         "epoch": build.manifest.build,
+        "state": build.manifest.directory,
     }

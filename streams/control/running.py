@@ -10,6 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
+from streams.control.claim import claim_live
 from streams.control.folding import Folding
 from streams.control.place import Place, note
 from streams.control.record import Generation, Record
@@ -67,7 +68,7 @@ class Running:
         record = site.registry.get(site.name)
         place = site.active(record)
         first = self._shown = Folding(site.ground(place), self._make_runner)
-        first.start(adopt=self._adopt)
+        first.start(partial(claim_live, adopt=self._adopt))
         self._foldings[place.generation] = first
         self._place = place
         self._keep(self._note)

@@ -64,6 +64,9 @@ def synced(record: Record, id: str, facts: Mapping[str, Any]) -> Record:  # noqa
     if found is None:
         return record
     synced_ = replace(found, **facts)
+    if found.state and (found.state, found.epoch) != (synced_.state, synced_.epoch):
+        # Which of its partitions were begun anew is not known: other machines are to begin all of them.
+        synced_ = replace(synced_, resets=dict.fromkeys(range(synced_.partitions), synced_.epoch))
     waiting = record.waiting
     is_settled = waiting is not None and waiting.fingerprint == synced_.fingerprint and id == record.active
     return replace(_with(record, synced_), waiting=None if is_settled else waiting)

@@ -153,9 +153,28 @@ class KafkaCheckpointStore:
             build=build.manifest.build,
             directory=build.manifest.directory,
             fingerprint=build.current.fingerprint,
-            time_ms=time.time_ns() // 1_000_000,
-            claimed=True,
         )
+        self.reset(stamp, positions, states, pinned)
+
+    def reset(
+        self,
+        stamp: Stamp,
+        positions: Mapping[int, int],
+        states: Mapping[int, StoreState] | None = None,
+        pinned: Mapping[int, Pinned] | None = None,
+    ) -> None:
+        """Set the group's offsets to where a state is folded on; see `claim`.
+
+        Args:
+            stamp: Which state.
+            positions: By partition.
+            states: By partition, what is in its store by then; by default nothing.
+            pinned: By partition, the rebuild that is about to begin.
+
+        Raises:
+            GroupActive: Somebody is in the group. Nothing was changed.
+        """
+        stamp = msgspec.structs.replace(stamp, time_ms=time.time_ns() // 1_000_000, claimed=True)
         wanted = {}
         for partition, position in positions.items():
             state = None if states is None else states[partition]

@@ -164,13 +164,14 @@ class Claim:
         log.warning("state.adopted", directory=str(self.directory), before=found.fingerprint, now=wanted.fingerprint)
         return Build(root=build.root, current=adopted, manifest=build.manifest)
 
-    def make(self, wanted: Manifest, *, above: int = 0, origin: int | None = None) -> Build:
+    def make(self, wanted: Manifest, *, above: int = 0, origin: int | None = None, state: str | None = None) -> Build:
         """Make the next build, which nobody sees before it is `switch`ed to.
 
         Args:
             wanted: What is to be folded; its number and directory do not matter.
             above: The number is greater than this too (one seen in a committed offset).
             origin: The build whose fold it goes on with; by default, it begins one.
+            state: The id of the state, where other machines have copies of it; by default that of the directory.
 
         Raises:
             StorageError: The disk; nothing is left.
@@ -181,7 +182,7 @@ class Claim:
             wanted,
             build=number,
             origin=number if origin is None else origin,
-            directory=current.directory if current else secrets.token_hex(6),
+            directory=state or (current.directory if current else secrets.token_hex(6)),
         )
         path = self.directory / "builds" / str(number)
         try:

@@ -36,6 +36,8 @@ class Job:
     """The position at which each partition's fold ends, exactly; None: none ends."""
     pinned: Mapping[int, Pinned] | None = None
     """By partition, the rebuild that this is part of; None: of none."""
+    address: str = ""
+    """Where the models are served that it folds, as host:port; "" where they are not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

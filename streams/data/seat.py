@@ -56,7 +56,7 @@ class Seat:
             job.events,
             job.group,
             self,
-            client_id=Member.client_id_of(job.build.manifest.directory, os.getpid()),
+            client_id=Member.client_id_of(job.build.manifest.directory, os.getpid(), job.address),
             session_timeout_s=job.settings.session_timeout_s,
         )
         self._reading: Reading = self._subscription if reading is None else reading

@@ -1,0 +1,69 @@
+"""`refold worker`: Refold as a service."""
+
+from __future__ import annotations
+
+import asyncio
+
+from streams.cli.signals import drained_by_signals
+from streams.cli.wiring import WorkerOptions
+from streams.config import KafkaSettings, WorkerSettings
+from streams.control.site import Site
+from streams.errors import ConfigError
+from streams.log import get_logger
+
+__all__ = ["worker"]
+
+log = get_logger(__name__)
+
+_LAST_WORD_S = 5.0
+"""How much longer than its agents a worker may take to end."""
+
+
+def worker(
+    options: WorkerOptions = WorkerOptions(),  # noqa: B008 - frozen
+    *,
+    projections: str | None = None,
+) -> None:
+    """Fold, rebuild, watch and serve all projections of a service, with other workers, until stopped.
+
+    Each worker folds the partitions that the groups give it, of those generations whose code it has, and keeps its own
+    copies of their models. One of them leads: it takes rebuilds from step to step. SIGTERM and SIGINT end it cleanly:
+    it is not ready any more, agents commit and leave, and the exit code is 0.
+
+    Example: refold worker --projections orders,customers --http-port 8080
+
+    Args:
+        options: Topic, state, and how it presents itself.
+        projections: Those that refold.toml names, shipped ones, or module:Class, with commas between; by default all
+            that refold.toml names.
+    """
+    from streams.serve.worker import Worker
+
+    file = options.file()
+    names = [name.strip() for name in projections.split(",")] if projections is not None else list(file.projections)
+    if not names or "" in names:
+        raise ConfigError(
+            "No projections: name them (--projections NAME,…), or have refold.toml name them ([projections.NAME])."
+        )
+    kafka, settings = options.settings(file, KafkaSettings, WorkerSettings)
+    sites = [options.wire(name).site() for name in names]
+    _check_apart(sites)
+    with_time = settings.drain_seconds + _LAST_WORD_S
+
+    async def work() -> None:
+        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+        with drained_by_signals(lambda: _ask(loop, stopped), exit_code=0, within_s=with_time):
+            await Worker(sites, kafka, settings).run(stopped)
+
+    asyncio.run(work())
+
+
+def _ask(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:
+    loop.call_soon_threadsafe(stopped.set)
+
+
+def _check_apart(sites: list[Site]) -> None:
+    names = [site.name for site in sites]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"Projections are named twice: {', '.join(twice)}.")

@@ -1,0 +1,214 @@
+"""Leading one projection of a fleet: taking its rebuilds from one durable state to the next, and removing what is over.
+
+Whoever leads needs no state and folds nothing: workers do, by the registry. So it may be of other code than the
+generations, and another leader goes on from any state (`transitions`).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+
+from streams.control import transitions as to
+from streams.control.compare import Report
+from streams.control.record import Generation, Rebuild, Record
+from streams.control.replay import Replay
+from streams.control.site import Site
+from streams.control.verdict import refusal
+from streams.data.checkpoint import KafkaCheckpointStore
+from streams.data.history import check_complete
+from streams.data.stamp import Pinned, Stamp
+from streams.errors import BrokerUnavailable, CqrsError, NotLeading, StorageError, TopicChanged
+from streams.log import get_logger
+from streams.types import RebuildProgress
+
+__all__ = ["Compare", "Lead"]
+
+log = get_logger(__name__)
+
+Compare = Callable[[Record, Generation, Callable[[], None]], Report]
+"""Compares a generation with the active one; the last argument raises where that is not wanted any more."""
+
+
+class Lead:
+    """Takes one step at a time. One thread calls `step`, again and again, while this process leads.
+
+    Args:
+        site: The projection.
+        compare: How generations are compared.
+        is_leading: Asks the broker whether this process leads still; it may take as long as a call to Kafka does.
+    """
+
+    def __init__(self, site: Site, compare: Compare, is_leading: Callable[[], bool]) -> None:
+        self._site = site
+        self._compare_models = compare
+        self._is_leading = is_leading
+        self._replay: Replay | None = None
+        self._of = ("", 0)
+        self._written = 0
+
+    @property
+    def progress(self) -> RebuildProgress | None:
+        """The figures of the replay that is under way; None where none is."""
+        return None if self._replay is None else self._replay.progress
+
+    def step(self, record: Record) -> None:
+        """Take the step that is due, if one is.
+
+        Raises:
+            NotLeading: This process does not lead any more. Nothing was written.
+            BrokerError, StorageError: It could not be taken; it is tried again.
+        """
+        if record.revision < self._written:
+            return  # what was written here is not heard of yet
+        running = record.running
+        if running is None:
+            self._replay = None
+        elif not running.is_paused:
+            green = record.find(running.generation)
+            assert green is not None, "a record names one that it has"
+            try:
+                self._advance(record, running, green)
+            except (NotLeading, BrokerUnavailable, StorageError):
+                raise
+            except CqrsError as error:
+                self._failed(running, green, error)
+        self._keep_house(record)
+
+    def _advance(self, record: Record, running: Rebuild, green: Generation) -> None:
+        match green.phase:
+            case "new":
+                self._make(running, green)
+            case "replaying":
+                self._look_on(running, green)
+            case "verifying":
+                self._compare(record, running, green)
+            case "ready":
+                self._switch(running, green)
+
+    # The steps
+
+    def _make(self, running: Rebuild, green: Generation) -> None:
+        """Pin the ends, and say in the new generation's group where it begins; then in the registry.
+
+        A crash between the two leaves offsets of a state that never was, which the next leader sets again.
+        """
+        site, cluster = self._site, self._site.events.cluster
+        topic = cluster.topic(green.topic)
+        if (topic.id, topic.partitions) != (green.topic_id, green.partitions):
+            raise TopicChanged(
+                f"{topic.name} is not the topic any more that {green.id} was to be folded from (id {green.topic_id}, "
+                f"{green.partitions} partitions; now {topic.id}, {topic.partitions}). Rebuild again.",
+                projection=site.name,
+                topic=topic.name,
+            )
+        marks = cluster.watermarks(topic)
+        check_complete(
+            cluster, topic, marks, projection=site.name, doing="A rebuild", allow_incomplete=site.allow_incomplete
+        )
+        state = secrets.token_hex(6)
+        now_ms = time.time_ns() // 1_000_000
+        pinned = {
+            number: Pinned(start=one.low, target=one.high, since_ms=now_ms, since_position=one.low)
+            for number, one in marks.items()
+        }
+        stamp = Stamp(generation=green.id, build=green.epoch, directory=state, fingerprint=green.fingerprint)
+        self._check_leading()
+        if self._site.record().find(green.id) != green:
+            return  # somebody else has taken the step
+        KafkaCheckpointStore(green.group, site.events).reset(
+            stamp, {number: one.low for number, one in marks.items()}, pinned=pinned
+        )
+        targets = {number: one.high for number, one in marks.items()}
+        facts = {"state": state, "epoch": green.epoch}
+        self._update(lambda record: to.pinned(record, running.id, facts, targets))
+        log.info("generation.made", generation=green.id, targets=targets)
+
+    def _look_on(self, running: Rebuild, green: Generation) -> None:
+        replay = self._looked_at(green)
+        self._note_halted(running, replay)
+        if replay.is_caught_up():
+            self._update(lambda record: to.caught_up(record, running.id))
+            log.info("generation.caught_up", generation=green.id, events=replay.progress.events_processed)
+
+    def _compare(self, record: Record, running: Rebuild, green: Generation) -> None:
+        if running.policy == "none":
+            self._update(lambda record: to.compared(record, running.id, None))
+            return
+        try:
+            report = self._compare_models(record, green, lambda: self._check_wanted(running))
+        except (NotLeading, BrokerUnavailable):
+            raise
+        except CqrsError as error:
+            refused, summary = f"they could not be compared: {error}", None
+        else:
+            summary = report.summary
+            refused = refusal(summary, running)
+        self._update(lambda record: to.compared(record, running.id, summary, refused))
+        log.info("generation.compared", generation=green.id, waits=refused or "no")
+
+    def _switch(self, running: Rebuild, green: Generation) -> None:
+        replay = self._looked_at(green)
+        self._note_halted(running, replay)
+        if replay.is_caught_up():
+            self._update(lambda record: to.switched(record, running.id))
+            log.info("generation.switched", generation=green.id)
+
+    def _keep_house(self, record: Record) -> None:
+        """Retire what is over: once nobody folds it any more, its group and its name. Workers remove their copies."""
+        now = datetime.now(UTC)
+        for one in record.generations:
+            if one.phase == "kept" and one.kept_until is not None and one.kept_until <= now:
+                self._update(partial(to.retiring, id=one.id, why="its time was over"))
+            elif one.phase == "retiring" and not self._site.events.cluster.members(one.group):
+                self._check_leading()
+                self._site.events.cluster.delete_group(one.group)
+                self._update(partial(to.retired, id=one.id))
+                log.info("generation.retired", generation=one.id, why=one.why)
+
+    # What the steps have in common
+
+    def _looked_at(self, green: Generation) -> Replay:
+        if self._replay is None or self._of != (green.id, green.epoch):
+            self._replay, self._of = Replay(self._site.events.cluster, green), (green.id, green.epoch)
+        self._replay.look()
+        return self._replay
+
+    def _note_halted(self, running: Rebuild, replay: Replay) -> None:
+        """Note why partitions are folded no further, or that they are again."""
+        halted = replay.halted()
+        why = f"the new generation is folded no further: {halted}" if halted else ""
+        if why != running.why:
+            self._update(lambda record: to.noted(record, running.id, why))
+
+    def _failed(self, running: Rebuild, green: Generation, error: CqrsError) -> None:
+        """Give up a rebuild that cannot be begun; note what stops another one."""
+        if green.phase == "new":
+            self._update(lambda record: to.cancelled(record, str(error)))
+            log.warning("rebuild.given_up", generation=green.id, why=str(error))
+        elif str(error) != running.why:
+            self._update(lambda record: to.noted(record, running.id, str(error)))
+            log.warning("rebuild.stopped", generation=green.id, why=str(error))
+
+    def _check_wanted(self, running: Rebuild) -> None:
+        record = self._site.record().running
+        if record is None or record.id != running.id or record.is_paused:
+            raise NotLeading(f"The rebuild of {self._site.name!r} is not to go on just now.")
+        self._check_leading()
+
+    def _check_leading(self) -> None:
+        if not self._is_leading():
+            raise NotLeading(f"Another worker leads {self._site.name!r} by now. Nothing was written.")
+
+    def _update(self, change: Callable[[Record], Record]) -> None:
+        def checked(record: Record) -> Record:
+            changed = change(record)
+            if changed != record:
+                # By now this process is the record's only writer: whoever has woken late is told here.
+                self._check_leading()
+            return changed
+
+        self._written = self._site.update(checked).revision

@@ -1,0 +1,214 @@
+"""Who leads: the owner of the commands' one partition. The only module that knows Faust.
+
+Faust keeps the membership in the workers' group and hands over the commands; what they mean is the worker's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import faust
+from aiokafka.errors import KafkaError
+
+from streams.cluster import Cluster
+from streams.config import KafkaSettings
+from streams.errors import BrokerError, ConfigError
+from streams.log import get_logger
+
+__all__ = ["Leadership", "commands_topic", "workers_group"]
+
+log = get_logger(__name__)
+
+_SESSION_S = 10
+_HEARTBEAT_S = 3
+_TOPIC_CONFIG = {"cleanup.policy": "delete", "retention.ms": str(7 * 24 * 3600 * 1000)}
+_FIRST_BACKOFF_S = 0.5
+_LONGEST_BACKOFF_S = 10.0
+_STOP_S = 5.0
+_ASK_S = 3.0
+
+_NOISY = ("aiokafka", "faust", "mode")
+"""While no broker answers, they log a hundred lines a second; what matters is told by us."""
+
+
+def commands_topic(namespace: str) -> str:
+    """Name the topic of a fleet's commands."""
+    return f"refold.{namespace}.commands"
+
+
+def workers_group(namespace: str) -> str:
+    """Name the consumer group whose members are a fleet's workers."""
+    return f"refold.{namespace}.workers"
+
+
+class Leadership:
+    """One worker's part in the election, and its ear for commands.
+
+    Args:
+        kafka: The cluster.
+        namespace: The fleet's name.
+        worker: This worker's name, which no other has.
+        heard: Called with each command, in order, while this worker leads; at least once.
+    """
+
+    def __init__(
+        self, kafka: KafkaSettings, namespace: str, worker: str, heard: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        self._kafka = kafka
+        self._topic = commands_topic(namespace)
+        self._group = workers_group(namespace)
+        self._worker = worker
+        self._heard = heard
+        self._cluster = Cluster(kafka).within(_ASK_S)
+        self._arguments = _faust_arguments(kafka)
+        self._app: faust.App | None = None
+        self._datadir: tempfile.TemporaryDirectory[str] | None = None
+        self.is_leading = False
+        """Whether the group has given this worker the commands, as far as it has heard."""
+        self.why_not = "it has not joined yet"
+        """What keeps it from being a member; "" where it is one."""
+        for name in _NOISY:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    def confirm(self) -> bool:
+        """Ask the broker whether this worker leads; from any thread. Where it does not answer, it does not."""
+        if not self.is_leading:
+            return False
+        try:
+            members = self._cluster.members(self._group)
+        except BrokerError:
+            return False
+        return any(one.client_id == self._worker and one.partitions for one in members)
+
+    async def join(self) -> None:
+        """Make the topic where there is none, and join; tried again until a broker lets it.
+
+        Cancel it to give up; then `leave`.
+        """
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            try:
+                await asyncio.to_thread(self._cluster.create_topic, self._topic, 1, _TOPIC_CONFIG)
+                self._app = self._made()
+                await self._app.start()
+            except (BrokerError, KafkaError, OSError) as error:
+                self.why_not = str(error) or type(error).__name__
+                log.warning("worker.not_joined", group=self._group, again_in_s=backoff_s, why=self.why_not)
+                await self._drop()
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(_LONGEST_BACKOFF_S, backoff_s * 2)
+            else:
+                self.why_not = ""
+                return
+
+    async def leave(self) -> None:
+        """Leave the group, so that another one leads at once."""
+        self.is_leading = False
+        await self._drop()
+
+    async def _drop(self) -> None:
+        app, self._app = self._app, None
+        if app is not None:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(app.stop(), _STOP_S)
+        if self._datadir is not None:
+            self._datadir.cleanup()
+            self._datadir = None
+
+    def _made(self) -> faust.App:
+        self._datadir = tempfile.TemporaryDirectory(prefix="refold-worker-")
+        app = faust.App(
+            self._group,
+            env={},  # variables of the environment win over arguments otherwise
+            broker_client_id=self._worker,
+            datadir=self._datadir.name,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            web_enabled=False,
+            autodiscover=False,
+            stream_wait_empty=False,
+            broker_session_timeout=_SESSION_S,
+            broker_heartbeat_interval=_HEARTBEAT_S,
+            consumer_metadata_max_age_ms=10_000,
+            value_serializer="raw",
+            key_serializer="raw",
+            **self._arguments,
+        )
+        topic = app.topic(self._topic, key_type=bytes, value_type=bytes)
+
+        async def commands(stream: Any) -> None:
+            async for value in stream:
+                try:
+                    await self._heard(value)
+                except Exception:  # what is raised here would lose the agent
+                    log.exception("command.failed")
+
+        app.agent(topic, name=self._topic)(commands)
+        app.on_partitions_assigned.connect(self._on_assigned)
+        app.on_partitions_revoked.connect(self._on_revoked)
+        return app
+
+    async def _on_assigned(self, _app: Any, /, *args: Any, **kwargs: Any) -> None:
+        assigned = args[0] if args else kwargs["assigned"]
+        self._lead(any(one.topic == self._topic for one in assigned))
+
+    async def _on_revoked(self, _app: Any, /, *_args: Any, **_kwargs: Any) -> None:
+        self._lead(False)
+
+    def _lead(self, is_leading: bool) -> None:
+        if is_leading != self.is_leading:
+            log.info("worker.leads" if is_leading else "worker.leads_no_more", worker=self._worker, group=self._group)
+        self.is_leading = is_leading
+
+
+def _faust_arguments(kafka: KafkaSettings) -> Mapping[str, Any]:
+    """Say to Faust what the librdkafka settings say.
+
+    Raises:
+        ConfigError: A setting that matters for the connection has no counterpart.
+    """
+    given = dict(kafka.kafka)
+    hosts = ";".join(f"kafka://{one.strip()}" for one in kafka.bootstrap_servers.split(","))
+    protocol = str(given.get("security.protocol", "plaintext")).lower()
+    if protocol == "plaintext":
+        return {"broker": hosts}
+    context = _context(given) if protocol in ("ssl", "sasl_ssl") else None
+    if protocol == "ssl":
+        return {"broker": hosts, "broker_credentials": faust.SSLCredentials(context)}
+    mechanism = str(given.get("sasl.mechanism", given.get("sasl.mechanisms", "PLAIN"))).upper()
+    if mechanism not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
+        raise ConfigError(
+            f"sasl.mechanism {mechanism!r} is not known to the client by which workers elect their leader; it knows "
+            "PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512."
+        )
+    return {
+        "broker": hosts,
+        "broker_credentials": faust.SASLCredentials(
+            username=str(given.get("sasl.username", "")),
+            password=str(given.get("sasl.password", "")),
+            mechanism=mechanism,
+            ssl_context=context,
+        ),
+    }
+
+
+def _context(given: Mapping[str, Any]) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=given.get("ssl.ca.location"), cadata=given.get("ssl.ca.pem"))
+        if given.get("ssl.certificate.location"):
+            context.load_cert_chain(
+                given["ssl.certificate.location"], given.get("ssl.key.location"), given.get("ssl.key.password")
+            )
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"The TLS settings cannot be used: {error}.") from error
+    if str(given.get("ssl.endpoint.identification.algorithm", "https")).lower() == "none":
+        context.check_hostname = False
+    if str(given.get("enable.ssl.certificate.verification", "true")).lower() == "false":
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

@@ -1,0 +1,81 @@
+"""Leading the projections of a worker, while the group has given it the commands: a thread for each."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from streams.control.lead import Lead
+from streams.control.verdict import compare_generations
+from streams.errors import CqrsError, NotLeading
+from streams.log import get_logger
+from streams.serve.leadership import Leadership
+from streams.serve.tending import Tending
+from streams.types import RebuildProgress
+
+__all__ = ["Leading"]
+
+log = get_logger(__name__)
+
+_STEP_S = 0.1
+_AGAIN_S = 1.0
+
+
+class Leading:
+    """Leads one projection whenever this worker is the leader.
+
+    Args:
+        tending: The projection, and what the registry says of it.
+        leadership: Whether this worker leads.
+    """
+
+    def __init__(self, tending: Tending, leadership: Leadership) -> None:
+        self._tending = tending
+        self._leadership = leadership
+        self._stopped = threading.Event()
+        site = tending.site
+        self._lead = Lead(
+            site, lambda record, green, check: compare_generations(site, record, green, check), leadership.confirm
+        )
+        self._thread = threading.Thread(target=self._run, name=f"refold-lead-{site.name}", daemon=True)
+        self.beat_s = time.monotonic()
+        """When the loop went round last."""
+
+    @property
+    def progress(self) -> RebuildProgress | None:
+        """The figures of the replay that is under way; None where none is, or another worker leads."""
+        return self._lead.progress if self._leadership.is_leading else None
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask it to end. A step that is being taken is finished, or fenced."""
+        self._stopped.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for its end; say whether it has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        name = self._tending.site.name
+        wait_s = _STEP_S
+        while not self._stopped.wait(wait_s):
+            self.beat_s = time.monotonic()
+            wait_s = _STEP_S
+            record = self._tending.record
+            if record is None or not self._leadership.is_leading:
+                continue
+            try:
+                self._lead.step(record)
+            except NotLeading as error:
+                log.info("leader.deposed", projection=name, why=str(error))
+                wait_s = _AGAIN_S
+            except CqrsError as error:
+                log.warning("leader.step_failed", projection=name, again_in_s=_AGAIN_S, why=str(error))
+                wait_s = _AGAIN_S
+            except Exception:  # a fault of ours must not end the leading
+                log.exception("leader.fault", projection=name)
+                wait_s = _AGAIN_S

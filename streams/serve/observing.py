@@ -1,0 +1,98 @@
+"""How far every generation's whole group is, asked of Kafka now and then, for status, readiness and metrics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from streams.control.record import Generation
+from streams.control.site import Site
+from streams.control.status import GroupView, view_group
+from streams.data.agent import AgentStatus
+from streams.errors import CqrsError
+from streams.log import get_logger
+from streams.types import TopicInfo
+
+__all__ = ["Observed", "Observing", "Subject"]
+
+log = get_logger(__name__)
+
+_EVERY_S = 1.0
+_ASK_S = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A generation that is to be looked at."""
+
+    site: Site
+    generation: Generation
+    status: AgentStatus
+    """What this worker's agents say, which is newer than what the group was told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """A group as it was seen."""
+
+    view: GroupView
+    at_s: float
+    """When, by the monotonic clock."""
+
+    @property
+    def age_s(self) -> float:
+        """How long ago."""
+        return time.monotonic() - self.at_s
+
+
+class Observing:
+    """Looks at generations on a thread of its own.
+
+    Args:
+        subjects: Gives those that are to be looked at now.
+    """
+
+    def __init__(self, subjects: Callable[[], Iterable[Subject]]) -> None:
+        self._subjects = subjects
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="refold-observing", daemon=True)
+        self.seen: Mapping[str, Observed] = {}
+        """By generation's id, as last seen; replaced as a whole."""
+        self.why_not = ""
+        """Why Kafka could not be asked the last time; "" where it could."""
+        self.beat_s = time.monotonic()
+        """When the loop went round last."""
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        self._stopped.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for its end; say whether it has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(_EVERY_S):
+            self.beat_s = time.monotonic()
+            seen = {}
+            why_not = ""
+            for subject in self._subjects():
+                one = subject.generation
+                topic = TopicInfo(name=one.topic, id=one.topic_id, partitions=one.partitions)
+                cluster = subject.site.events.cluster.within(_ASK_S)
+                try:
+                    view = view_group(cluster, topic, one.group, agent=subject.status)
+                except CqrsError as error:
+                    why_not = str(error)
+                    if one.id in self.seen:
+                        seen[one.id] = self.seen[one.id]
+                    continue
+                seen[one.id] = Observed(view=view, at_s=time.monotonic())
+            self.seen, self.why_not = seen, why_not

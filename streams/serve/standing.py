@@ -1,0 +1,160 @@
+"""How a worker stands: whether it is ready, and the whole truth that it knows, as one document."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from streams.control.record import Generation
+from streams.control.status import PartitionView
+from streams.data.partition import PartitionStatus
+from streams.serve.tending import Tended, Tending
+from streams.types import RebuildProgress
+
+if TYPE_CHECKING:
+    from streams.serve.worker import Worker
+
+__all__ = ["SCHEMA", "readiness", "standing"]
+
+SCHEMA = 1
+
+
+def readiness(worker: Worker) -> list[str]:
+    """Say what keeps this worker from serving its share of what is active; nothing where it does.
+
+    Its share are the partitions of active generations that the groups have given to its agents. A partition is served
+    once it has been close to its topic's end since it came here. One that has halted is served as it is, and so is one
+    whose topic nobody answers for just now.
+    """
+    if worker.is_draining:
+        return ["it is draining"]
+    why = []
+    for name, tending in worker.tendings.items():
+        record = tending.record
+        if record is None:
+            why.append(f"{name}: {tending.error or 'the registry has not been read yet'}")
+            continue
+        if not tending.site.can_fold(record.live):
+            continue  # others serve it; what nobody can fold, nobody makes wait for
+        tended = tending.tended.get(record.active)
+        if tended is None or (tended.job is None and not tended.error):
+            why.append(f"{record.active}: it is being taken on")
+        elif tended.error:
+            why.append(f"{record.active}: {tended.error}")
+        else:
+            why += [f"{record.active}: {one}" for one in _unserved(worker, tended)]
+    return why
+
+
+def _unserved(worker: Worker, tended: Tended) -> list[str]:
+    held = tended.status.partitions
+    if not held:
+        seen = worker.observing.seen.get(tended.generation.id)
+        others = [] if seen is None else [one for one in seen.view.partitions if one.owner is not None]
+        settled = seen is not None and len(others) == len(seen.view.partitions)
+        return [] if settled else ["its group has given it no partition yet"]
+    return [
+        f"partition {number} is {why}"
+        for number, one in sorted(held.items())
+        if (why := worker.served.why_not(tended.generation, number, one))
+    ]
+
+
+def standing(worker: Worker) -> dict[str, Any]:
+    """Give all that is known here, as a document of `SCHEMA`."""
+    return {
+        "schema": SCHEMA,
+        "worker": {
+            "name": worker.name,
+            "address": worker.address,
+            "version": version("refold"),
+            "process": os.getpid(),
+            "began_at": worker.began,
+            "namespace": worker.settings.namespace,
+            "is_leader": worker.leadership.is_leading,
+            "not_a_member": worker.leadership.why_not,
+            "is_draining": worker.is_draining,
+            "ready": not readiness(worker),
+            "faults": worker.faults(),
+            "kafka": worker.observing.why_not,
+        },
+        "projections": {name: _projection(worker, tending) for name, tending in sorted(worker.tendings.items())},
+        "at": datetime.now(UTC),
+    }
+
+
+def _projection(worker: Worker, tending: Tending) -> dict[str, Any]:
+    record = tending.record
+    document: dict[str, Any] = {"error": tending.error, "waits_for": tending.waits_for}
+    if record is None:
+        return document | {"active": None, "generations": {}}
+    progress = worker.leadings[tending.site.name].progress
+    return document | {
+        "active": record.active,
+        "wanted": record.wanted,
+        "revision": record.revision,
+        "rebuild": None if record.rebuild is None else msgspec.to_builtins(record.rebuild),
+        "progress": None if progress is None else progress_json(progress),
+        "waiting": None if record.waiting is None else msgspec.to_builtins(record.waiting),
+        "generations": {one.id: _generation(worker, tending, one) for one in record.generations},
+    }
+
+
+def _generation(worker: Worker, tending: Tending, one: Generation) -> dict[str, Any]:
+    tended = tending.tended.get(one.id)
+    seen = worker.observing.seen.get(one.id)
+    return {
+        "phase": one.phase,
+        "version": one.version,
+        "fingerprint": one.fingerprint,
+        "epoch": one.epoch,
+        "group": one.group,
+        "topic": one.topic,
+        "why": one.why,
+        "code_here": tending.site.can_fold(one),
+        "folded_here": tended is not None and tended.job is not None,
+        "error": "" if tended is None else tended.error,
+        "failures": 0 if tended is None else tended.failures,
+        "agents": [] if tended is None else sorted(tended.pids),
+        "lag": None if seen is None else seen.view.lag,
+        "lag_seconds": None if seen is None else seen.view.lag_seconds(),
+        "seen_seconds_ago": None if seen is None else round(seen.age_s, 3),
+        "partitions": [] if seen is None else [_partition(view, tended) for view in seen.view.partitions],
+    }
+
+
+def _partition(view: PartitionView, tended: Tended | None) -> dict[str, Any]:
+    own: PartitionStatus | None = None if tended is None else tended.status.partitions.get(view.partition)
+    owner = view.owner
+    return {
+        "partition": view.partition,
+        "low": view.low,
+        "end": view.end,
+        "position": view.position,
+        "lag": view.lag,
+        "models": view.models,
+        "events": view.events,
+        "declined": view.declined,
+        "owner": None if owner is None else owner.client_id,
+        "address": None if owner is None else owner.address,
+        "here": own is not None,
+        "phase": view.phase,
+        "why": view.why,
+    }
+
+
+def progress_json(progress: RebuildProgress) -> dict[str, Any]:
+    """Give a replay's figures."""
+    return {
+        "percent": progress.completion_percentage,
+        "events": progress.events_processed,
+        "events_per_second": progress.events_per_second,
+        "remaining_offsets": progress.remaining_offsets,
+        "started_at": progress.started_at,
+        "estimated_completion": progress.estimated_completion,
+        "waiting_for": progress.waiting_for,
+    }

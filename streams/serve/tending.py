@@ -1,0 +1,262 @@
+"""Tending one projection: those of its generations whose code this worker has are folded here, by its own agents."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from streams.control.folding import Folding
+from streams.control.founding import found_first
+from streams.control.place import note
+from streams.control.record import Generation, Record
+from streams.control.share import claim_share
+from streams.control.site import Site
+from streams.data.agent import AgentStatus, Job
+from streams.data.generation import RocksStore
+from streams.data.runner import Runner
+from streams.errors import CqrsError
+from streams.log import get_logger
+
+__all__ = ["Tended", "Tending", "is_wanted"]
+
+log = get_logger(__name__)
+
+_LOOK_S = 0.05
+_FIRST_BACKOFF_S = 1.0
+_LONGEST_BACKOFF_S = 60.0
+_KEPT_UP_S = 60.0
+"""A generation that was folded for so long begins with the first backoff again."""
+_SWEEP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tended:
+    """How one generation is folded here."""
+
+    generation: Generation
+    status: AgentStatus = field(default_factory=AgentStatus)
+    job: Job | None = None
+    """What is folded into what; None where it is not folded here now."""
+    pids: frozenset[int] = frozenset()
+    """The agents' processes."""
+    error: str = ""
+    """Why it is not folded here, though this worker has its code; "" where it is."""
+    failures: int = 0
+    """How often it has ended with an error since it was last well."""
+
+
+@dataclass(slots=True)
+class _Hand:
+    """One generation in hand, or to be taken in hand again."""
+
+    epoch: int
+    folding: Folding | None = None
+    began_s: float = 0.0
+    again_s: float = 0.0
+    failures: int = 0
+    error: str = ""
+
+
+class Tending:
+    """Reconciles what the registry wants of one projection with what runs here, on a thread of its own.
+
+    That thread starts the agents' processes: they end with it.
+
+    Args:
+        site: The projection. Its state directory is this worker's.
+        make_runner: Where the agents of a generation run; told whether it is replayed beside a live one.
+        address: Where this worker's models are served, as host:port, for the group to tell others.
+    """
+
+    def __init__(self, site: Site, make_runner: Callable[[Job, bool], Runner], address: str) -> None:
+        self.site = site
+        self._make_runner = make_runner
+        self._address = address
+        self._stopped = threading.Event()
+        self._hands: dict[str, _Hand] = {}
+        self._swept_s = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"refold-{site.name}", daemon=True)
+        self.record: Record | None = None
+        """What the registry says, as far as it was heard."""
+        self.error = ""
+        """Why the projection cannot be tended at all; "" where it is."""
+        self.tended: Mapping[str, Tended] = {}
+        """How each generation that is to be folded here is, by id; replaced as a whole."""
+        self.beat_s = time.monotonic()
+        """When the loop went round last."""
+
+    @property
+    def waits_for(self) -> str:
+        """Say which code the projection waits for, where none of its folded generations is of this worker's; ""."""
+        record = self.record
+        if record is None or self.site.can_fold(record.live):
+            return ""
+        return f"{record.active} is of other code (version {record.live.version}, {record.live.fingerprint})"
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask it to end: agents finish what is at hand, commit, and leave their groups."""
+        self._stopped.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for its end; say whether it has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    # On the thread
+
+    def _run(self) -> None:
+        backoff_s = _FIRST_BACKOFF_S
+        while not self._stopped.is_set():
+            try:
+                self.record = found_first(self.site)
+                with self.site.registry.watch(self.site.name) as watch:
+                    self.error, backoff_s = "", _FIRST_BACKOFF_S
+                    while not self._stopped.wait(_LOOK_S):
+                        self._turn(watch.record)
+            except CqrsError as error:
+                self.error = str(error)
+                log.warning("projection.not_tended", projection=self.site.name, again_in_s=backoff_s, why=self.error)
+                self._idle(backoff_s)
+                backoff_s = min(_LONGEST_BACKOFF_S, backoff_s * 2)
+            except Exception:  # a fault of ours must not end what else is folded
+                self.error = "a fault in the worker; see its log"
+                log.exception("projection.fault", projection=self.site.name)
+                self._idle(backoff_s)
+        self._end_all()
+
+    def _idle(self, seconds: float) -> None:
+        """Wait, and look after what is folded meanwhile."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._stopped.wait(_LOOK_S):
+            try:
+                self._turn(self.record)
+            except Exception:  # a fault of ours must not end what else is folded
+                log.exception("projection.fault", projection=self.site.name)
+                return
+
+    def _turn(self, record: Record | None) -> None:
+        self.beat_s = time.monotonic()
+        if record is not None:
+            self.record = record
+            self._reconcile(record)
+            self._sweep(record)
+        for id_, hand in self._hands.items():
+            if hand.folding is not None and hand.folding.is_started and hand.folding.wait(0.0):
+                self._let_go(id_, hand)
+        self._publish()
+
+    def _reconcile(self, record: Record) -> None:
+        """Let go of what is not to be folded as it is, and take in hand what is."""
+        wanted = {one.id: one for one in record.generations if is_wanted(record, one) and self.site.can_fold(one)}
+        going = [hand for id_, hand in self._hands.items() if id_ not in wanted or wanted[id_].epoch != hand.epoch]
+        for hand in going:  # all at once: each takes its time
+            if hand.folding is not None:
+                hand.folding.stop()
+        for id_, hand in list(self._hands.items()):
+            if hand in going:
+                self._let_go(id_, hand)
+                del self._hands[id_]
+        for id_, one in wanted.items():
+            hand = self._hands.setdefault(id_, _Hand(one.epoch))
+            if hand.folding is None and time.monotonic() >= hand.again_s:
+                self._take(record, one, hand)
+
+    def _take(self, record: Record, one: Generation, hand: _Hand) -> None:
+        place = self.site.place(one)
+        ground = replace(self.site.ground(place), address=self._address)
+        folding = Folding(ground, lambda job: self._make_runner(job, not one.is_folded))
+        try:
+            build = place.store.current()
+            if build is not None and build.manifest.build > one.epoch and build.manifest.directory == one.state:
+                note(self.site.registry, record, place, self.site.name, record.group)  # rebuilt here, and not noted
+                return
+            folding.start(partial(claim_share, generation=one))
+        except CqrsError as error:
+            self._failed(one.id, hand, error)
+            return
+        hand.folding, hand.began_s, hand.error = folding, time.monotonic(), ""
+        log.info("generation.taken_on", generation=one.id, phase=one.phase, epoch=one.epoch)
+
+    def _let_go(self, id_: str, hand: _Hand) -> None:
+        """Wait for a generation's agents to end, and say so where an error has ended them."""
+        folding, hand.folding = hand.folding, None
+        if folding is None:
+            return
+        try:
+            folding.close()
+        except CqrsError as error:
+            if time.monotonic() - hand.began_s > _KEPT_UP_S:
+                hand.failures = 0
+            self._failed(id_, hand, error)
+        else:
+            log.info("generation.let_go", generation=id_)
+
+    def _failed(self, id_: str, hand: _Hand, error: CqrsError) -> None:
+        hand.failures += 1
+        hand.error = str(error)
+        backoff_s = min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (hand.failures - 1))
+        hand.again_s = time.monotonic() + backoff_s
+        log.warning("generation.not_folded", generation=id_, again_in_s=backoff_s, why=hand.error)
+
+    def _sweep(self, record: Record) -> None:
+        """Remove this machine's copies of generations that are no more."""
+        if time.monotonic() - self._swept_s < _SWEEP_S:
+            return
+        self._swept_s = time.monotonic()
+        over = [one.directory for one in record.gone]
+        over += [one.directory for one in record.generations if one.phase == "retiring"]
+        for directory in over:
+            path: Path = self.site.state_dir / directory
+            if path.is_dir():
+                try:
+                    if RocksStore(path).remove():
+                        log.info("state.removed", directory=str(path))
+                except CqrsError as error:
+                    log.warning("state.not_removed", directory=str(path), why=str(error))
+
+    def _publish(self) -> None:
+        record = self.record
+        tended: dict[str, Tended] = {}
+        for id_, hand in self._hands.items():
+            generation = None if record is None else record.find(id_)
+            if generation is None:
+                continue
+            folding = hand.folding
+            tended[id_] = Tended(
+                generation=generation,
+                status=AgentStatus() if folding is None else folding.status,
+                job=None if folding is None else folding.job,
+                pids=frozenset() if folding is None else frozenset(folding.pids),
+                error=hand.error,
+                failures=hand.failures,
+            )
+        self.tended = tended
+
+    def _end_all(self) -> None:
+        for hand in self._hands.values():
+            if hand.folding is not None:
+                hand.folding.stop()
+        for id_, hand in self._hands.items():
+            self._let_go(id_, hand)
+        self._publish()
+
+
+def is_wanted(record: Record, one: Generation) -> bool:
+    """Say whether a generation is to be folded for good: it is active, kept, or made by a rebuild that goes on."""
+    if one.is_folded:
+        return True
+    running = record.running
+    return (
+        running is not None
+        and running.generation == one.id
+        and not running.is_paused
+        and one.phase in ("replaying", "verifying", "waiting", "ready")
+    )

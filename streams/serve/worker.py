@@ -1,0 +1,154 @@
+"""The worker: all projections of a service, folded, rebuilt and watched, until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+from streams.config import KafkaSettings, WorkerSettings
+from streams.control.green import NICE
+from streams.control.site import Site
+from streams.data.agent import AgentStatus, Job
+from streams.data.runner import Runner
+from streams.data.supervisor import supervised
+from streams.log import get_logger
+from streams.serve.leadership import Leadership
+from streams.serve.leading import Leading
+from streams.serve.observing import Observing, Subject
+from streams.serve.served import Served
+from streams.serve.tending import Tending, is_wanted
+from streams.serve.web import Web
+
+__all__ = ["Worker"]
+
+log = get_logger(__name__)
+
+_SILENT_S = 120.0
+"""A loop that has not gone round for so long is stuck: nothing that it waits for takes longer."""
+
+
+class _Loop(Protocol):
+    beat_s: float
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def join(self, timeout_s: float) -> bool: ...
+
+
+class Worker:
+    """One worker of a fleet.
+
+    Its loops are threads: one for each projection that tends its generations here, one that leads it while this worker
+    is the leader. The event loop serves HTTP and keeps the membership among the workers.
+
+    Args:
+        sites: The projections. Their state directories are this worker's, or shared with others of this machine.
+        kafka: Where workers elect their leader.
+        settings: How it presents itself.
+    """
+
+    def __init__(self, sites: Sequence[Site], kafka: KafkaSettings, settings: WorkerSettings) -> None:
+        self.settings = settings
+        self.name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.began = datetime.now(UTC)
+        self.address = ""
+        """host:port, once it listens."""
+        self._sites = sites
+        self.leadership = Leadership(kafka, settings.namespace, self.name, self._heard)
+        self.tendings: dict[str, Tending] = {}
+        """By projection's name."""
+        self.leadings: dict[str, Leading] = {}
+        self.observing = Observing(self._subjects)
+        self.served = Served()
+        self.is_draining = False
+        """Whether it was told to end."""
+
+    async def run(self, stopped: asyncio.Event) -> None:
+        """Work until stopped.
+
+        1. Listen: whoever watches it is answered before Kafka is reached.
+        2. Tend every projection; join the workers' group.
+        3. Once stopped, be not ready any more; let the leadership go; have all agents drain, commit and leave; and end.
+
+        Raises:
+            ConfigError: The port cannot be had.
+        """
+        # Step 1
+        web = Web(self)
+        port = await web.start(self.settings.http_host, self.settings.http_port)
+        self.address = self.settings.advertised_address or _address(self.settings.http_host, port)
+        log.info("worker.listens", worker=self.name, host=self.settings.http_host, port=port, address=self.address)
+        try:
+            # Step 2
+            for site in self._sites:
+                tending = self.tendings[site.name] = Tending(site, self._runner, self.address)
+                self.leadings[site.name] = Leading(tending, self.leadership)
+            for loop in self._loops().values():
+                loop.start()
+            joining = asyncio.create_task(self.leadership.join())
+            await stopped.wait()
+            # Step 3
+            log.info("worker.draining", worker=self.name)
+            self.is_draining = True
+            joining.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await joining
+            for loop in self._loops().values():
+                loop.stop()
+            await self.leadership.leave()
+            await asyncio.to_thread(self._wait_for_loops)
+        finally:
+            await web.stop()
+        log.info("worker.ended", worker=self.name)
+
+    def faults(self) -> list[str]:
+        """Say which loops do not go round any more."""
+        now = time.monotonic()
+        return [
+            f"{what}: its loop has not gone round for {silent_s:.0f} s"
+            for what, loop in self._loops().items()
+            if (silent_s := now - loop.beat_s) > _SILENT_S
+        ]
+
+    def _loops(self) -> dict[str, _Loop]:
+        return {
+            **{f"leading {name}": loop for name, loop in self.leadings.items()},
+            **{f"tending {name}": loop for name, loop in self.tendings.items()},
+            "observing": self.observing,
+        }
+
+    def _subjects(self) -> Iterator[Subject]:
+        """Give the generations that are folded anywhere, for the observer; and note which of ours are served."""
+        for tending in list(self.tendings.values()):
+            record, tended = tending.record, tending.tended
+            if record is None:
+                continue
+            for one in record.generations:
+                if not is_wanted(record, one):
+                    continue
+                status = tended[one.id].status if one.id in tended else AgentStatus()
+                self.served.look(one, status.partitions, self.observing.seen.get(one.id))
+                yield Subject(site=tending.site, generation=one, status=status)
+
+    def _runner(self, job: Job, is_replay: bool) -> Runner:
+        return supervised(self.settings.agents_per_generation, nice=NICE if is_replay else 0)(job)
+
+    def _wait_for_loops(self) -> None:
+        deadline = time.monotonic() + self.settings.drain_seconds
+        for what, loop in self._loops().items():
+            if not loop.join(max(0.1, deadline - time.monotonic())):
+                log.warning("worker.not_drained", what=what, within_s=self.settings.drain_seconds)
+
+    async def _heard(self, command: bytes) -> None:
+        log.info("command.heard", command=command.decode(errors="replace"))
+
+
+def _address(host: str, port: int) -> str:
+    return f"{socket.gethostname() if host in ('0.0.0.0', '::') else host}:{port}"
