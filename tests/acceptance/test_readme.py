@@ -23,6 +23,7 @@ from streams.config import KafkaSettings, known_variables
 from tests.acceptance.kit import REPOSITORY, command, quiet_environment, until
 
 README = (REPOSITORY / "README.md").read_text()
+SETTINGS = (REPOSITORY / "docs" / "settings.md").read_text()
 TOPIC = "baskets"
 GROUP = "refold.baskets.v1"
 REGISTRY = {"REFOLD_REGISTRY": "baskets.registry"}
@@ -114,7 +115,7 @@ def test_own_projection_is_loaded_folded_read_and_rebuilt_as_written(shop: Path,
 
 
 def test_settings_table_names_every_setting_that_works() -> None:
-    named = set(re.findall(r"^\| `REFOLD_(\w+)`", README, re.MULTILINE))
+    named = set(re.findall(r"^\| `REFOLD_(\w+)`", SETTINGS, re.MULTILINE))
     assert {f"REFOLD_{name}" for name in named} == known_variables()
 
 
