@@ -145,6 +145,11 @@ class WorkerSettings(BaseSettings):
     and otherwise where it listens. Env: REFOLD_ADVERTISED_ADDRESS."""
     agents_per_generation: PositiveInt = 1
     """Processes that fold each generation here. Env: REFOLD_AGENTS_PER_GENERATION."""
+    admin_tokens: Path | None = None
+    """A file of bearer tokens, one a line, of those who may give commands; it is read again when it changes. Without
+    one, commands are taken only where the interface listens on this machine alone. Env: REFOLD_ADMIN_TOKENS."""
+    read_tokens: Path | None = None
+    """The same for reading; without one, everybody may who reaches it. Env: REFOLD_READ_TOKENS."""
     drain_seconds: PositiveFloat = 25.0
     """How long agents may take to commit and leave once the worker is to end. Env: REFOLD_DRAIN_SECONDS."""
 

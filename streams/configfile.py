@@ -14,7 +14,7 @@ from streams.errors import ConfigError
 __all__ = ["NAME", "ConfigFile", "near"]
 
 NAME = "refold.toml"
-_PATHS = ("state_dir",)
+_PATHS = ("state_dir", "admin_tokens", "read_tokens")
 """Settings that are paths, and in a file relative to it."""
 
 

@@ -269,5 +269,9 @@ class WorkerOptions(RunOptions):
     """host:port by which others reach it; by default where it listens."""
     agents_per_generation: Annotated[str | None, Parameter(env_var="REFOLD_AGENTS_PER_GENERATION")] = None
     """Processes that fold each generation here; by default 1."""
+    admin_tokens: Annotated[str | None, Parameter(env_var="REFOLD_ADMIN_TOKENS")] = None
+    """A file of bearer tokens, one a line, of those who may give commands."""
+    read_tokens: Annotated[str | None, Parameter(env_var="REFOLD_READ_TOKENS")] = None
+    """The same for reading; by default everybody may who reaches it."""
     drain_seconds: Annotated[str | None, Parameter(env_var="REFOLD_DRAIN_SECONDS")] = None
     """How long agents may take to commit and leave once it is to end; by default 25."""

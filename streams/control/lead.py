@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from streams.control import transitions as to
+from streams.control.commands import Command, apply
 from streams.control.compare import Report
 from streams.control.record import Generation, Rebuild, Record
 from streams.control.replay import Replay
@@ -77,6 +78,16 @@ class Lead:
             except CqrsError as error:
                 self._failed(running, green, error)
         self._keep_house(record)
+
+    def handle(self, command: Command) -> None:
+        """Do what a command asks, or remember why not.
+
+        Raises:
+            NotLeading: Another worker leads, and hears the command too. Nothing was written.
+            BrokerError: It is not known whether it was done; where it was, it is not done again.
+        """
+        self._update(lambda record: apply(record, command))
+        log.info("command.handled", id=command.id, verb=command.verb, projection=command.projection)
 
     def _advance(self, record: Record, running: Rebuild, green: Generation) -> None:
         match green.phase:
@@ -211,4 +222,4 @@ class Lead:
                 self._check_leading()
             return changed
 
-        self._written = self._site.update(checked).revision
+        self._written = max(self._written, self._site.update(checked).revision)

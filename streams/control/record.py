@@ -11,6 +11,7 @@ from streams.data.build import Build
 
 __all__ = [
     "SCHEMA",
+    "Done",
     "Generation",
     "Gone",
     "Phase",
@@ -157,6 +158,20 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
 
 
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A command that was handled: it is not handled again, however often it is heard."""
+
+    id: str
+    verb: str
+    refused: str = ""
+    """Why it was not done; "" where it was."""
+    kind: str = ""
+    """Of which kind the refusal is: the error's name."""
+    by: str = ""
+    """Who gave it."""
+    at: datetime
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one projection."""
 
@@ -179,6 +194,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """The highest number that a generation was given."""
     gone: tuple[Gone, ...] = ()
     """The last ones that were removed."""
+    done: tuple[Done, ...] = ()
+    """The last commands that a fleet's leader has handled."""
 
     def find(self, id: str) -> Generation | None:  # noqa: A002 - it is called so
         """Give a generation; None where there is none."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from streams.control.record import Generation, Gone, Phase, Policy, Rebuild, Record, Summary, Waiting
+from streams.control.record import Done, Generation, Gone, Phase, Policy, Rebuild, Record, Summary, Waiting
 from streams.data.checkpoint import generation_id
 from streams.errors import GenerationNotFound, NotReady, RebuildRunning
 
@@ -26,6 +26,7 @@ __all__ = [
     "noted",
     "paused",
     "pinned",
+    "remembered",
     "retired",
     "retiring",
     "running",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _GONE_KEPT = 20
+_DONE_KEPT = 100
 
 
 def founded(record: Record | None, projection: str, group: str, directory: str, facts: Mapping[str, Any]) -> Record:
@@ -325,6 +327,13 @@ def retired(record: Record, id: str) -> Record:  # noqa: A002
     )
     rest = tuple(one for one in record.generations if one.id != id)
     return replace(record, generations=rest, gone=(*record.gone, gone)[-_GONE_KEPT:])
+
+
+def remembered(record: Record, done: Done) -> Record:
+    """Note that a command has been handled."""
+    if any(one.id == done.id for one in record.done):
+        return record
+    return replace(record, done=(*record.done, done)[-_DONE_KEPT:])
 
 
 def _green(record: Record, rebuild_id: str) -> Generation | None:

@@ -20,7 +20,7 @@ from streams.data.store import StoreState
 from streams.data.store_reader import PartitionReader, read_only
 from streams.errors import ForeignStore, ModelSplit, StateNotFound, StorageError
 
-__all__ = ["ModelReader"]
+__all__ = ["ModelReader", "hold"]
 
 
 class ModelReader:
@@ -78,7 +78,7 @@ class ModelReader:
                     f"{directory} holds the state of projection {build.manifest.projection!r}, not of "
                     f"{projection.name!r}. Name another state directory."
                 )
-            held = _hold(build)
+            held = hold(build)
             if held is None:
                 continue
             try:
@@ -183,7 +183,7 @@ class ModelReader:
         self.close()
 
 
-def _hold(build: Build) -> IO[bytes] | None:
+def hold(build: Build) -> IO[bytes] | None:
     """Keep a build from being removed, until the file is closed; None where it is gone already."""
     try:
         handle = (build.path / MANIFEST).open("rb")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+from streams.control.commands import Command
 from streams.control.lead import Lead
 from streams.control.verdict import compare_generations
 from streams.errors import CqrsError, NotLeading
@@ -19,6 +20,7 @@ log = get_logger(__name__)
 
 _STEP_S = 0.1
 _AGAIN_S = 1.0
+_COMMAND_AGAIN_S = 0.2
 
 
 class Leading:
@@ -58,6 +60,23 @@ class Leading:
         """Wait for its end; say whether it has ended."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def handle(self, command: Command) -> None:
+        """Have a command handled, while a step is being taken too. It is so once, however often it is heard.
+
+        Tried again until it was handled, or another worker leads and hears it too.
+        """
+        while not self._stopped.is_set():
+            try:
+                self._lead.handle(command)
+            except NotLeading:
+                if not self._leadership.is_leading:
+                    return
+            except CqrsError as error:
+                log.warning("command.not_handled", id=command.id, verb=command.verb, why=str(error))
+            else:
+                return
+            self._stopped.wait(_COMMAND_AGAIN_S)
 
     def _run(self) -> None:
         name = self._tending.site.name

@@ -13,6 +13,7 @@ from streams.control.status import GroupView, view_group
 from streams.data.agent import AgentStatus
 from streams.errors import CqrsError
 from streams.log import get_logger
+from streams.serve.owners import Owners
 from streams.types import TopicInfo
 
 __all__ = ["Observed", "Observing", "Subject"]
@@ -52,10 +53,12 @@ class Observing:
 
     Args:
         subjects: Gives those that are to be looked at now.
+        owners: Told of who is in the groups.
     """
 
-    def __init__(self, subjects: Callable[[], Iterable[Subject]]) -> None:
+    def __init__(self, subjects: Callable[[], Iterable[Subject]], owners: Owners) -> None:
         self._subjects = subjects
+        self._owners = owners
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refold-observing", daemon=True)
         self.seen: Mapping[str, Observed] = {}
@@ -87,6 +90,7 @@ class Observing:
                 one = subject.generation
                 topic = TopicInfo(name=one.topic, id=one.topic_id, partitions=one.partitions)
                 cluster = subject.site.events.cluster.within(_ASK_S)
+                began_s = time.monotonic()
                 try:
                     view = view_group(cluster, topic, one.group, agent=subject.status)
                 except CqrsError as error:
@@ -94,5 +98,6 @@ class Observing:
                     if one.id in self.seen:
                         seen[one.id] = self.seen[one.id]
                     continue
-                seen[one.id] = Observed(view=view, at_s=time.monotonic())
+                seen[one.id] = Observed(view=view, at_s=began_s)
+                self._owners.note(one.id, view.members, began_s)
             self.seen, self.why_not = seen, why_not

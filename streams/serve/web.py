@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
 
 from streams.errors import ConfigError
+from streams.log import get_logger
+from streams.serve.admin import Admin
+from streams.serve.auth import Tokens
+from streams.serve.problems import Problem, answer
+from streams.serve.reads import Reads
 from streams.serve.standing import readiness, standing
 
 if TYPE_CHECKING:
@@ -15,20 +22,38 @@ if TYPE_CHECKING:
 
 __all__ = ["Web"]
 
+log = get_logger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_BODY_BYTES = 64 << 10
+_AT_ONCE = 512
+"""Requests that are answered at the same time; further ones are told to come again."""
+_LIMIT_S = 60.0
+_OPEN = ("/healthz", "/readyz")
+"""What probes ask, who have no token."""
+
 
 class Web:
     """Answers for one worker.
 
     Args:
         worker: Which.
+
+    Raises:
+        ConfigError: Tokens cannot be read.
     """
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        app = web.Application()
+        self._readers = Tokens(worker.settings.read_tokens)
+        self._requests = 0
+        app = web.Application(middlewares=[self._guarded], client_max_size=_BODY_BYTES)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
+        Reads(worker).add_to(app)
+        Admin(worker, Tokens(worker.settings.admin_tokens)).add_to(app)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self, host: str, port: int) -> int:
@@ -51,6 +76,34 @@ class Web:
     async def stop(self) -> None:
         """Answer no more."""
         await self._runner.cleanup()
+
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Keep to the limits, ask readers for their tokens, and say what goes wrong as a problem."""
+        if request.path in _OPEN:
+            return await handler(request)
+        if self._requests >= _AT_ONCE:
+            return answer(Problem(429, "busy", f"{_AT_ONCE} requests are being answered.", retry_after_s=1))
+        self._requests += 1
+        try:
+            if request.method == "GET":
+                self._readers.check(request)
+            async with asyncio.timeout(_LIMIT_S):
+                return await handler(request)
+        except Problem as problem:
+            return answer(problem)
+        except TimeoutError:
+            return answer(Problem(504, "timeout", f"It took longer than {_LIMIT_S:g} s.", retry_after_s=1))
+        except web.HTTPException as error:
+            kinds = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+            return answer(Problem(error.status, kinds.get(error.status, "bad-request"), error.text or error.reason))
+        except asyncio.CancelledError:
+            raise
+        except Exception:  # a fault of ours: the client is told no more than that
+            log.exception("request.fault", method=request.method, path=request.path)
+            return answer(Problem(500, "fault", "The worker failed; its log says why."))
+        finally:
+            self._requests -= 1
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         """Whether the loops beat. That a broker is away, or a rebuild takes long, is no fault of theirs."""

@@ -13,16 +13,22 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from streams.config import KafkaSettings, WorkerSettings
+from streams.control.commands import Command
 from streams.control.green import NICE
 from streams.control.site import Site
 from streams.data.agent import AgentStatus, Job
 from streams.data.runner import Runner
 from streams.data.supervisor import supervised
+from streams.errors import ConfigError
 from streams.log import get_logger
-from streams.serve.leadership import Leadership
+from streams.serve.finding import Finding
+from streams.serve.leadership import Leadership, commands_topic
 from streams.serve.leading import Leading
 from streams.serve.observing import Observing, Subject
+from streams.serve.owners import Owners
+from streams.serve.producing import Producing
 from streams.serve.served import Served
+from streams.serve.shelf import Shelf
 from streams.serve.tending import Tending, is_wanted
 from streams.serve.web import Web
 
@@ -65,8 +71,12 @@ class Worker:
         self.tendings: dict[str, Tending] = {}
         """By projection's name."""
         self.leadings: dict[str, Leading] = {}
-        self.observing = Observing(self._subjects)
+        self.owners = Owners()
+        self.observing = Observing(self._subjects, self.owners)
         self.served = Served()
+        self.shelf = Shelf()
+        self.finding: Finding
+        self._producing = Producing(kafka, commands_topic(settings.namespace))
         self.is_draining = False
         """Whether it was told to end."""
 
@@ -84,6 +94,7 @@ class Worker:
         web = Web(self)
         port = await web.start(self.settings.http_host, self.settings.http_port)
         self.address = self.settings.advertised_address or _address(self.settings.http_host, port)
+        self.finding = Finding(self.address, self.shelf, self.owners, self.observing, self.served)
         log.info("worker.listens", worker=self.name, host=self.settings.http_host, port=port, address=self.address)
         try:
             # Step 2
@@ -106,6 +117,8 @@ class Worker:
             await asyncio.to_thread(self._wait_for_loops)
         finally:
             await web.stop()
+            self.finding.close()
+            self.shelf.close()
         log.info("worker.ended", worker=self.name)
 
     def faults(self) -> list[str]:
@@ -124,8 +137,14 @@ class Worker:
             "observing": self.observing,
         }
 
+    def _keep_shelf(self) -> None:
+        """Let go of builds that are not folded here any more, so that they can be removed."""
+        tended = [one for tending in list(self.tendings.values()) for one in tending.tended.values()]
+        self.shelf.keep_only([one.job.build.path for one in tended if one.job is not None])
+
     def _subjects(self) -> Iterator[Subject]:
         """Give the generations that are folded anywhere, for the observer; and note which of ours are served."""
+        self._keep_shelf()
         for tending in list(self.tendings.values()):
             record, tended = tending.record, tending.tended
             if record is None:
@@ -146,8 +165,31 @@ class Worker:
             if not loop.join(max(0.1, deadline - time.monotonic())):
                 log.warning("worker.not_drained", what=what, within_s=self.settings.drain_seconds)
 
-    async def _heard(self, command: bytes) -> None:
-        log.info("command.heard", command=command.decode(errors="replace"))
+    @property
+    def is_private(self) -> bool:
+        """Whether its interface can be reached from this machine alone."""
+        return self.settings.http_host in ("127.0.0.1", "::1", "localhost")
+
+    def give(self, command: Command) -> None:
+        """Give a command to whoever leads; blocks until Kafka has it.
+
+        Raises:
+            BrokerUnavailable, BrokerError: It is not known whether Kafka has it.
+        """
+        self._producing.send(command.projection.encode(), command.encode())
+
+    async def _heard(self, raw: bytes) -> None:
+        """Handle a command of those that this worker hears while it leads; the next one comes after it."""
+        try:
+            command = Command.parse(raw)
+        except ConfigError as error:
+            log.warning("command.not_understood", why=str(error))
+            return
+        leading = self.leadings.get(command.projection)
+        if leading is None:
+            log.warning("command.of_nobody", projection=command.projection, verb=command.verb, id=command.id)
+            return
+        await asyncio.to_thread(leading.handle, command)
 
 
 def _address(host: str, port: int) -> str:

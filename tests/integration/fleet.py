@@ -181,6 +181,24 @@ class Fleet:
             models |= folded(records, self.projection_object, self.kit.codec)
         return models
 
+    def models(self, worker: Worker, page: int = 7) -> dict[str, Any]:
+        """All models, by pages, as one worker gives them."""
+        name, cursor = self.projection_object.name, None
+        found: dict[str, Any] = {}
+        generations: set[str] = set()
+        while True:
+            query = f"?limit={page}" + (f"&cursor={cursor}" if cursor else "")
+            status, answer = worker.get(f"/v1/projections/{name}/models{query}")
+            assert status == 200, answer
+            for one in answer["models"]:
+                assert one["id"] not in found, f"{one['id']} was given twice"
+                found[one["id"]] = one["model"]
+            generations.add(answer["generation"])
+            cursor = answer["next"]
+            if cursor is None:
+                assert len(generations) == 1
+                return found
+
     def stop(self) -> None:
         for one in self.workers:
             if one.process.poll() is None:

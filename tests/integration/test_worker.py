@@ -8,8 +8,11 @@ from collections.abc import Callable
 
 from tests.integration.fleet import fleet, soon
 from tests.integration.kit import Kit, produce, tally_events
+from tests.integration.versions import Fixed
+from tests.support import envelope
 
 NewKit = Callable[..., Kit]
+FIXED = "tests.integration.versions:Fixed"
 
 
 def lives(pid: int) -> bool:
@@ -66,3 +69,49 @@ def test_a_leader_that_is_stopped_is_replaced_and_leads_no_more_when_it_wakes(ne
             leader.signal(signal.SIGCONT)
         soon("the old one to notice", lambda: not leader.is_leader())
         assert other.is_leader()
+
+
+def test_any_worker_answers_for_all_models_and_a_reader_sees_what_it_has_written(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(2000))
+    with fleet(kit) as workers:
+        one, other = workers.start("a"), workers.start("b")
+        workers.ready(one, other)
+        soon("both to fold", lambda: len(set(workers.owners("tally.v1").values())) == 2)
+        workers.ready(one, other)
+        expected = workers.expected()
+        for worker in (one, other):
+            assert workers.models(worker) == expected
+            for model_id, model in expected.items():
+                status, found = worker.get(f"/v1/projections/tally/models/{model_id}")
+                assert (status, found.get("model"), found.get("generation")) == (200, model, "tally.v1"), found
+            status, problem = worker.get("/v1/projections/tally/models/nobody")
+            assert (status, problem["type"]) == (404, "urn:refold:unknown-model")
+        ends = kit.ends()
+        produce(kit.bootstrap, kit.topic, [("stream-1", envelope(5000, "add"))], partition=3)
+        status, found = one.get(f"/v1/projections/tally/models/stream-1?min_position=3:{ends[3] + 1}")
+        assert (status, found["position"]) == (200, ends[3] + 1), found
+        status, problem = other.get(f"/v1/projections/tally/models/x?min_position=3:{ends[3] + 2}&wait=0.2")
+        assert (status, problem["type"]) == (504, "urn:refold:position-not-reached")
+
+
+def test_a_fix_is_rebuilt_beside_by_new_workers_while_old_ones_serve(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(2000))
+    with fleet(kit) as workers:
+        old = [workers.start("a"), workers.start("b")]
+        workers.ready(*old)
+        new = workers.start("c", projections=FIXED)
+        workers.ready(new)
+        status, _, done = new.ask("POST", "/v1/projections/tally/rebuild", {"policy": "none"})
+        assert (status, done["wanted"]) == (200, "tally.v2-2"), done
+        again, _, problem = new.ask("POST", "/v1/projections/tally/rebuild")
+        assert (again, problem["error"]) == (409, "RebuildRunning")
+        soon("the switch", lambda: workers.record().active == "tally.v2-2")
+        workers.projection_object = Fixed()
+        expected = workers.expected()
+        for worker in (*old, new):
+            soon("the switch to be heard of", lambda: worker.status()["projections"]["tally"]["active"] == "tally.v2-2")  # noqa: B023
+            assert workers.models(worker) == expected
+        status, _, done = old[0].ask("POST", "/v1/projections/tally/rollback")
+        assert (status, done["active"]) == (200, "tally.v1"), done

@@ -1,0 +1,88 @@
+"""Who may ask what: bearer tokens, from files that are read again when they change."""
+
+from __future__ import annotations
+
+import hmac
+import threading
+from pathlib import Path
+
+from aiohttp import web
+
+from streams.errors import ConfigError
+from streams.log import get_logger
+from streams.serve.problems import Problem
+
+__all__ = ["Tokens"]
+
+log = get_logger(__name__)
+
+
+class Tokens:
+    """The tokens in a file, one a line, each with an optional name before it: `ann s3cret`.
+
+    Args:
+        path: The file; None: nobody is asked for one.
+
+    Raises:
+        ConfigError: It cannot be read, or holds none.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._guard = threading.Lock()
+        self._stamp = (0, 0)
+        self._tokens: tuple[tuple[str, bytes], ...] = ()
+        if path is not None:
+            self._read(path)
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether a request needs one."""
+        return self._path is not None
+
+    def check(self, request: web.Request) -> str:
+        """Give the name of the one who asks; "anonymous" where no token is needed.
+
+        Every token is compared, each in constant time.
+
+        Raises:
+            Problem: No token, or a wrong one.
+        """
+        if self._path is None:
+            return "anonymous"
+        self._read_again(self._path)
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not given:
+            raise Problem(401, "unauthorized", "A bearer token is needed: Authorization: Bearer TOKEN.")
+        found = ""
+        for name, token in self._tokens:
+            if hmac.compare_digest(token, given.strip().encode()):
+                found = name
+        if not found:
+            raise Problem(403, "forbidden", "This token is not known here.")
+        return found
+
+    def _read_again(self, path: Path) -> None:
+        """Read the file where it has changed; one that cannot be read changes nothing."""
+        try:
+            now = path.stat()
+            if (now.st_mtime_ns, now.st_ino) != self._stamp:
+                with self._guard:
+                    self._read(path)
+        except (OSError, ConfigError) as error:
+            log.warning("tokens.not_read", path=str(path), why=str(error))
+
+    def _read(self, path: Path) -> None:
+        try:
+            found = path.stat()
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"The tokens in {path} cannot be read: {error}.") from error
+        tokens = []
+        for number, line in enumerate(lines, 1):
+            name, _, token = line.strip().rpartition(" ")
+            if token and not token.startswith("#"):
+                tokens.append((name.strip() or f"token {number}", token.encode()))
+        if not tokens:
+            raise ConfigError(f"{path} holds no token: write one on each line, with a name before it (`ann s3cret`).")
+        self._tokens, self._stamp = tuple(tokens), (found.st_mtime_ns, found.st_ino)

@@ -1,0 +1,71 @@
+"""Which worker serves a partition: what the generation's group says, and how long ago it said so."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from streams.control.record import Generation
+from streams.control.site import Site
+from streams.errors import CqrsError
+from streams.types import Member
+
+__all__ = ["FRESH_S", "Owners", "Owning"]
+
+FRESH_S = 3.0
+"""How old an answer of the group's may be for a partition to be served by it. A worker that was stopped for longer than
+that asks anew before it serves anything: by then the group may have given its partitions to others."""
+_ASK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Owning:
+    """Who holds the partitions of a generation."""
+
+    addresses: Mapping[int, str] = field(default_factory=dict)
+    """By partition; one that is not named nobody serves."""
+    at_s: float = float("-inf")
+    """When the group said so, by the monotonic clock."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it may be gone by."""
+        return time.monotonic() - self.at_s <= FRESH_S
+
+
+class Owners:
+    """Remembers what groups said. Any thread may call."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Owning] = {}
+        self._guard = threading.Lock()
+
+    def note(self, generation: str, members: Iterable[Member], at_s: float) -> Owning:
+        """Take in who is in a generation's group.
+
+        Args:
+            generation: Its id.
+            members: As the group said.
+            at_s: When it was asked.
+        """
+        addresses = {number: one.address for one in members if one.address for number in one.partitions}
+        owning = Owning(addresses, at_s)
+        with self._guard:
+            if owning.at_s > self._known.get(generation, Owning()).at_s:
+                self._known[generation] = owning
+        return owning
+
+    def known(self, generation: str) -> Owning:
+        """Give what its group said last."""
+        return self._known.get(generation, Owning())
+
+    def ask(self, site: Site, generation: Generation) -> Owning:
+        """Ask its group now; it takes a second at most. Where nobody answers, what it said last is given."""
+        began_s = time.monotonic()
+        try:
+            members = site.events.cluster.within(_ASK_S).members(generation.group)
+        except CqrsError:
+            return self.known(generation.id)
+        return self.note(generation.id, members, began_s)

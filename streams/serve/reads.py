@@ -1,0 +1,377 @@
+"""Reading models over HTTP: one by its id, and all of them by pages."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import orjson
+from aiohttp import web
+from yarl import URL
+
+from streams.control.record import Generation
+from streams.data.build import Build
+from streams.data.store import StoreState
+from streams.serve.finding import Answer, Elsewhere, MinPosition
+from streams.serve.partitioners import likely
+from streams.serve.problems import Problem
+from streams.serve.tending import Tending
+
+if TYPE_CHECKING:
+    from streams.serve.worker import Worker
+
+__all__ = ["Reads"]
+
+_WAIT_S = 5.0
+_LONGEST_WAIT_S = 30.0
+_FORWARD_S = 10.0
+_TRIES = 5
+_PAGE = 100
+_LARGEST_PAGE = 1000
+_PASSED_ON = ("Authorization",)
+
+
+class Reads:
+    """Answers reading requests, here or by those who can.
+
+    Args:
+        worker: Of which it is the interface.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._session: aiohttp.ClientSession | None = None
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the routes."""
+        app.router.add_get("/v1/projections", self.projections)
+        app.router.add_get("/v1/projections/{name}/models", self.page)
+        app.router.add_get("/v1/projections/{name}/models/{id:.+}", self.model)
+        app.router.add_get("/v1/projections/{name}/model", self.model)
+        app.on_startup.append(self._open)
+        app.on_cleanup.append(self._close)
+
+    async def _open(self, _app: web.Application) -> None:
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_FORWARD_S + _LONGEST_WAIT_S))
+
+    async def _close(self, _app: web.Application) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def projections(self, _request: web.Request) -> web.Response:
+        """Name the projections, each with its active generation."""
+        named = {name: tending.record for name, tending in sorted(self._worker.tendings.items())}
+        return _json({name: {"active": None if record is None else record.active} for name, record in named.items()})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """Give one model."""
+        model_id = request.match_info.get("id") or request.query.get("id", "")
+        if not model_id:
+            raise Problem(400, "bad-request", "Name the model: /models/ID, or /model?id=ID for any text.")
+        tending, generation = self._generation(request)
+        least = _min_position(request, generation)
+        deadline_s = time.monotonic() + _seconds(request, "wait", _WAIT_S, _LONGEST_WAIT_S)
+        is_local = request.query.get("local") == "true"
+        for is_last in (False,) * (_TRIES - 1) + (True,):
+            try:
+                return await self._model(request, tending, generation, model_id, least, deadline_s, is_local=is_local)
+            except _Moved as moved:
+                if is_last or is_local:
+                    raise moved.problem from None
+            await self._worker.finding.settle()
+        raise AssertionError("unreachable")
+
+    async def _model(
+        self,
+        request: web.Request,
+        tending: Tending,
+        generation: Generation,
+        model_id: str,
+        least: MinPosition | None,
+        deadline_s: float,
+        *,
+        is_local: bool,
+    ) -> web.Response:
+        """Look where it is likely first; say that there is none only once every partition was asked."""
+        finding = self._worker.finding
+        places = await finding.locate(tending, generation)
+        numbers = [least.partition] if least is not None else _ordered(model_id, places)
+        unknown: dict[int, str] = {}
+        asked: set[str] = set()
+        looked_at: list[int] = []
+        for number in numbers:
+            place = places[number]
+            if isinstance(place, str):
+                unknown[number] = place
+            elif isinstance(place, Elsewhere):
+                if is_local:
+                    unknown[number] = f"it is served at {place.address}"
+                elif place.address not in asked:
+                    asked.add(place.address)
+                    found = await self._forwarded(request, place.address, generation)
+                    if found.status == 200:
+                        return found
+                    if found.status in (400, 401, 403, 504):
+                        return found
+                    # It says of which partitions it knows that they do not have it: one may have moved meanwhile.
+                    mine = [one for one in numbers if places[one] == place]
+                    looked = _looked_at(found)
+                    unknown |= {one: f"{place.address} answered {found.status}" for one in mine if one not in looked}
+            elif why := finding.why_not(tending, generation, number):
+                unknown[number] = why
+            else:
+                at_least = 0 if least is None else least.position
+                raw, answer = await finding.find(generation, number, place, model_id, at_least, deadline_s)
+                if not finding.is_still_ours(answer):
+                    raise _Moved(_not_ready(generation, {number: "it is being looked at who serves it"}))
+                looked_at.append(number)
+                if raw.raw is not None:
+                    return _json(_document(answer) | {"id": model_id, "model": orjson.Fragment(raw.raw)})
+        if is_local:
+            # Whoever forwarded this asks the others itself.
+            foreign = {one: why for one, why in unknown.items() if not isinstance(places[one], Elsewhere)}
+            if len(foreign) < len(unknown) and len(unknown) == len(numbers):
+                raise Problem(
+                    421,
+                    "misdirected",
+                    f"None of the partitions {', '.join(map(str, numbers))} of {generation.id} is served here.",
+                    generation=generation.id,
+                )
+            unknown = foreign
+        if unknown:
+            raise _Moved(_not_ready(generation, unknown))
+        raise Problem(
+            404,
+            "unknown-model",
+            f"{tending.site.name!r} has no model {model_id!r}.",
+            generation=generation.id,
+            model_id=model_id,
+            partitions=sorted(looked_at),
+        )
+
+    async def page(self, request: web.Request) -> web.Response:
+        """Give models by partition and then by id, of one generation throughout."""
+        cursor = _cursor(request)
+        tending, generation = self._generation(request, cursor.get("generation"))
+        limit = _number(request, "limit", _PAGE, _LARGEST_PAGE)
+        first, after = int(cursor.get("partition", 0)), cursor.get("after")
+        only = request.query.get("partition")
+        numbers = [int(only)] if only is not None and only.isdigit() else range(first, generation.partitions)
+        models: list[Any] = []
+        positions: dict[str, int] = {}
+        following: str | None = None
+        for number in numbers:
+            behind = after if number == first else None
+            found = await self._part(request, tending, generation, number, behind, limit - len(models))
+            models += found["models"]
+            positions |= found["positions"]
+            if found["next"] is not None or (len(models) >= limit and number + 1 < generation.partitions):
+                last = found["last"] if found["next"] is not None else None
+                following = _written(generation.id, number if last is not None else number + 1, last)
+                break
+        return _json(
+            {"generation": generation.id, "models": models, "positions": positions, "next": following}
+            | ({"last": models[-1]["id"] if models else None} if only is not None else {})
+        )
+
+    async def _part(
+        self,
+        request: web.Request,
+        tending: Tending,
+        generation: Generation,
+        number: int,
+        after: str | None,
+        limit: int,
+    ) -> dict[str, Any]:
+        """Give models of one partition, from whoever serves it."""
+        finding, is_local = self._worker.finding, request.query.get("local") == "true"
+        for is_last in (False,) * (_TRIES - 1) + (True,):
+            place = (await finding.locate(tending, generation))[number]
+            why = place if isinstance(place, str) else ""
+            if isinstance(place, Build) and not (why := finding.why_not(tending, generation, number)):
+                page, answer = await finding.page(
+                    generation, number, place, None if after is None else after.encode(), limit
+                )
+                if finding.is_still_ours(answer):
+                    last = page.models[-1][0].decode() if page.models else after
+                    return {
+                        "models": [{"id": key.decode(), "model": orjson.Fragment(raw)} for key, raw in page.models],
+                        "positions": {str(number): page.state.position},
+                        "next": None if page.is_last else last,
+                        "last": last,
+                    }
+            if isinstance(place, Elsewhere):
+                if is_local:
+                    raise Problem(421, "misdirected", f"Partition {number} is served at {place.address}.")
+                found = await self._asked(request, place.address, generation, number, after, limit)
+                if found is not None:
+                    return found
+                why = f"{place.address} does not answer for it"
+            if is_last:
+                raise _not_ready(generation, {number: why or "it is being handed over"})
+            await finding.settle()
+        raise AssertionError("unreachable")
+
+    async def _asked(
+        self, request: web.Request, address: str, generation: Generation, number: int, after: str | None, limit: int
+    ) -> dict[str, Any] | None:
+        assert self._session is not None
+        cursor = _written(generation.id, number, after)
+        query = {"local": "true", "partition": str(number), "limit": str(limit), "cursor": cursor}
+        url = f"http://{address}/v1/projections/{request.match_info['name']}/models"
+        try:
+            async with self._session.get(url, params=query, headers=_passed(request)) as answer:
+                if answer.status != 200:
+                    return None
+                found: dict[str, Any] = orjson.loads(await answer.read())
+                return found
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    async def _forwarded(self, request: web.Request, address: str, generation: Generation) -> web.Response:
+        """Have the worker that serves it answer."""
+        assert self._session is not None
+        query = {**request.query, "local": "true", "generation": generation.id}
+        url = URL(f"http://{address}{request.rel_url.raw_path}", encoded=True).with_query(query)
+        try:
+            async with self._session.get(url, headers=_passed(request)) as answer:
+                return web.Response(
+                    body=await answer.read(), status=answer.status, content_type=answer.content_type, charset=None
+                )
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return web.Response(status=502, text=f"{address}: {error}")
+
+    def _generation(self, request: web.Request, pinned: str | None = None) -> tuple[Tending, Generation]:
+        """Give the projection, and the generation that is to answer: the active one, or the one that was named."""
+        name = request.match_info["name"]
+        tending = self._worker.tendings.get(name)
+        if tending is None:
+            known = ", ".join(sorted(self._worker.tendings))
+            raise Problem(404, "unknown-projection", f"This worker has no projection {name!r}; it has {known}.")
+        record = tending.record
+        if record is None:
+            raise Problem(503, "not-ready", tending.error or "The registry has not been read yet.", retry_after_s=1)
+        named = pinned or request.query.get("generation")
+        found = record.find(named or record.active)
+        if found is not None:
+            return tending, found
+        if any(one.id == named for one in record.gone):
+            raise Problem(410, "generation-gone", f"Generation {named} is no more; {record.active} is active.")
+        raise Problem(404, "unknown-generation", f"{name!r} has no generation {named!r}.")
+
+
+class _Moved(Exception):
+    """A partition is not where it was a moment ago; after a while, `problem` is the answer."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+def _not_ready(generation: Generation, why: Mapping[int, str]) -> Problem:
+    parts = "; ".join(f"partition {number}: {one}" for number, one in sorted(why.items()))
+    return Problem(
+        503,
+        "not-ready",
+        f"Not all of {generation.id} is served just now: {parts}.",
+        retry_after_s=1,
+        generation=generation.id,
+        partitions=sorted(why),
+    )
+
+
+def _document(answer: Answer) -> dict[str, Any]:
+    state: StoreState = answer.state
+    return {
+        "generation": answer.generation.id,
+        "partition": answer.partition,
+        "position": state.position,
+        "staleness_seconds": answer.staleness_s,
+        "confirmed": answer.is_confirmed,
+    }
+
+
+def _ordered(model_id: str, places: Mapping[int, Elsewhere | Build | str]) -> list[int]:
+    """Give the partitions in the order in which to look: where producers are likely to put it, here, elsewhere."""
+    first = likely(model_id, len(places))
+    rest = [number for number in places if number not in first]
+    here = [number for number in rest if not isinstance(places[number], Elsewhere)]
+    return [*first, *here, *(number for number in rest if number not in here)]
+
+
+def _looked_at(found: web.Response) -> list[int]:
+    """Give the partitions of which another worker has said that they do not have a model."""
+    if found.status != 404 or not isinstance(found.body, bytes):
+        return []
+    try:
+        told = orjson.loads(found.body)
+    except ValueError:
+        return []
+    return list(told.get("partitions", ())) if told.get("type") == "urn:refold:unknown-model" else []
+
+
+def _min_position(request: web.Request, generation: Generation) -> MinPosition | None:
+    given = request.query.get("min_position")
+    if given is None:
+        return None
+    partition, colon, position = given.partition(":")
+    if not (colon and partition.isdigit() and position.isdigit()) or int(partition) >= generation.partitions:
+        raise Problem(
+            400,
+            "bad-request",
+            f"min_position is PARTITION:POSITION, such as 3:1234 (the offset that was written, and one), with a "
+            f"partition below {generation.partitions}; it was {given!r}.",
+        )
+    return MinPosition(int(partition), int(position))
+
+
+def _seconds(request: web.Request, key: str, default: float, most: float) -> float:
+    given = request.query.get(key)
+    if given is None:
+        return default
+    try:
+        found = float(given)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= most:
+        raise Problem(400, "bad-request", f"{key} is a number of seconds, from 0 to {most:g}; it was {given!r}.")
+    return found
+
+
+def _number(request: web.Request, key: str, default: int, most: int) -> int:
+    given = request.query.get(key, str(default))
+    if not given.isdigit() or not 1 <= int(given) <= most:
+        raise Problem(400, "bad-request", f"{key} is a number from 1 to {most}; it was {given!r}.")
+    return int(given)
+
+
+def _cursor(request: web.Request) -> dict[str, Any]:
+    given = request.query.get("cursor")
+    if given is None:
+        return {}
+    try:
+        found = orjson.loads(base64.urlsafe_b64decode(given.encode()))
+        return {
+            "generation": str(found["generation"]),
+            "partition": int(found["partition"]),
+            "after": None if found["after"] is None else str(found["after"]),
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise Problem(400, "bad-request", f"cursor is what `next` of the page before was; it was {given!r}.") from error
+
+
+def _written(generation: str, partition: int, after: str | None) -> str:
+    return base64.urlsafe_b64encode(
+        orjson.dumps({"generation": generation, "partition": partition, "after": after})
+    ).decode()
+
+
+def _passed(request: web.Request) -> dict[str, str]:
+    return {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+
+
+def _json(what: object) -> web.Response:
+    return web.Response(body=orjson.dumps(what), content_type="application/json")
