@@ -29,20 +29,21 @@ def claim_share(ground: Ground, generation: Generation) -> Claimed:
 
     1. Hold the directory. See that the group is this projection's.
     2. No copy yet: make one, with the state's id and epoch. One of an earlier epoch: make the next one, with those
-       partitions taken over that have gone on since. Otherwise see that it is of this topic and code.
+       partitions taken over that have gone on since. Otherwise see that it is of this topic; where the registry says
+       that other code was adopted for it, so does the copy from now on.
     3. Join.
 
     A crash leaves the copy as it was, or the next one complete.
 
     Args:
         ground: What is to be folded.
-        generation: It, as the registry has it.
+        generation: It, as the registry has it; of the code that this process has.
 
     Raises:
         ForeignStore: The directory holds another state, or one of a later epoch than the registry's.
         ForeignOffset: The group is another projection's.
         HistoryIncomplete: There is no copy here, and the topic has lost events that one needs.
-        TopicChanged, CodeChanged, StoreLocked, StoreCorrupt, StorageError: See `Claim`.
+        TopicChanged, StoreLocked, StoreCorrupt, StorageError: See `Claim`.
         TopicNotFound, BrokerUnavailable: From Kafka.
 
     After any of them nothing was changed.
@@ -61,7 +62,8 @@ def claim_share(ground: Ground, generation: Generation) -> Claimed:
         else:
             claim.check_identity(found.manifest, wanted)
             _check_state(ground, found, generation)
-            claim.check_code(found, wanted)
+            # That the registry has this code is what was asked before. So where the copy has not, it was adopted since.
+            found = claim.adopt(found, wanted)
             build = found if found.manifest.build == generation.epoch else _next(claim, found, wanted, generation)
         # Step 3
         lock = claim.join(build)

@@ -17,6 +17,7 @@ from streams.data.checkpoint import generation_id
 from streams.errors import GenerationNotFound, NotReady, RebuildRunning
 
 __all__ = [
+    "adopted",
     "approved",
     "begun",
     "cancelled",
@@ -38,6 +39,7 @@ __all__ = [
 
 _GONE_KEPT = 20
 _DONE_KEPT = 100
+_PAST_KEPT = 50
 
 
 def founded(record: Record | None, projection: str, group: str, directory: str, facts: Mapping[str, Any]) -> Record:
@@ -80,6 +82,18 @@ def waits(record: Record, version: int, fingerprint: str, by: str) -> Record:
     if known is not None and (known.version, known.fingerprint) == (version, fingerprint):
         return record
     return replace(record, waiting=Waiting(version=version, fingerprint=fingerprint, since=datetime.now(UTC), by=by))
+
+
+def adopted(record: Record, version: int, fingerprint: str, codec: str) -> Record:
+    """State that the active generation's models are those of other code too: the change does not alter the fold.
+
+    From now on that code folds it, and what folded it before lets go.
+    """
+    live = record.live
+    if (live.version, live.fingerprint, live.codec) == (version, fingerprint, codec):
+        return record
+    changed = replace(live, version=version, fingerprint=fingerprint, codec=codec)
+    return replace(_past(_with(record, changed), live), waiting=None)
 
 
 def begun(
@@ -218,7 +232,7 @@ def switched(record: Record, rebuild_id: str) -> Record:
     blue = replace(blue, kept_until=now + timedelta(seconds=rebuild.keep_s))
     record = _with(_with(record, blue), _at(green, "active"))
     ended = replace(rebuild, outcome="completed", ended_at=now, why="")
-    return replace(record, active=green.id, wanted=green.id, rebuild=ended)
+    return replace(_past(record, blue), active=green.id, wanted=green.id, rebuild=ended)
 
 
 def rolled_back(record: Record, to: str | None, keep_s: float) -> Record:
@@ -246,6 +260,7 @@ def rolled_back(record: Record, to: str | None, keep_s: float) -> Record:
     before = replace(_at(record.live, "kept", f"rolled back to {found.id}"), kept_until=until)
     after = replace(_at(found, "active", f"rolled back from {before.id}"), kept_until=None)
     record = _with(_with(record, before), after)
+    record = _past(record, before)
     return replace(record, active=after.id, wanted=after.id if record.running is None else record.wanted)
 
 
@@ -359,6 +374,12 @@ def running(record: Record, what: str) -> Rebuild:
             projection=record.projection,
         )
     return record.running
+
+
+def _past(record: Record, replaced: Generation) -> Record:
+    """Note that a generation's code was replaced."""
+    past = [one for one in record.past if one != replaced.fingerprint]
+    return replace(record, past=(*past, replaced.fingerprint)[-_PAST_KEPT:])
 
 
 def _at(generation: Generation, phase: Phase, why: str | None = None) -> Generation:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from streams.control import transitions as to
+from streams.control.begin import begin_beside
 from streams.control.folding import Folding
 from streams.control.founding import found_first
 from streams.control.place import note
@@ -79,6 +81,7 @@ class Tending:
         self._stopped = threading.Event()
         self._hands: dict[str, _Hand] = {}
         self._swept_s = 0.0
+        self._asks_s = 0.0
         self._thread = threading.Thread(target=self._run, name=f"refold-{site.name}", daemon=True)
         self.record: Record | None = None
         """What the registry says, as far as it was heard."""
@@ -164,10 +167,33 @@ class Tending:
             if hand in going:
                 self._let_go(id_, hand)
                 del self._hands[id_]
+        self._bring_up(record)
         for id_, one in wanted.items():
             hand = self._hands.setdefault(id_, _Hand(one.epoch))
             if hand.folding is None and time.monotonic() >= hand.again_s:
                 self._take(record, one, hand)
+
+    def _bring_up(self, record: Record) -> None:
+        """Where no generation is of this worker's code, do what is to be done with changed code (`OnChange`)."""
+        site = self.site
+        if site.can_fold(record.live) or time.monotonic() < self._asks_s:
+            return
+        if any(is_wanted(record, one) and site.can_fold(one) for one in record.generations):
+            return
+        self._asks_s = time.monotonic() + _LONGEST_BACKOFF_S
+        version, fingerprint, codec = site.code
+        # Code that was replaced is no news: in a rolling update old and new workers would replace each other's for ever.
+        match "ask" if fingerprint in record.past else site.settings.on_change:
+            case "adopt":
+                site.update(partial(to.adopted, version=version, fingerprint=fingerprint, codec=codec))
+                log.warning("state.adopted", generation=record.active, now=fingerprint)
+            case "rebuild" if record.running is None:
+                made = begin_beside(site)
+                log.info("rebuild.begun", generation=made.wanted, why=f"other code than {record.active}'s")
+            case "rebuild":
+                self._asks_s = time.monotonic() + _FIRST_BACKOFF_S
+            case "ask":
+                site.update(partial(to.waits, version=version, fingerprint=fingerprint, by=self._address))
 
     def _take(self, record: Record, one: Generation, hand: _Hand) -> None:
         place = self.site.place(one)

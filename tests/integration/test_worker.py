@@ -115,3 +115,54 @@ def test_a_fix_is_rebuilt_beside_by_new_workers_while_old_ones_serve(new_kit: Ne
             assert workers.models(worker) == expected
         status, _, done = old[0].ask("POST", "/v1/projections/tally/rollback")
         assert (status, done["active"]) == (200, "tally.v1"), done
+
+
+def test_changed_code_is_brought_up_asks_or_is_adopted_and_what_was_replaced_does_not_come_back(
+    new_kit: NewKit,
+) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(500))
+    with fleet(kit) as workers:
+        old = workers.start("a")
+        workers.ready(old)
+        asking = workers.start("b", projections=FIXED)
+        soon("the new code to wait", lambda: workers.record().waiting is not None)
+        workers.ready(asking)  # its share of what is active is nothing
+        assert workers.models(asking) == workers.expected()
+        assert asking.terminate() == 0, asking.output()
+        made = workers.start("c", "--on-change", "rebuild", projections=FIXED)
+        running = soon("the new code to be brought up", lambda: workers.record().running is not None)
+        assert running < 30
+        soon(
+            "somebody to be asked",
+            lambda: (green := workers.record().find("tally.v2-2")) is not None and green.phase == "waiting",
+        )
+        status, _, done = made.ask("POST", "/v1/projections/tally/switch")
+        assert status == 200, done
+        soon("the switch", lambda: workers.record().active == "tally.v2-2")
+        status, _, done = made.ask("POST", "/v1/projections/tally/retire")
+        assert status == 200, done
+        soon("the old one to be gone", lambda: [one.id for one in workers.record().generations] == ["tally.v2-2"])
+        soon("its models to be gone", lambda: not any((one.state_dir / "tally.v1").exists() for one in (old, made)))
+        # The old code, asked to rebuild whatever is not its own, leaves what has replaced it alone.
+        stubborn = workers.start("d", "--on-change", "rebuild")
+        workers.ready(stubborn)
+        soon("the old code to wait", lambda: (waits := workers.record().waiting) is not None and waits.version == 1)
+        assert workers.record().running is None
+        assert stubborn.terminate() == 0
+
+
+def test_adopted_code_goes_on_with_the_models_on_every_machine(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(2000))
+    with fleet(kit) as workers:
+        old = [workers.start("a"), workers.start("b")]
+        workers.ready(*old)
+        expected = workers.expected()
+        for one in old:
+            assert one.terminate() == 0, one.output()
+        new = [workers.start(f"{name}2", "--on-change", "adopt", projections=FIXED, state=name) for name in "ab"]
+        workers.ready(*new)
+        record = workers.record()
+        assert (record.active, record.live.version, record.live.epoch) == ("tally.v1", 2, 1)
+        assert workers.models(new[0]) == expected  # as folded by the old code
