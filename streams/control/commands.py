@@ -11,12 +11,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import msgspec
 
 from streams.control import transitions as to
+from streams.control.in_place import begun_in_place, halted
 from streams.control.record import Done, Policy, Record
-from streams.errors import ConfigError, CqrsError
+from streams.errors import ConfigError, CqrsError, NotReady
 
 __all__ = ["VERBS", "Command", "Options", "Verb", "apply", "checked"]
 
-Verb: TypeAlias = Literal["rebuild", "switch", "rollback", "retire", "pause", "resume", "cancel"]
+Verb: TypeAlias = Literal["rebuild", "switch", "rollback", "retire", "pause", "resume", "cancel", "keep-models"]
 VERBS: tuple[str, ...] = get_args(Verb)
 
 
@@ -26,6 +27,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     policy: Policy | None = None
     """rebuild: what the comparison must have found for a switch; by default see `begin.default_policy`, which
     the worker asks that was asked."""
+    in_place: bool = False
+    """rebuild: the active generation itself, and no new one beside it."""
+    partitions: tuple[int, ...] | None = None
+    """rebuild in place: which; by default all."""
     approve: Literal["ask", "auto"] = "ask"
     """rebuild: who approves a report of differences."""
     keep_seconds: float = 3600.0
@@ -110,6 +115,15 @@ def apply(record: Record, command: Command) -> Record:
 def _change(command: Command) -> Callable[[Record], Record]:
     options = command.options
     match command.verb:
+        case "rebuild" if options.in_place:
+            return partial(
+                begun_in_place,
+                rebuild_id=command.id,
+                partitions=options.partitions,
+                code=(command.code["version"], command.code["fingerprint"], command.code["codec"]),
+                by=command.by,
+                why="asked for",
+            )
         case "rebuild":
             return partial(
                 to.begun,
@@ -133,3 +147,12 @@ def _change(command: Command) -> Callable[[Record], Record]:
             return partial(to.paused, is_paused=False)
         case "cancel":
             return to.cancelled
+        case "keep-models":
+            return _kept
+
+
+def _kept(record: Record) -> Record:
+    """Have a generation that was halted go on from its models."""
+    if not record.live.halted:
+        raise NotReady(f"{record.active} is not halted. Nothing was changed.", projection=record.projection)
+    return halted(record, record.active, "")

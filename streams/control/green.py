@@ -26,6 +26,7 @@ from streams.errors import (
     BrokerUnavailable,
     CodeChanged,
     CqrsError,
+    NotReady,
     ProjectionError,
     RebuildCancelled,
     RebuildRunning,
@@ -122,6 +123,12 @@ class Green:
         self._record = site.record()
         running = to.running(self._record, "driven")
         self._id = running.id
+        if running.is_in_place:
+            raise NotReady(
+                f"{running.generation} is rebuilt in place by the workers that fold it (`refold status {site.name}`): "
+                "there is nothing to go on with here. Nothing was changed.",
+                projection=site.name,
+            )
         green = self._record.find(running.generation)
         assert green is not None, "a record names one that it has"
         if not site.can_fold(green):

@@ -15,8 +15,10 @@ from functools import partial
 from streams.control import transitions as to
 from streams.control.commands import Command, apply
 from streams.control.compare import Report
+from streams.control.in_place import completed
 from streams.control.record import Generation, Rebuild, Record
 from streams.control.replay import Replay
+from streams.control.setting_back import SettingBack
 from streams.control.site import Site
 from streams.control.verdict import refusal
 from streams.data.checkpoint import KafkaCheckpointStore
@@ -50,6 +52,7 @@ class Lead:
         self._replay: Replay | None = None
         self._of = ("", 0)
         self._written = 0
+        self._back = SettingBack(site, self._update, self._check_leading)
 
     @property
     def progress(self) -> RebuildProgress | None:
@@ -77,6 +80,7 @@ class Lead:
                 raise
             except CqrsError as error:
                 self._failed(running, green, error)
+        self._back.judge(record)
         self._keep_house(record)
 
     def handle(self, command: Command) -> None:
@@ -86,11 +90,17 @@ class Lead:
             NotLeading: Another worker leads, and hears the command too. Nothing was written.
             BrokerError: It is not known whether it was done; where it was, it is not done again.
         """
+        if command.verb == "keep-models":
+            self._back.forget_offsets()
         self._update(lambda record: apply(record, command))
         log.info("command.handled", id=command.id, verb=command.verb, projection=command.projection)
 
     def _advance(self, record: Record, running: Rebuild, green: Generation) -> None:
         match green.phase:
+            case "active" if green.reset is not None:
+                self._back.set_back(running, green, green.reset)
+            case "active":
+                self._look_on_in_place(running, green)
             case "new":
                 self._make(running, green)
             case "replaying":
@@ -137,6 +147,13 @@ class Lead:
         facts = {"state": state, "epoch": green.epoch}
         self._update(lambda record: to.pinned(record, running.id, facts, targets))
         log.info("generation.made", generation=green.id, targets=targets)
+
+    def _look_on_in_place(self, running: Rebuild, one: Generation) -> None:
+        replay = self._looked_at(one)
+        self._note_halted(running, replay)
+        if replay.is_caught_up():
+            self._update(partial(completed, rebuild_id=running.id))
+            log.info("generation.rebuilt", generation=one.id, events=replay.progress.events_processed)
 
     def _look_on(self, running: Rebuild, green: Generation) -> None:
         replay = self._looked_at(green)

@@ -18,6 +18,7 @@ __all__ = [
     "Policy",
     "Rebuild",
     "Record",
+    "Reset",
     "Summary",
     "Waiting",
     "facts_of",
@@ -42,6 +43,19 @@ Policy: TypeAlias = Literal["identical", "report", "validate", "none"]
 identical: no difference. report: whatever a person approves. validate: no difference that the projection's `validate`
 does not expect. none: nothing is compared.
 """
+
+
+class Reset(msgspec.Struct, frozen=True, kw_only=True):
+    """A fold that is to be begun anew in place: whoever folds lets go, the group is set back, and they come again."""
+
+    epoch: int
+    """The one that begins."""
+    partitions: tuple[int, ...]
+    """Those that are folded again; the others go on where they are."""
+    version: int
+    """Of the code by which it is folded from then on, as the next two."""
+    fingerprint: str
+    codec: str
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +85,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """The id of its state, which every copy of it has, on whichever machine; "" where nothing was folded yet."""
     resets: dict[int, int] = {}
     """By partition, the epoch in which its fold was last begun anew; one that is not named has gone on since 1."""
+    reset: Reset | None = None
+    """How its fold is to be begun anew, while that is under way: nobody folds it meanwhile."""
+    halted: str = ""
+    """Why nobody folds it until a person has seen to it; "" where nothing is in the way."""
     targets: dict[int, int] = {}
     """By partition, the end as pinned when its replay began."""
     made_at: datetime
@@ -82,7 +100,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_folded(self) -> bool:
         """Whether it is folded for good, by whoever runs the projection with its code."""
-        return self.phase in ("active", "kept")
+        return self.phase in ("active", "kept") and self.reset is None and not self.halted
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +148,11 @@ class Rebuild(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: datetime | None = None
     by: str = ""
     """Who began it: a process and its machine."""
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the active generation itself is folded again."""
+        return self.generation == self.replaces
 
     @property
     def is_running(self) -> bool:

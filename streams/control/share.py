@@ -12,7 +12,7 @@ from streams.data.claims import Claim
 from streams.data.history import check_complete
 from streams.data.serde import serde_for
 from streams.data.stamp import Pinned, Stamp
-from streams.errors import ForeignOffset, ForeignStore
+from streams.errors import ForeignOffset, ForeignStore, at
 from streams.log import get_logger
 from streams.types import Lag, TopicInfo
 
@@ -54,7 +54,7 @@ def claim_share(ground: Ground, generation: Generation) -> Claimed:
     wanted = Manifest.of(ground.projection, topic, ground.events.codec)
     # Step 1
     with ground.store.claiming(f"worker folding {ground.name}", group=ground.checkpoints.group) as claim:
-        stamps = _stamps(ground, topic)
+        stamps, positions = _stamps(ground, topic)
         # Step 2
         found = claim.current()
         if found is None:
@@ -67,12 +67,26 @@ def claim_share(ground: Ground, generation: Generation) -> Claimed:
             build = found if found.manifest.build == generation.epoch else _next(claim, found, wanted, generation)
         # Step 3
         lock = claim.join(build)
-    pinned = _pinned(stamps, build) if generation.phase in ("new", "replaying") else None
+    # Who folds on in a rebuild that has not come to its end keeps its figures.
+    pinned = _pinned(stamps, build) if _is_rebuilt(positions, stamps) else None
     return Claimed(job=ground.job(topic, build, pinned=pinned), lock=lock, pinned=_lags(stamps))
 
 
-def _stamps(ground: Ground, topic: TopicInfo) -> dict[int, Stamp]:
+def _is_rebuilt(positions: Mapping[int, int], stamps: Mapping[int, Stamp]) -> bool:
+    return any(stamp.pinned is not None and positions[one] < stamp.pinned.target for one, stamp in stamps.items())
+
+
+def _stamps(ground: Ground, topic: TopicInfo) -> tuple[dict[int, Stamp], dict[int, int]]:
     stamped = ground.checkpoints.stamped(topic)
+    foreign = {partition: position for partition, (position, stamp) in stamped.items() if stamp is None}
+    if foreign:
+        where = ", ".join(at(topic.name, partition, position) for partition, position in sorted(foreign.items()))
+        raise ForeignOffset(
+            f"Somebody set group {ground.checkpoints.group!r} to {where} (the commit has no stamp of refold's): the "
+            "leader is to say what that means. Nothing was changed.",
+            projection=ground.projection.name,
+            topic=topic.name,
+        )
     stamps = {partition: stamp for partition, (_, stamp) in stamped.items() if stamp is not None}
     for stamp in stamps.values():
         if not belongs(stamp.generation, ground.projection.name):
@@ -81,7 +95,7 @@ def _stamps(ground: Ground, topic: TopicInfo) -> dict[int, Stamp]:
                 f"{ground.name!r}: two projections cannot share a group. Name another group (group in refold.toml).",
                 projection=ground.projection.name,
             )
-    return stamps
+    return stamps, {partition: position for partition, (position, _) in stamped.items()}
 
 
 def _found(ground: Ground, claim: Claim, topic: TopicInfo, wanted: Manifest, generation: Generation) -> Build:

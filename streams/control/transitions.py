@@ -17,6 +17,10 @@ from streams.data.checkpoint import generation_id
 from streams.errors import GenerationNotFound, NotReady, RebuildRunning
 
 __all__ = [
+    "check_none_runs",
+    "green_of",
+    "with_generation",
+    "with_past",
     "adopted",
     "approved",
     "begun",
@@ -73,7 +77,7 @@ def synced(record: Record, id: str, facts: Mapping[str, Any]) -> Record:  # noqa
         synced_ = replace(synced_, resets=dict.fromkeys(range(synced_.partitions), synced_.epoch))
     waiting = record.waiting
     is_settled = waiting is not None and waiting.fingerprint == synced_.fingerprint and id == record.active
-    return replace(_with(record, synced_), waiting=None if is_settled else waiting)
+    return replace(with_generation(record, synced_), waiting=None if is_settled else waiting)
 
 
 def waits(record: Record, version: int, fingerprint: str, by: str) -> Record:
@@ -93,7 +97,7 @@ def adopted(record: Record, version: int, fingerprint: str, codec: str) -> Recor
     if (live.version, live.fingerprint, live.codec) == (version, fingerprint, codec):
         return record
     changed = replace(live, version=version, fingerprint=fingerprint, codec=codec)
-    return replace(_past(_with(record, changed), live), waiting=None)
+    return replace(with_past(with_generation(record, changed), live), waiting=None)
 
 
 def begun(
@@ -113,17 +117,9 @@ def begun(
         RebuildRunning: One runs already; it is named.
     """
     under_way = record.running
-    if under_way is not None:
-        if under_way.id == rebuild_id:
-            return record
-        green = record.find(under_way.generation)
-        raise RebuildRunning(
-            f"{record.projection!r} is being rebuilt already: generation {under_way.generation} is "
-            f"{'paused' if under_way.is_paused else 'gone' if green is None else green.phase} since "
-            f"{under_way.began_at:%Y-%m-%d %H:%M:%S} UTC, begun by {under_way.by}. `refold resume {record.projection}` "
-            f"goes on with it, and `refold cancel {record.projection}` gives it up. Nothing was changed.",
-            projection=record.projection,
-        )
+    if under_way is not None and under_way.id == rebuild_id:
+        return record
+    check_none_runs(record)
     number, now = record.newest + 1, datetime.now(UTC)
     name = f"{generation_id(record.projection, facts['version'])}-{number}"
     green = Generation(
@@ -159,18 +155,18 @@ def begun(
 
 def pinned(record: Record, rebuild_id: str, facts: Mapping[str, Any], targets: Mapping[int, int]) -> Record:
     """Note that the new generation has been made, and where its replay ends."""
-    green = _green(record, rebuild_id)
+    green = green_of(record, rebuild_id)
     if green is None or green.phase != "new":
         return record
-    return _with(record, _at(replace(green, targets=dict(targets), **facts), "replaying"))
+    return with_generation(record, _at(replace(green, targets=dict(targets), **facts), "replaying"))
 
 
 def caught_up(record: Record, rebuild_id: str) -> Record:
     """Note that the new generation has folded all that it was to, and keeps up."""
-    green = _green(record, rebuild_id)
+    green = green_of(record, rebuild_id)
     if green is None or green.phase != "replaying":
         return record
-    return _with(record, _at(green, "verifying"))
+    return with_generation(record, _at(green, "verifying"))
 
 
 def compared(record: Record, rebuild_id: str, report: Summary | None, refused: str = "") -> Record:
@@ -182,12 +178,12 @@ def compared(record: Record, rebuild_id: str, report: Summary | None, refused: s
         report: In numbers; None where nothing was compared.
         refused: Why a person is to look at it before the switch; "" where nobody need.
     """
-    green = _green(record, rebuild_id)
+    green = green_of(record, rebuild_id)
     if green is None or green.phase not in ("verifying", "waiting"):
         return record
     assert record.rebuild is not None
     rebuild = replace(record.rebuild, report=report, why=refused)
-    return replace(_with(record, _at(green, "waiting" if refused else "ready")), rebuild=rebuild)
+    return replace(with_generation(record, _at(green, "waiting" if refused else "ready")), rebuild=rebuild)
 
 
 def noted(record: Record, rebuild_id: str, why: str) -> Record:
@@ -218,21 +214,21 @@ def approved(record: Record) -> Record:
             "is. Nothing was changed.",
             projection=record.projection,
         )
-    return _with(record, _at(green, "ready"))
+    return with_generation(record, _at(green, "ready"))
 
 
 def switched(record: Record, rebuild_id: str) -> Record:
     """Make the new generation the active one, and keep the other for a while."""
-    green = _green(record, rebuild_id)
+    green = green_of(record, rebuild_id)
     if green is None or green.phase != "ready":
         return record
     rebuild, now = record.rebuild, datetime.now(UTC)
     assert rebuild is not None
     blue = _at(record.live, "kept", f"replaced by {green.id}")
     blue = replace(blue, kept_until=now + timedelta(seconds=rebuild.keep_s))
-    record = _with(_with(record, blue), _at(green, "active"))
+    record = with_generation(with_generation(record, blue), _at(green, "active"))
     ended = replace(rebuild, outcome="completed", ended_at=now, why="")
-    return replace(_past(record, blue), active=green.id, wanted=green.id, rebuild=ended)
+    return replace(with_past(record, blue), active=green.id, wanted=green.id, rebuild=ended)
 
 
 def rolled_back(record: Record, to: str | None, keep_s: float) -> Record:
@@ -259,8 +255,8 @@ def rolled_back(record: Record, to: str | None, keep_s: float) -> Record:
     until = datetime.now(UTC) + timedelta(seconds=keep_s)
     before = replace(_at(record.live, "kept", f"rolled back to {found.id}"), kept_until=until)
     after = replace(_at(found, "active", f"rolled back from {before.id}"), kept_until=None)
-    record = _with(_with(record, before), after)
-    record = _past(record, before)
+    record = with_generation(with_generation(record, before), after)
+    record = with_past(record, before)
     return replace(record, active=after.id, wanted=after.id if record.running is None else record.wanted)
 
 
@@ -271,6 +267,12 @@ def paused(record: Record, *, is_paused: bool) -> Record:
         NotReady: None runs.
     """
     found = running(record, "paused" if is_paused else "resumed")
+    if found.is_in_place:
+        raise NotReady(
+            f"{record.active} is rebuilt in place: it is folded on like any live generation, and is neither paused nor "
+            "resumed. Nothing was changed.",
+            projection=record.projection,
+        )
     return replace(record, rebuild=replace(found, is_paused=is_paused))
 
 
@@ -284,9 +286,18 @@ def cancelled(record: Record, why: str = "cancelled") -> Record:
         return record
     found = running(record, "cancelled")
     green = record.find(found.generation)
+    if found.is_in_place:
+        if green is None or green.reset is None:
+            raise NotReady(
+                f"{record.active} is rebuilt in place, and what it was before is no more: let it come to its end. "
+                "Nothing was changed.",
+                projection=record.projection,
+            )
+        ended = replace(found, is_cancelled=True, outcome="cancelled", ended_at=datetime.now(UTC), why=why)
+        return replace(with_generation(record, replace(green, reset=None)), rebuild=ended)
     ended = replace(found, is_cancelled=True, outcome="cancelled", ended_at=datetime.now(UTC), why=why)
     record = replace(record, rebuild=ended, wanted=record.active)
-    return record if green is None else _with(record, _at(green, "retiring", "its rebuild was cancelled"))
+    return record if green is None else with_generation(record, _at(green, "retiring", "its rebuild was cancelled"))
 
 
 def retiring(record: Record, id: str | None, why: str) -> Record:  # noqa: A002
@@ -304,7 +315,7 @@ def retiring(record: Record, id: str | None, why: str) -> Record:  # noqa: A002
     if id is None:
         for one in record.generations:
             if one.phase == "kept":
-                record = _with(record, _at(one, "retiring", why))
+                record = with_generation(record, _at(one, "retiring", why))
         return record
     found = record.find(id)
     if found is None:
@@ -324,7 +335,7 @@ def retiring(record: Record, id: str | None, why: str) -> Record:  # noqa: A002
             "changed.",
             projection=record.projection,
         )
-    return _with(record, _at(found, "retiring", why))
+    return with_generation(record, _at(found, "retiring", why))
 
 
 def retired(record: Record, id: str) -> Record:  # noqa: A002
@@ -344,6 +355,26 @@ def retired(record: Record, id: str) -> Record:  # noqa: A002
     return replace(record, generations=rest, gone=(*record.gone, gone)[-_GONE_KEPT:])
 
 
+def check_none_runs(record: Record) -> None:
+    """Make sure that no rebuild runs.
+
+    Raises:
+        RebuildRunning: One does; it is named.
+    """
+    under_way = record.running
+    if under_way is None:
+        return
+    green = record.find(under_way.generation)
+    at = "paused" if under_way.is_paused else "gone" if green is None else green.phase
+    raise RebuildRunning(
+        f"{record.projection!r} is being rebuilt already: generation {under_way.generation} is "
+        f"{'rebuilt in place' if under_way.is_in_place else at} since "
+        f"{under_way.began_at:%Y-%m-%d %H:%M:%S} UTC, begun by {under_way.by}. `refold resume {record.projection}` "
+        f"goes on with it, and `refold cancel {record.projection}` gives it up. Nothing was changed.",
+        projection=record.projection,
+    )
+
+
 def remembered(record: Record, done: Done) -> Record:
     """Note that a command has been handled."""
     if any(one.id == done.id for one in record.done):
@@ -351,7 +382,7 @@ def remembered(record: Record, done: Done) -> Record:
     return replace(record, done=(*record.done, done)[-_DONE_KEPT:])
 
 
-def _green(record: Record, rebuild_id: str) -> Generation | None:
+def green_of(record: Record, rebuild_id: str) -> Generation | None:
     """Give the generation that a rebuild makes; None where that rebuild does not run any more."""
     found = record.running
     return record.find(found.generation) if found is not None and found.id == rebuild_id else None
@@ -376,7 +407,7 @@ def running(record: Record, what: str) -> Rebuild:
     return record.running
 
 
-def _past(record: Record, replaced: Generation) -> Record:
+def with_past(record: Record, replaced: Generation) -> Record:
     """Note that a generation's code was replaced."""
     past = [one for one in record.past if one != replaced.fingerprint]
     return replace(record, past=(*past, replaced.fingerprint)[-_PAST_KEPT:])
@@ -388,7 +419,8 @@ def _at(generation: Generation, phase: Phase, why: str | None = None) -> Generat
     return replace(generation, phase=phase, changed_at=datetime.now(UTC), why=generation.why if why is None else why)
 
 
-def _with(record: Record, generation: Generation) -> Record:
+def with_generation(record: Record, generation: Generation) -> Record:
+    """Give the record with a generation as it is now."""
     return replace(
         record, generations=tuple(generation if one.id == generation.id else one for one in record.generations)
     )

@@ -54,8 +54,9 @@ def _unserved(worker: Worker, tended: Tended) -> list[str]:
     held = tended.status.partitions
     if not held:
         seen = worker.observing.seen.get(tended.generation.id)
-        others = [] if seen is None else [one for one in seen.view.partitions if one.owner is not None]
-        settled = seen is not None and len(others) == len(seen.view.partitions)
+        owners = [] if seen is None else [one.owner for one in seen.view.partitions]
+        # What the group has just given to an agent here, the agent says a moment later.
+        settled = seen is not None and all(one is not None and one.address != worker.address for one in owners)
         return [] if settled else ["its group has given it no partition yet"]
     return [
         f"partition {number} is {why}"
@@ -115,6 +116,8 @@ def _generation(worker: Worker, tending: Tending, one: Generation) -> dict[str, 
         "group": one.group,
         "topic": one.topic,
         "why": one.why,
+        "halted": one.halted,
+        "is_set_back": one.reset is not None,
         "code_here": tending.site.can_fold(one),
         "folded_here": tended is not None and tended.job is not None,
         "error": "" if tended is None else tended.error,

@@ -182,7 +182,7 @@ class Tending:
             return
         self._asks_s = time.monotonic() + _LONGEST_BACKOFF_S
         version, fingerprint, codec = site.code
-        # Code that was replaced is no news: in a rolling update old and new workers would replace each other's for ever.
+        # Code that was replaced is no news: in a rolling update old and new workers would take turns for ever.
         match "ask" if fingerprint in record.past else site.settings.on_change:
             case "adopt":
                 site.update(partial(to.adopted, version=version, fingerprint=fingerprint, codec=codec))
@@ -279,6 +279,8 @@ def is_wanted(record: Record, one: Generation) -> bool:
     """Say whether a generation is to be folded for good: it is active, kept, or made by a rebuild that goes on."""
     if one.is_folded:
         return True
+    if one.halted or one.reset is not None:
+        return False
     running = record.running
     return (
         running is not None

@@ -6,12 +6,16 @@ import os
 import signal
 from collections.abc import Callable
 
+import pytest
+
+from projections.fingerprint import fingerprint
 from tests.integration.fleet import fleet, soon
-from tests.integration.kit import Kit, produce, tally_events
-from tests.integration.versions import Fixed
+from tests.integration.kit import Kit, produce, reset, tally_events
+from tests.integration.versions import Fixed, Refactored
 from tests.support import envelope
 
 NewKit = Callable[..., Kit]
+REFACTORED = "tests.integration.versions:Refactored"
 FIXED = "tests.integration.versions:Fixed"
 
 
@@ -161,8 +165,70 @@ def test_adopted_code_goes_on_with_the_models_on_every_machine(new_kit: NewKit) 
         expected = workers.expected()
         for one in old:
             assert one.terminate() == 0, one.output()
-        new = [workers.start(f"{name}2", "--on-change", "adopt", projections=FIXED, state=name) for name in "ab"]
+        new = [workers.start(f"{name}2", "--on-change", "adopt", projections=REFACTORED, state=name) for name in "ab"]
         workers.ready(*new)
+        live = workers.record().live
+        assert (live.id, live.fingerprint, live.epoch) == ("tally.v1", fingerprint(Refactored()), 1)
+        assert workers.models(new[0]) == expected
+
+
+def test_a_rebuild_in_place_sets_the_fleet_back_and_no_worker_is_restarted(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(2000))
+    with fleet(kit) as workers:
+        both = [workers.start(name) for name in "ab"]
+        workers.ready(*both)
+        expected = workers.expected()
+        status, _, done = both[0].ask("POST", "/v1/projections/tally/rebuild", {"in_place": True})
+        assert (status, done["rebuild"]["generation"]) == (200, "tally.v1"), done
+        refused, _, problem = both[1].ask("POST", "/v1/projections/tally/rebuild")
+        assert (refused, problem["error"]) == (409, "RebuildRunning")
+        soon("its end", lambda: (ended := workers.record().rebuild) is not None and ended.outcome == "completed")
+        live = workers.record().live
+        assert (live.epoch, live.resets, live.id) == (2, dict.fromkeys(range(4), 2), "tally.v1")
+        workers.ready(*both)
+        assert workers.models(both[0]) == expected
+        assert all(one.process.poll() is None for one in both)
+
+
+@pytest.mark.parametrize("partitions", [[0, 1, 2, 3], [2]])
+def test_offsets_that_were_set_to_the_start_while_nobody_folds_are_a_rebuild_of_these(
+    new_kit: NewKit, partitions: list[int]
+) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(2000))
+    with fleet(kit) as workers:
+        one = workers.start("a")
+        workers.ready(one)
+        assert one.terminate() == 0, one.output()
+        reset(kit, dict.fromkeys(partitions, 0))
+        again = workers.start("a2", state="a")
+        soon("a rebuild", lambda: (found := workers.record().rebuild) is not None and found.outcome == "completed")
         record = workers.record()
-        assert (record.active, record.live.version, record.live.epoch) == ("tally.v1", 2, 1)
-        assert workers.models(new[0]) == expected  # as folded by the old code
+        assert record.rebuild is not None
+        assert record.rebuild.by == "somebody's tool"
+        assert record.live.resets == dict.fromkeys(partitions, 2)
+        workers.ready(again)
+        assert workers.models(again) == workers.expected()
+        assert "offsets.reset_honoured" in again.output()
+
+
+def test_an_offset_that_the_models_cannot_honour_halts_that_generation_until_a_person_says(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(500))
+    with fleet(kit) as workers:
+        one = workers.start("a")
+        workers.ready(one)
+        expected = workers.expected()
+        assert one.terminate() == 0, one.output()
+        reset(kit, {1: 17})
+        again = workers.start("a2", state="a")
+        soon("it to halt", lambda: "keep-models" in workers.record().live.halted)
+        assert f"{kit.topic}[1]@17" in workers.record().live.halted
+        assert again.status()["projections"]["tally"]["generations"]["tally.v1"]["halted"]
+        status, _, done = again.ask("POST", "/v1/projections/tally/keep-models")
+        assert status == 200, done
+        workers.ready(again)
+        soon("it to be folded", lambda: set(workers.owners("tally.v1")) == {0, 1})
+        assert workers.models(again) == expected
+        assert workers.record().live.epoch == 1
