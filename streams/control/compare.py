@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from hashlib import blake2b
 from typing import Any, Literal
 
 import msgspec
@@ -15,6 +14,7 @@ import orjson
 
 from projections.contract import CqrsProjection
 from streams.control.record import Summary
+from streams.control.runs import Models, NoModels, StoredModels
 from streams.data.failures import users_frames
 from streams.data.store_reader import PartitionReader
 from streams.diff import ABSENT, Change, changes
@@ -22,8 +22,6 @@ from streams.errors import ProjectionError
 
 __all__ = ["Comparison", "Difference", "Report", "compare"]
 
-_RUN = 1024
-"""Models whose digest is compared at once."""
 _FIELDS = 1000
 """Paths that are counted; those beyond are counted as one, for there are models whose keys are data."""
 _OTHERS = "…"
@@ -78,8 +76,8 @@ class Comparison:
     def add(
         self,
         partition: int,
-        before: PartitionReader | None,
-        after: PartitionReader | None,
+        before: Models,
+        after: Models,
         check_cancelled: Callable[[], None] = lambda: None,
     ) -> None:
         """Compare one partition.
@@ -90,7 +88,7 @@ class Comparison:
 
         Args:
             partition: Which.
-            before: The old generation's store, or a copy of it; None where it has none.
+            before: The old generation's.
             after: The new generation's, of the same position.
             check_cancelled: Raises where it is not wanted any more; called now and then.
 
@@ -99,8 +97,8 @@ class Comparison:
             StorageError: A store cannot be read.
         """
         # Steps 1 and 2
-        old = list(_runs(before, None, check_cancelled))
-        new = list(_runs(after, [run.first for run in old], check_cancelled))
+        old = list(before.runs(None, check_cancelled))
+        new = list(after.runs([run.first for run in old], check_cancelled))
         self.models_before += sum(run.models for run in old)
         self.models_after += sum(run.models for run in new)
         # Step 3
@@ -175,56 +173,16 @@ def compare(
 ) -> Comparison:
     """Compare one partition alone; see `Comparison`."""
     comparison = Comparison(**options)
-    comparison.add(partition, before, after)
+    was, now = (NoModels() if one is None else StoredModels(one) for one in (before, after))
+    comparison.add(partition, was, now)
     return comparison
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    first: bytes
-    """From this id on, up to the next run's first."""
-    models: int
-    digest: bytes
-
-
-def _runs(
-    store: PartitionReader | None, firsts: list[bytes] | None, check_cancelled: Callable[[], None]
-) -> Iterator[_Run]:
-    """Yield runs that cover all ids; the first one begins at b"".
-
-    Args:
-        store: The store.
-        firsts: Where to begin each run; None: one after so many models.
-        check_cancelled: Called for each run.
-    """
-    first, models, digest = b"", 0, blake2b(digest_size=16)
-    ends = None if firsts is None else iter(firsts[1:])
-    end = None if ends is None else next(ends, None)
-    for model_id, value in () if store is None else store.raw_items():
-        if ends is None:
-            if models == _RUN:
-                yield _Run(first, models, digest.digest())
-                check_cancelled()
-                first, models, digest = model_id, 0, blake2b(digest_size=16)
-        else:
-            while end is not None and model_id >= end:
-                yield _Run(first, models, digest.digest())
-                check_cancelled()
-                first, models, digest = end, 0, blake2b(digest_size=16)
-                end = next(ends, None)
-        models += 1
-        digest.update(b"%d:%b%d:%b" % (len(model_id), model_id, len(value), value))
-    yield _Run(first, models, digest.digest())
-    while ends is not None and end is not None:
-        yield _Run(end, 0, blake2b(digest_size=16).digest())
-        end = next(ends, None)
-
-
 def _joined(
-    before: PartitionReader | None, after: PartitionReader | None, first: bytes, end: bytes | None
+    before: Models, after: Models, first: bytes, end: bytes | None
 ) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
     """Yield (id, old, new) of the models of a run that differ."""
-    old, new = _within(before, first, end), _within(after, first, end)
+    old, new = before.within(first, end), after.within(first, end)
     one, other = next(old, None), next(new, None)
     while one is not None or other is not None:
         if other is None or (one is not None and one[0] < other[0]):
@@ -238,13 +196,6 @@ def _joined(
             if one[1] != other[1]:
                 yield one[0], one[1], other[1]
             one, other = next(old, None), next(new, None)
-
-
-def _within(store: PartitionReader | None, first: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-    for model_id, value in () if store is None else store.raw_items(first):
-        if end is not None and model_id >= end:
-            return
-        yield model_id, value
 
 
 def _general(path: str) -> str:

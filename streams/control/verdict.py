@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from streams.control.compare import Report
+from streams.control.local_side import LocalSide
 from streams.control.record import Generation, Rebuild, Record, Summary
 from streams.control.site import Site
-from streams.control.verify import Side, verify
+from streams.control.verify import verify
 from streams.data.build import Build
 from streams.errors import StateNotFound
 
@@ -24,7 +25,7 @@ def compare_generations(
         NotReady, StoreLocked, ProjectionError, StorageError: See `verify`.
     """
 
-    def side(generation: Generation) -> Side:
+    def side(generation: Generation) -> LocalSide:
         build: Build | None = site.place(generation).store.current()
         if build is None:
             raise StateNotFound(
@@ -32,7 +33,7 @@ def compare_generations(
                 "they are compared where both are.",
                 projection=site.name,
             )
-        return Side(generation=generation.id, build=build)
+        return LocalSide(generation=generation.id, build=build)
 
     validate = site.projection if site.validates and site.can_fold(other) else None
     return verify(side(record.live), side(other), validate=validate, check_cancelled=check_cancelled)

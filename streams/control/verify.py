@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from projections.contract import CqrsProjection
 from streams.control.compare import Comparison, Report
-from streams.data.build import Build, read_record, write_record
-from streams.data.cut import Cut, Held
-from streams.data.store_reader import PartitionReader, read_only
+from streams.control.runs import Models
+from streams.data.build import read_record
+from streams.data.cut import Held
 from streams.errors import NotReady, StoreLocked, at
 from streams.log import get_logger
+from streams.types import TopicInfo
 
-__all__ = ["REPORT", "last_report", "verify"]
+__all__ = ["REPORT", "Side", "SideCut", "last_report", "verify"]
 
 log = get_logger(__name__)
 
@@ -27,13 +26,55 @@ _LOOK_S = 0.02
 _TRIES = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """One of the two generations."""
+class SideCut(Protocol):
+    """One generation, held and then copied at a barrier, until the block ends that it was asked for in; see `Cut`."""
 
-    generation: str
-    """Its id."""
-    build: Build
+    def partitions(self) -> Iterable[int]:
+        """Give the partitions that it has models of."""
+        ...
+
+    def held(self) -> Mapping[int, Held]:
+        """Give where partitions are held, as far as it is known."""
+        ...
+
+    def set_barrier(self, positions: Mapping[int, int]) -> None:
+        """Say where to copy each partition; may be said again, with fewer of them."""
+        ...
+
+    def copied(self, positions: Mapping[int, int]) -> set[int]:
+        """Give which partitions are copied."""
+        ...
+
+    def models(self, partition: int) -> Models:
+        """Give the models of one that is."""
+        ...
+
+
+class Side(Protocol):
+    """One of the two generations, wherever its models are."""
+
+    @property
+    def generation(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def projection(self) -> str:
+        """The projection's name."""
+        ...
+
+    @property
+    def topic(self) -> TopicInfo:
+        """What it is folded from."""
+        ...
+
+    def cut(self) -> AbstractContextManager[SideCut]:
+        """Ask for a cut, for the time of the block; then nothing of it is left, and all goes on as before."""
+        ...
+
+    def keep(self, report: Report) -> None:
+        """Keep what was found of it."""
+        ...
 
 
 def verify(
@@ -69,18 +110,19 @@ def verify(
         ProjectionError: `validate` raised.
         BuildChanged, StorageError: The state.
     """
-    one, other = before.build.manifest, after.build.manifest
-    if (one.topic_id, one.partitions) != (other.topic_id, other.partitions):
+    one, other = before.topic, after.topic
+    if (one.id, one.partitions) != (other.id, other.partitions):
         raise NotReady(
-            f"Generation {before.generation} is of topic {one.topic} (id {one.topic_id}, {one.partitions} partitions) "
-            f"and {after.generation} of {other.topic} (id {other.topic_id}, {other.partitions}): there are no "
+            f"Generation {before.generation} is of topic {one.name} (id {one.id}, {one.partitions} partitions) "
+            f"and {after.generation} of {other.name} (id {other.id}, {other.partitions}): there are no "
             "positions at which both could be compared. `--verify none` switches without.",
-            projection=one.projection,
+            projection=before.projection,
         )
-    with _copied(before, after, wait_s, check_cancelled) as (positions, not_compared, stores):
+    with _copied(before, after, wait_s, check_cancelled) as (positions, not_compared, cuts):
         comparison = Comparison(shown=shown, validate=validate)
         for number in sorted(positions):
-            comparison.add(number, *stores[number], check_cancelled)
+            was, now = (cut.models(number) for cut in cuts)
+            comparison.add(number, was, now, check_cancelled)
     report = Report(
         before=before.generation,
         after=after.generation,
@@ -88,7 +130,7 @@ def verify(
         summary=comparison.summary(not_compared),
         differences=comparison.differences,
     )
-    write_record(after.build.root / REPORT, report)
+    after.keep(report)
     return report
 
 
@@ -101,17 +143,14 @@ def last_report(directory: Path) -> Report | None:
     return read_record(directory / REPORT, Report)
 
 
-Stores = dict[int, tuple[PartitionReader | None, PartitionReader | None]]
-
-
 @contextmanager
 def _copied(
     before: Side, after: Side, wait_s: float, check_cancelled: Callable[[], None]
-) -> Iterator[tuple[dict[int, int], dict[int, str], Stores]]:
-    """Give the barrier, what is not compared, and both sides' copies by partition."""
+) -> Iterator[tuple[dict[int, int], dict[int, str], list[SideCut]]]:
+    """Give the barrier, what is not compared, and both sides' cuts."""
     for is_last in (False,) * (_TRIES - 1) + (True,):
         with ExitStack() as stack:
-            cuts = [stack.enter_context(Cut.asked(side.build)) for side in (before, after)]
+            cuts = [stack.enter_context(side.cut()) for side in (before, after)]
             # Whoever folds is held meanwhile, so one try must not take long.
             deadline = time.monotonic() + wait_s / _TRIES
             try:
@@ -123,36 +162,25 @@ def _copied(
                     raise
                 passed = str(error)
             if passed and not is_last:
-                log.debug("verify.again", projection=before.build.manifest.projection, why=passed)
+                log.debug("verify.again", projection=before.projection, why=passed)
                 continue
             if passed:
                 raise StoreLocked(f"No positions could be agreed on: {passed}. Try again.")
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="refold-verify-")))
-            stores: Stores = {}
-            for number in barrier:
-                pair = []
-                for which, cut in enumerate(cuts):
-                    path = cut.copy(number)
-                    store = read_only(path, scratch / f"{which}-{number}") if path.is_dir() else None
-                    if store is not None:
-                        stack.callback(store.close)
-                    pair.append(store)
-                stores[number] = (pair[0], pair[1])
-            yield barrier, not_compared, stores
+            yield barrier, not_compared, cuts
         return
 
 
 def _held(
-    sides: tuple[Side, Side], cuts: list[Cut], deadline: float, check_cancelled: Callable[[], None]
+    sides: tuple[Side, Side], cuts: list[SideCut], deadline: float, check_cancelled: Callable[[], None]
 ) -> list[Mapping[int, Held]]:
     """Wait until every partition of both is held."""
     while True:
         check_cancelled()
         found = [cut.held() for cut in cuts]
         missing = [
-            f"{at(side.build.manifest.topic, number)} of {side.generation}"
-            for side, known in zip(sides, found, strict=True)
-            for number in side.build.partitions()
+            f"{at(side.topic.name, number)} of {side.generation}"
+            for side, cut, known in zip(sides, cuts, found, strict=True)
+            for number in cut.partitions()
             if number not in known
         ]
         if not missing:
@@ -161,7 +189,7 @@ def _held(
             raise StoreLocked(
                 f"{', '.join(missing)} could not be looked at: the process that has it open does not answer. Is it "
                 "rebuilding, or stopped? Nothing was compared.",
-                projection=sides[0].build.manifest.projection,
+                projection=sides[0].projection,
             )
         time.sleep(_LOOK_S)
 
@@ -170,7 +198,7 @@ def _barrier(sides: tuple[Side, Side], held: list[Mapping[int, Held]]) -> tuple[
     """Name the positions, and why some partitions have none."""
     barrier: dict[int, int] = {}
     not_compared: dict[int, str] = {}
-    for number in range(sides[0].build.manifest.partitions):
+    for number in range(sides[0].topic.partitions):
         pair = [known.get(number) for known in held]
         if pair == [None, None]:
             continue  # nobody has folded anything of it
@@ -191,7 +219,7 @@ def _barrier(sides: tuple[Side, Side], held: list[Mapping[int, Held]]) -> tuple[
 
 def _wait_for_copies(
     sides: tuple[Side, Side],
-    cuts: list[Cut],
+    cuts: list[SideCut],
     barrier: dict[int, int],
     not_compared: dict[int, str],
     deadline: float,
@@ -210,7 +238,7 @@ def _wait_for_copies(
         for side, cut in zip(sides, cuts, strict=True):
             told = cut.held()
             for number in set(barrier) - cut.copied(barrier):
-                where = f"{at(side.build.manifest.topic, number)} of {side.generation}"
+                where = f"{at(side.topic.name, number)} of {side.generation}"
                 missing.append(where)
                 if number not in told:
                     continue
@@ -229,6 +257,6 @@ def _wait_for_copies(
         if time.monotonic() > deadline:
             raise StoreLocked(
                 f"{', '.join(missing)} did not come to where both are to be compared in time. Nothing was compared.",
-                projection=sides[0].build.manifest.projection,
+                projection=sides[0].projection,
             )
         time.sleep(_LOOK_S)

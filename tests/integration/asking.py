@@ -42,7 +42,8 @@ class Asking:
     def _run(self) -> None:
         name = self._fleet.projection_object.name
         while not self._stopped.wait(self._every_s):
-            worker, model_id = self._random.choice(self._fleet.workers), self._random.choice(self._ids)
+            up = [one for one in self._fleet.workers if one.process.poll() is None]
+            worker, model_id = self._random.choice(up), self._random.choice(self._ids)
             try:
                 status, found = worker.get(f"/v1/projections/{name}/models/{model_id}", timeout_s=5)
             except (OSError, http.client.HTTPException) as error:

@@ -30,7 +30,7 @@ def check(workers: Fleet, asking: Asking, by: Worker) -> None:
     soon("the models to be the log's", lambda: _models(workers, by) == expected, deadline_s=60)
     log = read_log(workers.kit.bootstrap, workers.kit.cluster.topic(workers.kit.topic))
     asking.check(log, CODE)
-    assert asking.answers
+    assert len(asking.answers) > 100, asking.others
 
 
 def _models(workers: Fleet, by: Worker) -> object:
@@ -43,7 +43,7 @@ def _models(workers: Fleet, by: Worker) -> object:
 def test_workers_and_agents_that_are_killed_and_stopped_lose_and_double_nothing(new_kit: NewKit) -> None:
     kit = new_kit(partitions=6)
     produce(kit.bootstrap, kit.topic, tally_events(3000, streams=100))
-    chance = random.Random(5)
+    chance = random.Random(int(os.environ.get("REFOLD_FLEET_SEED", "5")))
     with fleet(kit) as workers:
         names = ["a", "b", "c"]
         up = {name: workers.start(name) for name in names}

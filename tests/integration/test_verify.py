@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from streams.control.compare import Report
-from streams.control.verify import Side, last_report, verify
+from streams.control.local_side import LocalSide
+from streams.control.verify import last_report, verify
 from streams.data.cut import Cut
 from streams.data.runner import ThreadRunner
 from streams.errors import NotReady, ProjectionError, StoreLocked
@@ -56,10 +57,10 @@ def all_open(kit: Kit) -> bool:
     return kit.store.current() is not None and len(kit.positions()) == 4
 
 
-def side(kit: Kit) -> Side:
+def side(kit: Kit) -> LocalSide:
     build = kit.store.current()
     assert build is not None
-    return Side(generation=f"{kit.group}", build=build)
+    return LocalSide(generation=f"{kit.group}", build=build)
 
 
 def compared(kit: Kit, other: Kit, **options: Any) -> Report:

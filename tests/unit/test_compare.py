@@ -9,7 +9,7 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.control import compare as module
+from streams.control import runs as module
 from streams.control.compare import Comparison, compare
 from streams.data.store import RocksPartition, StoreState
 from streams.data.store_reader import PartitionReader, read_only
