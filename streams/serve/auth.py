@@ -62,6 +62,10 @@ class Tokens:
             raise Problem(403, "forbidden", "This token is not known here.")
         return found
 
+    def header(self) -> dict[str, str]:
+        """Give what this worker shows to others of its fleet, whose tokens are the same."""
+        return {"Authorization": f"Bearer {self._tokens[0][1].decode()}"} if self._tokens else {}
+
     def _read_again(self, path: Path) -> None:
         """Read the file where it has changed; one that cannot be read changes nothing."""
         try:

@@ -6,8 +6,7 @@ import threading
 import time
 
 from streams.control.commands import Command
-from streams.control.lead import Lead
-from streams.control.verdict import compare_generations
+from streams.control.lead import Compare, Lead
 from streams.errors import CqrsError, NotLeading
 from streams.log import get_logger
 from streams.serve.leadership import Leadership
@@ -29,16 +28,15 @@ class Leading:
     Args:
         tending: The projection, and what the registry says of it.
         leadership: Whether this worker leads.
+        compare: How its generations are compared.
     """
 
-    def __init__(self, tending: Tending, leadership: Leadership) -> None:
+    def __init__(self, tending: Tending, leadership: Leadership, compare: Compare) -> None:
         self._tending = tending
         self._leadership = leadership
         self._stopped = threading.Event()
         site = tending.site
-        self._lead = Lead(
-            site, lambda record, green, check: compare_generations(site, record, green, check), leadership.confirm
-        )
+        self._lead = Lead(site, compare, leadership.confirm)
         self._thread = threading.Thread(target=self._run, name=f"refold-lead-{site.name}", daemon=True)
         self.beat_s = time.monotonic()
         """When the loop went round last."""

@@ -27,7 +27,6 @@ __all__ = ["Reads"]
 
 _WAIT_S = 5.0
 _LONGEST_WAIT_S = 30.0
-_FORWARD_S = 10.0
 _TRIES = 5
 _PAGE = 100
 _LARGEST_PAGE = 1000
@@ -43,7 +42,6 @@ class Reads:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._session: aiohttp.ClientSession | None = None
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes."""
@@ -51,15 +49,6 @@ class Reads:
         app.router.add_get("/v1/projections/{name}/models", self.page)
         app.router.add_get("/v1/projections/{name}/models/{id:.+}", self.model)
         app.router.add_get("/v1/projections/{name}/model", self.model)
-        app.on_startup.append(self._open)
-        app.on_cleanup.append(self._close)
-
-    async def _open(self, _app: web.Application) -> None:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_FORWARD_S + _LONGEST_WAIT_S))
-
-    async def _close(self, _app: web.Application) -> None:
-        if self._session is not None:
-            await self._session.close()
 
     async def projections(self, _request: web.Request) -> web.Response:
         """Name the projections, each with its active generation."""
@@ -218,12 +207,11 @@ class Reads:
     async def _asked(
         self, request: web.Request, address: str, generation: Generation, number: int, after: str | None, limit: int
     ) -> dict[str, Any] | None:
-        assert self._session is not None
         cursor = _written(generation.id, number, after)
         query = {"local": "true", "partition": str(number), "limit": str(limit), "cursor": cursor}
         url = f"http://{address}/v1/projections/{request.match_info['name']}/models"
         try:
-            async with self._session.get(url, params=query, headers=_passed(request)) as answer:
+            async with self._worker.session.get(url, params=query, headers=_passed(request)) as answer:
                 if answer.status != 200:
                     return None
                 found: dict[str, Any] = orjson.loads(await answer.read())
@@ -233,11 +221,10 @@ class Reads:
 
     async def _forwarded(self, request: web.Request, address: str, generation: Generation) -> web.Response:
         """Have the worker that serves it answer."""
-        assert self._session is not None
         query = {**request.query, "local": "true", "generation": generation.id}
         url = URL(f"http://{address}{request.rel_url.raw_path}", encoded=True).with_query(query)
         try:
-            async with self._session.get(url, headers=_passed(request)) as answer:
+            async with self._worker.session.get(url, headers=_passed(request)) as answer:
                 return web.Response(
                     body=await answer.read(), status=answer.status, content_type=answer.content_type, charset=None
                 )

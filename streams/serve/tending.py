@@ -22,6 +22,7 @@ from streams.data.generation import RocksStore
 from streams.data.runner import Runner
 from streams.errors import CqrsError
 from streams.log import get_logger
+from streams.serve.paths import report_path
 
 __all__ = ["Tended", "Tending", "is_wanted"]
 
@@ -237,6 +238,8 @@ class Tending:
         if time.monotonic() - self._swept_s < _SWEEP_S:
             return
         self._swept_s = time.monotonic()
+        for gone in record.gone:
+            report_path(self.site, gone.id).unlink(missing_ok=True)
         over = [one.directory for one in record.gone]
         over += [one.directory for one in record.generations if one.phase == "retiring"]
         for directory in over:

@@ -13,6 +13,7 @@ from streams.errors import ConfigError
 from streams.log import get_logger
 from streams.serve.admin import Admin
 from streams.serve.auth import Tokens
+from streams.serve.cut_service import CutService
 from streams.serve.problems import Problem, answer
 from streams.serve.reads import Reads
 from streams.serve.standing import readiness, standing
@@ -30,6 +31,7 @@ _BODY_BYTES = 64 << 10
 _AT_ONCE = 512
 """Requests that are answered at the same time; further ones are told to come again."""
 _LIMIT_S = 60.0
+_INTERNAL = "/internal/"
 _OPEN = ("/healthz", "/readyz")
 """What probes ask, who have no token."""
 
@@ -46,13 +48,14 @@ class Web:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._readers = Tokens(worker.settings.read_tokens)
         self._requests = 0
         app = web.Application(middlewares=[self._guarded], client_max_size=_BODY_BYTES)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
         Reads(worker).add_to(app)
+        worker.comparing.add_to(app)
+        CutService(worker).add_to(app)
         Admin(worker, Tokens(worker.settings.admin_tokens)).add_to(app)
         self._runner = web.AppRunner(app, access_log=None)
 
@@ -87,8 +90,9 @@ class Web:
         self._requests += 1
         try:
             if request.method == "GET":
-                self._readers.check(request)
-            async with asyncio.timeout(_LIMIT_S):
+                self._worker.readers.check(request)
+            # What workers ask of each other may take as long as a comparison does.
+            async with asyncio.timeout(None if request.path.startswith(_INTERNAL) else _LIMIT_S):
                 return await handler(request)
         except Problem as problem:
             return answer(problem)

@@ -10,7 +10,10 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol
+
+import aiohttp
 
 from streams.config import KafkaSettings, WorkerSettings
 from streams.control.commands import Command
@@ -21,6 +24,8 @@ from streams.data.runner import Runner
 from streams.data.supervisor import supervised
 from streams.errors import ConfigError
 from streams.log import get_logger
+from streams.serve.auth import Tokens
+from streams.serve.comparing import Comparing
 from streams.serve.finding import Finding
 from streams.serve.leadership import Leadership, commands_topic
 from streams.serve.leading import Leading
@@ -38,6 +43,9 @@ log = get_logger(__name__)
 
 _SILENT_S = 120.0
 """A loop that has not gone round for so long is stuck: nothing that it waits for takes longer."""
+
+
+_FORWARD_S = 40.0
 
 
 class _Loop(Protocol):
@@ -76,6 +84,12 @@ class Worker:
         self.served = Served()
         self.shelf = Shelf()
         self.finding: Finding
+        self.readers = Tokens(settings.read_tokens)
+        """Who may read."""
+        self.comparing = Comparing(self)
+        self.loop: asyncio.AbstractEventLoop
+        self.session: aiohttp.ClientSession
+        """By which it asks other workers."""
         self._producing = Producing(kafka, commands_topic(settings.namespace))
         self.is_draining = False
         """Whether it was told to end."""
@@ -91,6 +105,8 @@ class Worker:
             ConfigError: The port cannot be had.
         """
         # Step 1
+        self.loop = asyncio.get_running_loop()
+        self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_FORWARD_S))
         web = Web(self)
         port = await web.start(self.settings.http_host, self.settings.http_port)
         self.address = self.settings.advertised_address or _address(self.settings.http_host, port)
@@ -100,7 +116,7 @@ class Worker:
             # Step 2
             for site in self._sites:
                 tending = self.tendings[site.name] = Tending(site, self._runner, self.address)
-                self.leadings[site.name] = Leading(tending, self.leadership)
+                self.leadings[site.name] = Leading(tending, self.leadership, partial(self.comparing.compare, site))
             for loop in self._loops().values():
                 loop.start()
             joining = asyncio.create_task(self.leadership.join())
@@ -117,6 +133,7 @@ class Worker:
             await asyncio.to_thread(self._wait_for_loops)
         finally:
             await web.stop()
+            await self.session.close()
             self.finding.close()
             self.shelf.close()
         log.info("worker.ended", worker=self.name)
@@ -169,6 +186,18 @@ class Worker:
     def is_private(self) -> bool:
         """Whether its interface can be reached from this machine alone."""
         return self.settings.http_host in ("127.0.0.1", "::1", "localhost")
+
+    def peers(self) -> set[str]:
+        """Name the addresses of workers that serve any generation of a projection here; on a thread.
+
+        Raises:
+            BrokerError: From Kafka.
+        """
+        found: set[str] = set()
+        for tending in list(self.tendings.values()):
+            for one in () if tending.record is None else tending.record.generations:
+                found |= set(self.owners.ask(tending.site, one).addresses.values())
+        return found
 
     def give(self, command: Command) -> None:
         """Give a command to whoever leads; blocks until Kafka has it.

@@ -1,0 +1,150 @@
+"""Cuts of this worker's share of a generation, for whoever compares it: a WebSocket for each, which ends with it.
+
+Each message is one question and has one answer, both as msgpack. Where the connection ends, the cut does, and what was
+held goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from streams.control.local_side import LocalCut, LocalSide
+from streams.control.runs import Models, Run
+from streams.data.cut import Held
+from streams.errors import CqrsError
+from streams.log import get_logger
+from streams.serve.problems import Problem
+from streams.serve.tending import Tending
+
+if TYPE_CHECKING:
+    from streams.serve.worker import Worker
+
+__all__ = ["Answer", "CutService", "Question"]
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+
+_HEARTBEAT_S = 10.0
+_MESSAGE_BYTES = 64 << 20
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is asked of a cut."""
+
+    do: str
+    """held, barrier, copied, runs or within."""
+    positions: dict[int, int] = {}
+    """barrier, copied: by partition."""
+    partition: int = -1
+    """runs, within: of which."""
+    firsts: list[bytes] | None = None
+    """runs: where to begin each."""
+    first: bytes = b""
+    """within: from here on."""
+    end: bytes | None = None
+    """within: up to here."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is answered."""
+
+    error: str = ""
+    """Why it could not be; "" where it could."""
+    held: dict[int, Held] = {}
+    copied: list[int] = []
+    runs: list[Run] = []
+    models: list[tuple[bytes, bytes]] = []
+
+
+class CutService:
+    """Answers those who compare.
+
+    Args:
+        worker: Of which it is the interface.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the route."""
+        app.router.add_get("/internal/v1/projections/{name}/cuts/{generation}", self.cut)
+
+    async def cut(self, request: web.Request) -> web.WebSocketResponse:
+        """Cut a generation for as long as the connection lasts."""
+        tending = self._worker.tendings.get(request.match_info["name"])
+        tended = None if tending is None else tending.tended.get(request.match_info["generation"])
+        if tending is None or tended is None or tended.job is None:
+            raise Problem(421, "misdirected", f"{request.match_info['generation']} is not folded here.")
+        generation, build = tended.generation.id, tended.job.build
+        socket = web.WebSocketResponse(heartbeat=_HEARTBEAT_S, max_msg_size=_MESSAGE_BYTES)
+        await socket.prepare(request)
+        loop = asyncio.get_running_loop()
+        # One thread: what is opened there is closed there.
+        with ThreadPoolExecutor(1, thread_name_prefix="refold-cut") as thread:
+            stack = ExitStack()
+
+            def run(what: Callable[[], T]) -> asyncio.Future[T]:
+                return loop.run_in_executor(thread, what)
+
+            try:
+                side = LocalSide(generation=generation, build=build)
+                opened = _Opened(await run(lambda: stack.enter_context(side.cut())), tending, generation)
+                async for message in socket:
+                    if message.type is not WSMsgType.BINARY:
+                        break
+                    question = msgspec.msgpack.decode(message.data, type=Question)
+                    try:
+                        answer = await run(lambda: opened.answer(question))  # noqa: B023
+                    except CqrsError as error:
+                        answer = Answer(error=str(error))
+                    await socket.send_bytes(msgspec.msgpack.encode(answer))
+            except CqrsError as error:
+                log.warning("cut.failed", generation=generation, why=str(error))
+            finally:
+                await run(stack.close)
+        return socket
+
+
+class _Opened:
+    """A cut of those partitions that this worker holds."""
+
+    def __init__(self, cut: LocalCut, tending: Tending, generation: str) -> None:
+        self._cut = cut
+        self._tending = tending
+        self._generation = generation
+        self._models: dict[int, Models] = {}
+
+    def answer(self, question: Question) -> Answer:
+        match question.do:
+            case "held":
+                here = self._here()
+                return Answer(held={number: one for number, one in self._cut.held().items() if number in here})
+            case "barrier":
+                self._cut.set_barrier(question.positions)
+                return Answer()
+            case "copied":
+                here = self._here()
+                positions = {number: at for number, at in question.positions.items() if number in here}
+                return Answer(copied=sorted(self._cut.copied(positions)))
+            case "runs":
+                return Answer(runs=list(self._of(question.partition).runs(question.firsts, lambda: None)))
+            case _:
+                return Answer(models=list(self._of(question.partition).within(question.first, question.end)))
+
+    def _of(self, partition: int) -> Models:
+        if partition not in self._models:
+            self._models[partition] = self._cut.models(partition)
+        return self._models[partition]
+
+    def _here(self) -> set[int]:
+        tended: Any = self._tending.tended.get(self._generation)
+        return set() if tended is None else set(tended.status.partitions)
