@@ -49,6 +49,10 @@ class Commits:
         self._committed = committed
         self._pace = Pace(job.settings)
         self._splits = SplitWatch(job.build)
+        self.taken = 0
+        """Checkpoints so far."""
+        self.taken_s = 0.0
+        """What they took."""
 
     def folds(self) -> list[Fold]:
         """Give the folds of the partitions whose stores are open."""
@@ -94,6 +98,8 @@ class Commits:
                     self._splits.look(held.number, folds)
                     self.one(held)
         self._pace.taken(began, models)
+        self.taken += 1
+        self.taken_s += time.monotonic() - began
 
     def one(self, held: HeldPartition) -> bool:
         """Commit one fold to its store. False: a model cannot be stored, and the fold is back at its last commit.

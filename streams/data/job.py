@@ -14,7 +14,7 @@ from streams.data.source import KafkaEventStore
 from streams.data.stamp import Pinned
 from streams.types import TopicInfo
 
-__all__ = ["AgentStatus", "Job"]
+__all__ = ["AgentStatus", "Job", "Work"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,31 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What agents have spent and met since they started; only ever more."""
+
+    commits: int = 0
+    """Checkpoints, each of all partitions that had moved."""
+    commit_s: float = 0.0
+    """What they took."""
+    refused: int = 0
+    """Commits that the group refused; each was sent again."""
+    rebalances: int = 0
+    """How often partitions came or went."""
+    restarts: int = 0
+    """How often an agent that had died was started again."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            commits=self.commits + other.commits,
+            commit_s=self.commit_s + other.commit_s,
+            refused=self.refused + other.refused,
+            rebalances=self.rebalances + other.rebalances,
+            restarts=self.restarts + other.restarts,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStatus:
     """What an agent has done so far; a snapshot that any thread may read."""
 
@@ -50,5 +75,6 @@ class AgentStatus:
     """Events folded or declined by this agent since it started. One that had to be read again counts once."""
     models: int = 0
     """Models in the stores of the partitions held, as committed."""
+    work: Work = field(default_factory=Work)
     away_s: float = 0.0
     """For how long no broker has answered."""

@@ -11,7 +11,7 @@ from streams.data.cutting import Cutting
 from streams.data.feeding import Feeding, feed_all
 from streams.data.fold import Fold
 from streams.data.history import TopicWatch
-from streams.data.job import AgentStatus, Job
+from streams.data.job import AgentStatus, Job, Work
 from streams.data.mirror import Mirror
 from streams.data.opening import Opener
 from streams.data.partition import HeldPartition, Phase
@@ -99,7 +99,7 @@ class Lane:
         held = self._held.values() if self._held else self._closed
         return [one.error for one in held if one.phase is Phase.HALTED and one.error is not None]
 
-    def status(self, away_s: float) -> AgentStatus:
+    def status(self, away_s: float, work: Work) -> AgentStatus:
         """Give the figures."""
         partitions = {number: held.status() for number, held in self._held.items()}
         return AgentStatus(
@@ -107,6 +107,7 @@ class Lane:
             events=self._released_events
             + sum(held.fold.events - held.events_before for held in self._held.values() if held.fold is not None),
             models=sum(one.models for one in partitions.values()),
+            work=work,
             away_s=away_s,
         )
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from streams.data.job import AgentStatus, Job
+from streams.data.job import AgentStatus, Job, Work
 from streams.data.lane import Lane, Reading
 from streams.data.polling import Slice
 from streams.data.subscription import Subscription
@@ -39,6 +39,7 @@ class Seat:
         self.status = AgentStatus()
         """The figures as of the last batch."""
         self._mirrored_s = 0.0
+        self._rebalances = 0
         self._has_left = False
 
     def stop(self) -> None:
@@ -116,17 +117,26 @@ class Seat:
                 self._subscription.commit(committed, wait=wait)
 
     def _publish(self) -> None:
-        self.status = self.lane.status(self._subscription.away_s)
+        commits = self.lane.commits
+        work = Work(
+            commits=commits.taken,
+            commit_s=commits.taken_s,
+            refused=self._subscription.refusals,
+            rebalances=self._rebalances,
+        )
+        self.status = self.lane.status(self._subscription.away_s, work)
 
     # Partitions: told by the subscription from within `poll`, while a rebalance waits
 
     def assigned(self, partitions: Sequence[int]) -> None:
         """Note partitions that the group gave us; they are opened outside this callback."""
+        self._rebalances += 1
         if not self._has_left:
             self.lane.hold(partitions)
 
     def revoked(self, partitions: Sequence[int]) -> None:
         """Commit these partitions to their stores and to the group, and close them: the next owner waits."""
+        self._rebalances += 1
         self.lane.finish(partitions)
         self._mirror(now=True)
         self._release(partitions)

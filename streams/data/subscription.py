@@ -68,6 +68,8 @@ class Subscription:
         self._cluster = store.cluster.within(_ASK_S)
         self._listener = listener
         self._refused: set[int] = set()
+        self.refusals = 0
+        """Commits that the group has refused so far."""
         self._statistics = ""
         self._polling = Polling(
             store,
@@ -195,4 +197,5 @@ class Subscription:
     def _note_refusal(self, error: KafkaError, offsets: list[TopicPartition]) -> None:
         partitions = [where.partition for where in offsets]
         self._refused.update(partitions)
+        self.refusals += 1
         log.warning("commit.refused", group=self._group, partitions=partitions, error=error.name(), why=error.str())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from streams.data.agent import AgentStatus, Job
+from streams.data.job import Work
 from streams.data.partition import PartitionStatus
 from streams.data.process_runner import ProcessRunner
 from streams.data.runner import MakeRunner, Runner
@@ -58,6 +59,7 @@ class Supervisor:
         self._make = make
         self._slots = [_Slot(number, make(job)) for number in range(agents)]
         self._events = 0
+        self._work = Work()
         self._stopped = False
         self._error: BaseException | None = None
 
@@ -69,6 +71,7 @@ class Supervisor:
             partitions=_merged(one.partitions for one in running),
             events=self._events + sum(one.events for one in running),
             models=sum(one.models for one in running),
+            work=sum((one.work for one in running), self._work),
             away_s=max((one.away_s for one in running), default=0.0),
         )
 
@@ -121,6 +124,7 @@ class Supervisor:
                 slot.has_ended = True
             elif time.monotonic() >= slot.restart_at:
                 self._events += slot.runner.status.events
+                self._work += slot.runner.status.work + Work(restarts=1)
                 slot.runner = self._make(self._job)
                 self._start(slot)
             return

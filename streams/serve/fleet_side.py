@@ -98,8 +98,7 @@ class FleetSide:
         except (aiohttp.ClientError, OSError, TypeError, TimeoutError, RuntimeError) as error:
             why = str(error) or type(error).__name__  # TypeError: the connection was closed in place of an answer
             raise StoreLocked(
-                f"{self.generation} at {address} could not be asked: {why}. Is that worker gone? "
-                " Nothing was compared.",
+                f"{self.generation} at {address} could not be asked: {why}. Is that worker gone? Nothing was compared.",
                 projection=self.projection,
             ) from error
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 
 from streams.control.commands import Command
 from streams.control.lead import Compare, Lead
+from streams.control.record import Record
 from streams.errors import CqrsError, NotLeading
 from streams.log import get_logger
 from streams.serve.leadership import Leadership
@@ -40,6 +42,11 @@ class Leading:
         self._thread = threading.Thread(target=self._run, name=f"refold-lead-{site.name}", daemon=True)
         self.beat_s = time.monotonic()
         """When the loop went round last."""
+        self.ended: Counter[str] = Counter()
+        """Rebuilds that have ended while this worker led, by outcome."""
+        self.durations_s: list[float] = []
+        """How long they took that have not been taken from here yet."""
+        self._known: tuple[str, str] | None = None
 
     @property
     def progress(self) -> RebuildProgress | None:
@@ -76,6 +83,16 @@ class Leading:
                 return
             self._stopped.wait(_COMMAND_AGAIN_S)
 
+    def _note_end(self, record: Record) -> None:
+        """Count a rebuild that has ended since it was last looked at, by whoever led."""
+        rebuild, known = record.rebuild, self._known
+        self._known = (rebuild.id, rebuild.outcome) if rebuild is not None else ("", "")
+        if rebuild is None or rebuild.is_running or known is None or known == self._known:
+            return
+        self.ended[rebuild.outcome] += 1
+        if rebuild.ended_at is not None:
+            self.durations_s.append((rebuild.ended_at - rebuild.began_at).total_seconds())
+
     def _run(self) -> None:
         name = self._tending.site.name
         wait_s = _STEP_S
@@ -85,6 +102,7 @@ class Leading:
             record = self._tending.record
             if record is None or not self._leadership.is_leading:
                 continue
+            self._note_end(record)
             try:
                 self._lead.step(record)
             except NotLeading as error:

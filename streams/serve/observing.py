@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streams.control.record import Generation
 from streams.control.site import Site
 from streams.control.status import GroupView, view_group
 from streams.data.agent import AgentStatus
+from streams.data.peek import Peek
 from streams.errors import CqrsError
 from streams.log import get_logger
 from streams.serve.owners import Owners
@@ -41,6 +42,9 @@ class Observed:
     view: GroupView
     at_s: float
     """When, by the monotonic clock."""
+    lag_s: Mapping[int, float] = field(default_factory=dict)
+    """By partition of those that are held here, how old the next event to fold is; 0.0 where there is none. One whose
+    next event is not known is not in it."""
 
     @property
     def age_s(self) -> float:
@@ -59,6 +63,7 @@ class Observing:
     def __init__(self, subjects: Callable[[], Iterable[Subject]], owners: Owners) -> None:
         self._subjects = subjects
         self._owners = owners
+        self._peeks: dict[str, Peek] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refold-observing", daemon=True)
         self.seen: Mapping[str, Observed] = {}
@@ -98,6 +103,34 @@ class Observing:
                     if one.id in self.seen:
                         seen[one.id] = self.seen[one.id]
                     continue
-                seen[one.id] = Observed(view=view, at_s=began_s)
+                before = self.seen.get(one.id)
+                lag_s = self._lags(subject, view, before, began_s)
+                seen[one.id] = Observed(view=view, at_s=began_s, lag_s=lag_s)
                 self._owners.note(one.id, view.members, began_s)
             self.seen, self.why_not = seen, why_not
+        for peek in self._peeks.values():
+            peek.close()
+
+    def _lags(self, subject: Subject, view: GroupView, before: Observed | None, now_s: float) -> dict[int, float]:
+        """Say how old the next event of each partition is that is held here."""
+        ends = {} if before is None else {one.partition: one.end for one in before.view.partitions}
+        lags = {}
+        for one in view.partitions:
+            if one.partition not in subject.status.partitions or one.position is None:
+                continue
+            if not one.lag:
+                lags[one.partition] = 0.0
+            elif before is not None and one.position >= ends.get(one.partition, one.end):
+                lags[one.partition] = now_s - before.at_s  # it came since
+            else:
+                written_ms = self._peek(subject).written_ms(one.partition, one.position)
+                if written_ms is not None:
+                    lags[one.partition] = max(0.0, time.time() - written_ms / 1000)
+        return lags
+
+    def _peek(self, subject: Subject) -> Peek:
+        events = subject.site.events
+        key = f"{events.kafka.bootstrap_servers}/{events.topic}"
+        if key not in self._peeks:
+            self._peeks[key] = Peek(events.kafka, events.topic)
+        return self._peeks[key]

@@ -153,7 +153,7 @@ def _partition(view: PartitionView, tended: Tended | None) -> dict[str, Any]:
 def progress_json(progress: RebuildProgress) -> dict[str, Any]:
     """Give a replay's figures."""
     return {
-        "percent": progress.completion_percentage,
+        "percent": progress.completion_percentage(),
         "events": progress.events_processed,
         "events_per_second": progress.events_per_second,
         "remaining_offsets": progress.remaining_offsets,

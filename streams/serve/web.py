@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from streams.errors import ConfigError
 from streams.log import get_logger
@@ -32,8 +34,8 @@ _AT_ONCE = 512
 """Requests that are answered at the same time; further ones are told to come again."""
 _LIMIT_S = 60.0
 _INTERNAL = "/internal/"
-_OPEN = ("/healthz", "/readyz")
-"""What probes ask, who have no token."""
+_OPEN = ("/healthz", "/readyz", "/metrics")
+"""What probes and Prometheus ask, who have no token."""
 
 
 class Web:
@@ -53,6 +55,7 @@ class Web:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
+        app.router.add_get("/metrics", self._metrics)
         Reads(worker).add_to(app)
         worker.comparing.add_to(app)
         CutService(worker).add_to(app)
@@ -88,6 +91,13 @@ class Web:
         if self._requests >= _AT_ONCE:
             return answer(Problem(429, "busy", f"{_AT_ONCE} requests are being answered.", retry_after_s=1))
         self._requests += 1
+        began_s = time.perf_counter()
+        response = await self._answered(request, handler)
+        self._requests -= 1
+        self._worker.metrics.query(request, response.status, time.perf_counter() - began_s)
+        return response
+
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             if request.method == "GET":
                 self._worker.readers.check(request)
@@ -106,8 +116,6 @@ class Web:
         except Exception:  # a fault of ours: the client is told no more than that
             log.exception("request.fault", method=request.method, path=request.path)
             return answer(Problem(500, "fault", "The worker failed; its log says why."))
-        finally:
-            self._requests -= 1
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         """Whether the loops beat. That a broker is away, or a rebuild takes long, is no fault of theirs."""
@@ -116,6 +124,11 @@ class Web:
     async def _readyz(self, _request: web.Request) -> web.Response:
         """Whether this worker's share of what is active is served."""
         return _answer(readiness(self._worker))
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        """The figures, for Prometheus."""
+        text = await asyncio.to_thread(self._worker.metrics.text)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _status(self, _request: web.Request) -> web.Response:
         """Everything that is known here."""

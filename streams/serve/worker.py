@@ -29,6 +29,7 @@ from streams.serve.comparing import Comparing
 from streams.serve.finding import Finding
 from streams.serve.leadership import Leadership, commands_topic
 from streams.serve.leading import Leading
+from streams.serve.metrics import Metrics
 from streams.serve.observing import Observing, Subject
 from streams.serve.owners import Owners
 from streams.serve.producing import Producing
@@ -87,6 +88,7 @@ class Worker:
         self.readers = Tokens(settings.read_tokens)
         """Who may read."""
         self.comparing = Comparing(self)
+        self.metrics = Metrics(self)
         self.loop: asyncio.AbstractEventLoop
         self.session: aiohttp.ClientSession
         """By which it asks other workers."""

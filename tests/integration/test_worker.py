@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from projections.fingerprint import fingerprint
-from tests.integration.fleet import fleet, soon
+from tests.integration.fleet import Worker, fleet, soon
 from tests.integration.kit import Kit, produce, reset, tally_events, traffic
 from tests.integration.versions import Fixed, Refactored
 from tests.support import envelope
@@ -271,3 +273,84 @@ def test_generations_whose_partitions_are_on_several_machines_are_compared_while
         assert rebuild is not None
         assert rebuild.report is not None
         assert (rebuild.report.changed, rebuild.report.unexpected) == (10, 0)
+
+
+def metrics(worker: Worker) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """By name, and then by labels."""
+    status, _, text = worker.ask("GET", "/metrics")
+    assert status == 200
+    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def test_the_figures_are_told_by_labels_of_which_there_are_only_so_many(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(500))
+    with fleet(kit) as workers:
+        one = workers.start("a")
+        workers.ready(one)
+        soon("the ends to be seen", lambda: len(metrics(one).get("refold_lag_seconds", ())) == 2)
+        found = metrics(one)
+        assert sum(found["refold_events_processed_total"].values()) == 500
+        assert sum(found["refold_models"].values()) == len(workers.expected())
+        assert set(found["refold_lag_seconds"].values()) == set(found["refold_lag_records"].values()) == {0.0}
+        assert set(found["refold_history_complete"].values()) == {1.0}
+        assert found["refold_worker_leader"] == found["refold_worker_ready"] == {(): 1.0}
+        assert next(iter(found["refold_commit_duration_seconds_count"].values())) > 0
+        assert next(iter(found["refold_agents_resident_memory_bytes"].values())) > 10 << 20
+        shape = {name: len(samples) for name, samples in found.items()}
+        for number in range(50):
+            one.get(f"/v1/projections/tally/models/stream-{number}")
+            one.get(f"/whatever/{number}")
+            one.ask("PATCH", f"/v1/projections/{number}/models/x")
+        after = metrics(one)
+        assert {name: len(after[name]) for name in shape if "quer" not in name} == {
+            name: count for name, count in shape.items() if "quer" not in name
+        }
+        routes = {dict(labels)["route"] for labels in after["refold_queries_total"]}
+        assert routes <= {"/v1/projections/*/models/*", "/metrics", "/status", "unknown"}, routes
+        # An event that nobody can fold is behind by its own age, and not by that of the one before it.
+        produce(kit.bootstrap, kit.topic, [("stream-1", envelope(9000, "fail"))], partition=0)
+        soon("it to halt", lambda: max(metrics(one)["refold_partition_halted"].values()) == 1.0)
+        soon("its age", lambda: max(metrics(one)["refold_lag_seconds"].values()) > 2.0)
+        assert max(metrics(one)["refold_lag_seconds"].values()) < 20
+        status, _, _done = one.ask("POST", "/v1/projections/tally/rebuild", {"in_place": True})
+        assert status == 200
+        soon("the rebuild", lambda: max(metrics(one)["refold_rebuild_running"].values()) == 1.0)
+
+
+def test_commands_and_reading_need_their_tokens_which_may_change_meanwhile(new_kit: NewKit, tmp_path: Path) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(100))
+    admins, readers = tmp_path / "admins", tmp_path / "readers"
+    admins.write_text("# who may\nann s3cret\n")
+    readers.write_text("r3ader\n")
+    with fleet(kit) as workers:
+        one = workers.start("a", "--admin-tokens", str(admins), "--read-tokens", str(readers))
+        workers.ready(one)
+
+        def get(token: str | None) -> int:
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            return one.ask("GET", "/v1/projections/tally/models/stream-1", headers=headers)[0]
+
+        def post(token: str | None) -> int:
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            return one.ask("POST", "/v1/projections/tally/pause", headers=headers)[0]
+
+        assert (get(None), get("wrong"), get("r3ader")) == (401, 403, 200)
+        assert (post(None), post("r3ader"), post("s3cret")) == (401, 403, 409)  # none to pause
+        assert (
+            one.ask("POST", "/v1/projections/tally/pause", {"x": "y" * 70_000}, {"Authorization": "Bearer s3cret"})[0]
+            == 413
+        )
+        admins.write_text("bob n3w\n")
+        assert (post("s3cret"), post("n3w")) == (403, 409)
+        assert '"by": "ann"' in one.output()
+        assert "s3cret" not in one.output()
+        open_to_all = workers.start("b", "--http-host", "0.0.0.0")
+        soon("it to listen", lambda: "worker.listens" in open_to_all.output())
+        status, _, problem = open_to_all.ask("POST", "/v1/projections/tally/rebuild")
+        assert (status, problem["type"]) == (403, "urn:refold:forbidden")

@@ -1,0 +1,237 @@
+"""A worker's figures for Prometheus: in base units, and by labels of which there are only so many."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from streams.control.record import Generation
+from streams.serve.standing import readiness
+from streams.serve.tending import Tended, Tending
+
+if TYPE_CHECKING:
+    from streams.serve.worker import Worker
+
+__all__ = ["Metrics"]
+
+_GENERATION = ("projection", "generation")
+_PARTITION = (*_GENERATION, "topic", "partition")
+_QUERY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_REBUILD_S = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 3600.0)
+_PLACES = re.compile(r"\{[^}]*\}")
+
+
+class Metrics:
+    """Collects from a worker when it is asked.
+
+    Args:
+        worker: Whose.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._registry = CollectorRegistry()
+        self._queries = Counter(
+            "refold_queries", "Requests answered.", ("method", "route", "code"), registry=self._registry
+        )
+        self._query_s = Histogram(
+            "refold_query_duration_seconds",
+            "How long requests took.",
+            ("method", "route"),
+            buckets=_QUERY_S,
+            registry=self._registry,
+        )
+        self._rebuild_s = Histogram(
+            "refold_rebuild_duration_seconds",
+            "How long rebuilds took that ended while this worker led.",
+            ("projection",),
+            buckets=_REBUILD_S,
+            registry=self._registry,
+        )
+        self._registry.register(_Standing(worker))
+        ProcessCollector(registry=self._registry)
+
+    def query(self, request: web.Request, status: int, seconds: float) -> None:
+        """Note a request that was answered. Its route counts, and not what was asked for: ids are no labels."""
+        resource = request.match_info.route.resource
+        route = "unknown" if resource is None else _PLACES.sub("*", resource.canonical)
+        method = request.method if request.method in ("GET", "POST") else "other"
+        self._queries.labels(method, route, str(status)).inc()
+        self._query_s.labels(method, route).observe(seconds)
+
+    def text(self) -> bytes:
+        """Give them all; it may take as long as a look at some directories does."""
+        for name, leading in self._worker.leadings.items():
+            while leading.durations_s:
+                self._rebuild_s.labels(name).observe(leading.durations_s.pop())
+        return generate_latest(self._registry)
+
+
+class _Standing(Collector):
+    """What is known of a worker at the time."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        worker = self._worker
+        yield InfoMetricFamily("refold_build", "Which refold this is.", {"version": version("refold")})
+        yield GaugeMetricFamily("refold_worker_leader", "1 where it leads.", int(worker.leadership.is_leading))
+        yield GaugeMetricFamily("refold_worker_ready", "1 where it serves its share.", int(not readiness(worker)))
+        yield from self._rebuilds()
+        yield from self._generations()
+        yield from self._partitions()
+
+    def _rebuilds(self) -> Iterator[Metric]:
+        """Those that run, as the leader knows them, and those that have ended."""
+        running = GaugeMetricFamily("refold_rebuild_running", "1 where a rebuild is under way.", labels=["projection"])
+        began = GaugeMetricFamily(
+            "refold_rebuild_started_timestamp_seconds", "When the last rebuild began.", labels=["projection"]
+        )
+        ratio = GaugeMetricFamily(
+            "refold_rebuild_progress_ratio", "How far the rebuild is, 0 to 1; of the leader.", labels=["projection"]
+        )
+        rate = GaugeMetricFamily(
+            "refold_rebuild_events_per_second", "How fast it folds; of the leader.", labels=["projection"]
+        )
+        updated = GaugeMetricFamily(
+            "refold_rebuild_models_updated", "Events that have changed a model in it.", labels=["projection"]
+        )
+        left = GaugeMetricFamily(
+            "refold_rebuild_estimated_seconds_left",
+            "How long it will take yet; absent where unknown.",
+            labels=["projection"],
+        )
+        ended = CounterMetricFamily(
+            "refold_rebuilds", "Rebuilds that ended while this worker led.", labels=["projection", "result"]
+        )
+        failures = CounterMetricFamily(
+            "refold_rebuild_failures", "Those of them that were given up.", labels=["projection"]
+        )
+        for name, tending in self._worker.tendings.items():
+            record, leading = tending.record, self._worker.leadings[name]
+            for result in ("completed", "cancelled"):
+                ended.add_metric([name, result], leading.ended[result])
+            failures.add_metric([name], leading.ended["cancelled"])
+            if record is None:
+                continue
+            running.add_metric([name], int(record.running is not None))
+            if record.rebuild is not None:
+                began.add_metric([name], record.rebuild.began_at.timestamp())
+            progress = leading.progress
+            if progress is not None and record.running is not None:
+                ratio.add_metric([name], (progress.completion_percentage() or 0.0) / 100)
+                rate.add_metric([name], progress.events_per_second)
+                updated.add_metric([name], progress.models_updated)
+                seconds = progress.estimated_seconds_left()
+                if seconds is not None:
+                    left.add_metric([name], seconds)
+        yield from (running, began, ratio, rate, updated, left, ended, failures)
+
+    def _generations(self) -> Iterator[Metric]:
+        labels = list(_GENERATION)
+        phase = GaugeMetricFamily("refold_generation_phase", "1 for what it is at.", labels=[*labels, "phase"])
+        halted = GaugeMetricFamily("refold_generation_halted", "1 where a person is to say.", labels=labels)
+        agents = GaugeMetricFamily("refold_agents", "Processes that fold it here.", labels=labels)
+        memory = GaugeMetricFamily("refold_agents_resident_memory_bytes", "Memory of these.", labels=labels)
+        size = GaugeMetricFamily("refold_state_bytes", "What this worker's copy takes on disk.", labels=labels)
+        restarts = CounterMetricFamily("refold_agent_restarts", "Agents started again after they died.", labels=labels)
+        rebalances = CounterMetricFamily("refold_rebalances", "How often partitions came or went here.", labels=labels)
+        refused = CounterMetricFamily("refold_commit_failures", "Commits that its group refused.", labels=labels)
+        commits = SummaryMetricFamily("refold_commit_duration_seconds", "How long checkpoints took.", labels=labels)
+        for tending, one, tended in self._all():
+            key = [tending.site.name, one.id]
+            phase.add_metric([*key, one.phase], 1)
+            halted.add_metric(key, int(bool(one.halted)))
+            if tended is None:
+                continue
+            work = tended.status.work
+            agents.add_metric(key, len(tended.pids))
+            memory.add_metric(key, sum(map(_resident, tended.pids)))
+            restarts.add_metric(key, work.restarts + tended.failures)
+            rebalances.add_metric(key, work.rebalances)
+            refused.add_metric(key, work.refused)
+            commits.add_metric(key, count_value=work.commits, sum_value=work.commit_s)
+            if tended.job is not None:
+                size.add_metric(key, _size(tended.job.build.path))
+        yield from (phase, halted, agents, memory, size, restarts, rebalances, refused, commits)
+
+    def _partitions(self) -> Iterator[Metric]:
+        """Those that are held here: so each is told by one worker."""
+        labels = list(_PARTITION)
+        position = GaugeMetricFamily("refold_position", "The next offset to fold, as committed.", labels=labels)
+        low = GaugeMetricFamily("refold_log_start_offset", "The first offset that the topic still has.", labels=labels)
+        end = GaugeMetricFamily("refold_log_end_offset", "The topic's end.", labels=labels)
+        margin = GaugeMetricFamily(
+            "refold_retention_margin_records", "Offsets between the topic's start and the position.", labels=labels
+        )
+        lag = GaugeMetricFamily("refold_lag_records", "Offsets that are not folded.", labels=labels)
+        lag_s = GaugeMetricFamily(
+            "refold_lag_seconds",
+            "How old the next event to fold is; 0 at the end, absent where unknown.",
+            labels=labels,
+        )
+        whole = GaugeMetricFamily("refold_history_complete", "1 where the topic has all from offset 0.", labels=labels)
+        models = GaugeMetricFamily("refold_models", "Models, as committed.", labels=labels)
+        stuck = GaugeMetricFamily("refold_partition_halted", "1 where it is folded no further.", labels=labels)
+        processed = CounterMetricFamily("refold_events_processed", "Events folded or declined.", labels=labels)
+        declined = CounterMetricFamily("refold_events_declined", "Events declined.", labels=labels)
+        for tending, one, tended in self._all():
+            seen = self._worker.observing.seen.get(one.id)
+            views = {} if seen is None else {view.partition: view for view in seen.view.partitions}
+            for number, held in ({} if tended is None else tended.status.partitions).items():
+                key = [tending.site.name, one.id, one.topic, str(number)]
+                stuck.add_metric(key, int(held.is_halted))
+                if held.committed < 0:
+                    continue
+                position.add_metric(key, held.committed)
+                models.add_metric(key, held.models)
+                processed.add_metric(key, held.events)
+                declined.add_metric(key, held.declined)
+                if number in views:
+                    view = views[number]
+                    low.add_metric(key, view.low)
+                    end.add_metric(key, view.end)
+                    whole.add_metric(key, int(view.low == 0))
+                    margin.add_metric(key, held.committed - view.low)
+                    lag.add_metric(key, max(0, view.end - held.committed))
+                if seen is not None and number in seen.lag_s:
+                    lag_s.add_metric(key, seen.lag_s[number])
+        yield from (position, low, end, margin, lag, lag_s, whole, models, stuck, processed, declined)
+
+    def _all(self) -> Iterator[tuple[Tending, Generation, Tended | None]]:
+        for tending in self._worker.tendings.values():
+            for one in () if tending.record is None else tending.record.generations:
+                yield tending, one, tending.tended.get(one.id)
+
+
+def _resident(pid: int) -> int:
+    """Give a process's resident memory in bytes; 0 where it is gone, or the system does not tell."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _size(directory: Path) -> int:
+    total = 0
+    for path in directory.rglob("*"):
+        try:
+            total += path.stat().st_size
+        except OSError:
+            continue
+    return total
