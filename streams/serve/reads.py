@@ -118,7 +118,7 @@ class Reads:
                     raise _Moved(_not_ready(generation, {number: "it is being looked at who serves it"}))
                 looked_at.append(number)
                 if raw.raw is not None:
-                    return _json(_document(answer) | {"id": model_id, "model": orjson.Fragment(raw.raw)})
+                    return _json({"id": model_id, "model": orjson.Fragment(raw.raw)} | _document(answer))
         if is_local:
             # Whoever forwarded this asks the others itself.
             foreign = {one: why for one, why in unknown.items() if not isinstance(places[one], Elsewhere)}

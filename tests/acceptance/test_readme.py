@@ -8,8 +8,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from urllib.request import Request, urlopen
 
+import orjson
 import pytest
 from confluent_kafka.admin import AdminClient
 
@@ -112,6 +115,44 @@ def test_own_projection_is_loaded_folded_read_and_rebuilt_as_written(shop: Path,
     check_session("library", shop, bootstrap_servers)
     check_session("explain", shop, bootstrap_servers)
     check_session("get", shop, bootstrap_servers)
+
+
+def test_two_workers_are_a_service_as_written(shop: Path, bootstrap_servers: str) -> None:
+    check_session("load", shop, bootstrap_servers)
+    environment = REGISTRY | {"REFOLD_BOOTSTRAP_SERVERS": bootstrap_servers, "PYTHONPATH": str(REPOSITORY)}
+    started = []
+    with ExitStack() as stack:
+        for mark in ("worker one", "worker two"):
+            ((line, nothing),) = session(mark)
+            assert nothing == ""
+            program, *arguments = shlex.split(line)
+            assert program == "refold"
+            port = arguments[-1]
+            home = shop / mark.replace(" ", "-")
+            home.mkdir()
+            started.append(stack.enter_context(command(arguments, home, cwd=shop, environment=environment)))
+            until(f"the worker at {port} to be ready", lambda port=port: answered(f"localhost:{port}/readyz") != "")  # type: ignore[misc]
+        for line, output in session("curl"):
+            program, *arguments = shlex.split(line)
+            assert (program, arguments[0]) == ("curl", "-s")
+            given = answered(arguments[-1], "POST" if "POST" in arguments else "GET")
+            told, shows = orjson.loads(given), output.replace('"5f2c…"', '"5f2c"').replace("{…}", "{}")
+            assert list(told) == list(orjson.loads(shows)), given
+            for key in ("model", "verb", "state", "active"):
+                assert told.get(key) == orjson.loads(shows).get(key)
+        until("the switch", lambda: '"active":"baskets.v1-2"' in answered("localhost:8081/v1/projections"))
+        for one in started:
+            one.process.terminate()
+        assert [one.process.wait(COMMAND_S) for one in started] == [0, 0]
+
+
+def answered(address: str, method: str = "GET") -> str:
+    """What a worker answers; nothing where it does not, or with a problem."""
+    try:
+        with urlopen(Request(f"http://{address}", method=method), timeout=30) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
 
 
 def test_settings_table_names_every_setting_that_works() -> None:
