@@ -76,6 +76,11 @@ class Folding:
         if self._runner is not None:
             self._runner.stop()
 
+    def renice(self, nice: int) -> None:
+        """Have the agents go on with another priority."""
+        if self._runner is not None:
+            self._runner.renice(nice)
+
     def wait(self, timeout_s: float) -> bool:
         """Wait for their end, and look after them meanwhile; say whether they have ended."""
         return self._claimed is None or self._runner is None or self._runner.wait(timeout_s)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from streams.data.collector import rare_collections
 from streams.data.job import AgentStatus, Job
 from streams.data.seat import Seat
@@ -54,12 +56,21 @@ class Agent:
             StorageError: The disk.
             BrokerUnavailable, BrokerError, GroupActive: See `Subscription.poll` and `ownership.check_members`.
         """
+        for _ in self.turns():
+            pass
+
+    def turns(self) -> Iterator[None]:
+        """Do the same, turn by turn: between two of them another thread may go on with it.
+
+        Raises:
+            See `run`.
+        """
         with rare_collections():
-            self._run()
+            yield from self._turns()
         if self._seat.lane.errors:
             raise self._seat.lane.errors[0]
 
-    def _run(self) -> None:
+    def _turns(self) -> Iterator[None]:
         seat, lane = self._seat, self._seat.lane
         # Step 1
         seat.join()
@@ -71,6 +82,7 @@ class Agent:
                 lane.advance()
                 lane.take(slices)
                 seat.rest(idle=not any(piece.records for piece in slices))
+                yield
             clean = True
         finally:
             # Step 3

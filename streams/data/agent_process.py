@@ -26,6 +26,7 @@ __all__ = ["main"]
 
 _STATUS_S = 0.05
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_BEST_EFFORT_LOWEST = (2 << 13) | 7
@@ -36,19 +37,19 @@ def main(descriptor: int, parent: int, nice: int) -> None:
     _die_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C is the parent's to pass on
         signal.signal(number, signal.SIG_IGN)
-    if nice:
-        _give_way(nice)
     pipe = Connection(descriptor)
     job: Job = pickle.loads(pipe.recv_bytes())  # what our own parent has pickled
     logs = pipe.recv()
     if logs is not None:
         configure(**logs)
     agent = Agent(job)
+    stretches = _Stretches(agent, nice)
 
     def listen() -> None:
         # The parent's end closing is as good as its word.
         with contextlib.suppress(EOFError, OSError):
-            pipe.recv()
+            while isinstance(word := pipe.recv(), int):
+                stretches.renice(word)
         agent.stop()
 
     ended = threading.Event()
@@ -64,7 +65,7 @@ def main(descriptor: int, parent: int, nice: int) -> None:
     error: BaseException | None = None
     try:
         with _noted(job):
-            agent.run()
+            stretches.run()
     except BaseException as failure:  # noqa: BLE001  (raised again in the parent)
         error = failure
     ended.set()
@@ -76,6 +77,58 @@ def main(descriptor: int, parent: int, nice: int) -> None:
         except (TypeError, AttributeError, pickle.PicklingError):
             pipe.send(CqrsError(f"{type(error).__name__}: {error}"))
     pipe.close()
+
+
+class _Stretches:
+    """Runs an agent in stretches, each on a thread of its own, with the priority that it is to have by then.
+
+    Linux gives each thread its own, and one that was lowered may not be raised again without a privilege. A new one
+    begins with that of the thread that starts it: so the main thread keeps the usual one, and only starts others.
+
+    Args:
+        agent: The agent.
+        nice: By how much its priority is lowered.
+    """
+
+    def __init__(self, agent: Agent, nice: int) -> None:
+        self._turns = agent.turns()
+        self._nice = nice
+        self._is_over = False
+        self._changed = threading.Event()
+        self._error: BaseException | None = None
+
+    def renice(self, nice: int) -> None:
+        """Go on with another priority; from any thread."""
+        if nice != self._nice:
+            self._nice = nice
+            self._changed.set()
+
+    def run(self) -> None:
+        """Run the agent to its end.
+
+        Raises:
+            See `Agent.run`.
+        """
+        while not self._is_over:
+            self._changed.clear()
+            thread = threading.Thread(target=self._stretch, name="refold-agent")
+            thread.start()
+            thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _stretch(self) -> None:
+        try:
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(_PR_SET_NAME, b"refold-agent")  # for those who look, as `top -H` does
+            if self._nice:
+                _give_way(self._nice)
+            for _ in self._turns:
+                if self._changed.is_set():
+                    return
+        except BaseException as error:  # noqa: BLE001  (raised again by `run`)
+            self._error = error
+        self._is_over = True
 
 
 def _noted(job: Job) -> FileLock:
@@ -94,8 +147,12 @@ def _die_with(parent: int) -> None:
 
 
 def _give_way(nice: int) -> None:
-    """Lower the priority for the processor and, where Linux can, for the disk."""
-    os.nice(nice)
+    """Lower this thread's priority for the processor and the disk; where Linux is not, the process's, for good."""
+    if sys.platform == "linux":
+        own = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + nice)
+    else:
+        os.nice(nice)
     number = _IOPRIO_SET.get(platform.machine())
     if sys.platform == "linux" and number is not None:
         ctypes.CDLL(None).syscall(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_BEST_EFFORT_LOWEST)

@@ -78,6 +78,14 @@ class ProcessRunner:
                 with contextlib.suppress(OSError):
                     self._ours.send("stop")
 
+    def renice(self, nice: int) -> None:
+        """See Runner."""
+        with self._guard:
+            self._nice = nice
+            if self._process is not None and not self._ended.is_set():
+                with contextlib.suppress(OSError):
+                    self._ours.send(nice)
+
     def wait(self, timeout_s: float) -> bool:
         """See Runner."""
         return self._ended.wait(timeout_s)

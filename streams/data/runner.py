@@ -31,6 +31,10 @@ class Runner(Protocol):
         """Ask the agent to end; see `Agent.stop`. Also before `start`, and more than once."""
         ...
 
+    def renice(self, nice: int) -> None:
+        """Go on with another priority; where it runs in this process, it keeps that of this process."""
+        ...
+
     def wait(self, timeout_s: float) -> bool:
         """Wait for the agent's end, at most so long; say whether it has ended."""
         ...
@@ -68,6 +72,9 @@ class ThreadRunner:
     def stop(self) -> None:
         """See Runner."""
         self._agent.stop()
+
+    def renice(self, nice: int) -> None:
+        """See Runner."""
 
     def wait(self, timeout_s: float) -> bool:
         """See Runner."""

@@ -172,6 +172,9 @@ class SharedRunner:
         self.seat.stop()
         self._shared._withdrawn(self)
 
+    def renice(self, nice: int) -> None:
+        """See Runner."""
+
     def wait(self, timeout_s: float) -> bool:
         """See Runner."""
         return self._ended.wait(timeout_s)

@@ -60,6 +60,7 @@ class Supervisor:
         self._slots = [_Slot(number, make(job)) for number in range(agents)]
         self._events = 0
         self._work = Work()
+        self._nice: int | None = None
         self._stopped = False
         self._error: BaseException | None = None
 
@@ -90,6 +91,12 @@ class Supervisor:
         self._stopped = True
         for slot in self._slots:
             slot.runner.stop()
+
+    def renice(self, nice: int) -> None:
+        """See Runner; agents that are started later have it too."""
+        self._nice = nice
+        for slot in self._slots:
+            slot.runner.renice(nice)
 
     def wait(self, timeout_s: float) -> bool:
         """See Runner; agents that died are started again from in here."""
@@ -126,6 +133,8 @@ class Supervisor:
                 self._events += slot.runner.status.events
                 self._work += slot.runner.status.work + Work(restarts=1)
                 slot.runner = self._make(self._job)
+                if self._nice is not None:
+                    slot.runner.renice(self._nice)
                 self._start(slot)
             return
         if not slot.runner.wait(0):

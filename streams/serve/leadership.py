@@ -69,6 +69,8 @@ class Leadership:
         self._arguments = _faust_arguments(kafka)
         self._app: faust.App | None = None
         self._datadir: tempfile.TemporaryDirectory[str] | None = None
+        self.address = ""
+        """Where this worker listens, as it is to tell the group; set before it joins."""
         self.is_leading = False
         """Whether the group has given this worker the commands, as far as it has heard."""
         self.why_not = "it has not joined yet"
@@ -84,7 +86,20 @@ class Leadership:
             members = self._cluster.members(self._group)
         except BrokerError:
             return False
-        return any(one.client_id == self._worker and one.partitions for one in members)
+        return any(one.client_id == self._client_id and one.partitions for one in members)
+
+    def addresses(self) -> set[str]:
+        """Ask the broker who is in the workers' group, and give where they listen.
+
+        Raises:
+            BrokerError: From Kafka.
+        """
+        members = self._cluster.members(self._group)
+        return {address for one in members if (address := one.client_id.partition("@")[2])}
+
+    @property
+    def _client_id(self) -> str:
+        return f"{self._worker}@{self.address}"
 
     async def join(self) -> None:
         """Make the topic where there is none, and join; tried again until a broker lets it.
@@ -126,7 +141,7 @@ class Leadership:
         app = faust.App(
             self._group,
             env={},  # variables of the environment win over arguments otherwise
-            broker_client_id=self._worker,
+            broker_client_id=self._client_id,
             datadir=self._datadir.name,
             topic_allow_declare=False,
             topic_disable_leader=True,

@@ -40,6 +40,8 @@ class Owners:
 
     def __init__(self) -> None:
         self._known: dict[str, Owning] = {}
+        self._alone: dict[str, float] = {}
+        """Since when nobody has been in a generation's group."""
         self._guard = threading.Lock()
 
     def note(self, generation: str, members: Iterable[Member], at_s: float) -> Owning:
@@ -50,9 +52,14 @@ class Owners:
             members: As the group said.
             at_s: When it was asked.
         """
+        members = list(members)
         addresses = {number: one.address for one in members if one.address for number in one.partitions}
         owning = Owning(addresses, at_s)
         with self._guard:
+            if members:
+                self._alone.pop(generation, None)
+            else:
+                self._alone.setdefault(generation, at_s)
             if owning.at_s > self._known.get(generation, Owning()).at_s:
                 self._known[generation] = owning
         return owning
@@ -60,6 +67,11 @@ class Owners:
     def known(self, generation: str) -> Owning:
         """Give what its group said last."""
         return self._known.get(generation, Owning())
+
+    def alone_s(self, generation: str) -> float:
+        """Say for how long nobody has been in a generation's group, in seconds, as far as it was asked."""
+        since_s = self._alone.get(generation)
+        return 0.0 if since_s is None else time.monotonic() - since_s
 
     def ask(self, site: Site, generation: Generation) -> Owning:
         """Ask its group now; it takes a second at most. Where nobody answers, what it said last is given."""

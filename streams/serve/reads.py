@@ -130,6 +130,11 @@ class Reads:
                     generation=generation.id,
                 )
             unknown = foreign
+        if unknown and not is_local and least is None and self._worker.copies.may_serve(request, generation):
+            stale = await self._worker.copies.find(tending, generation, sorted(unknown), model_id)
+            if stale is not None and stale["model"] is not None:
+                return _json(stale)
+            unknown = {} if stale is not None else unknown
         if unknown:
             raise _Moved(_not_ready(generation, unknown))
         raise Problem(
@@ -148,13 +153,17 @@ class Reads:
         limit = _number(request, "limit", _PAGE, _LARGEST_PAGE)
         first, after = int(cursor.get("partition", 0)), cursor.get("after")
         only = request.query.get("partition")
-        numbers = [int(only)] if only is not None and only.isdigit() else range(first, generation.partitions)
+        if only is not None and not (only.isdigit() and int(only) < generation.partitions):
+            raise Problem(400, "bad-request", f"partition is one below {generation.partitions}; it was {only!r}.")
+        numbers = range(first, generation.partitions) if only is None else [int(only)]
         models: list[Any] = []
         positions: dict[str, int] = {}
+        stale: list[int] = []
         following: str | None = None
         for number in numbers:
             behind = after if number == first else None
             found = await self._part(request, tending, generation, number, behind, limit - len(models))
+            stale += [number] if found.get("stale") else []
             models += found["models"]
             positions |= found["positions"]
             if found["next"] is not None or (len(models) >= limit and number + 1 < generation.partitions):
@@ -163,6 +172,7 @@ class Reads:
                 break
         return _json(
             {"generation": generation.id, "models": models, "positions": positions, "next": following}
+            | ({"stale": stale} if stale else {})
             | ({"last": models[-1]["id"] if models else None} if only is not None else {})
         )
 
@@ -192,6 +202,10 @@ class Reads:
                         "next": None if page.is_last else last,
                         "last": last,
                     }
+            if why and not is_local and self._worker.copies.may_serve(request, generation):
+                stale = await self._worker.copies.page(tending, generation, number, after, limit)
+                if stale is not None:
+                    return stale | {"stale": True}
             if isinstance(place, Elsewhere):
                 if is_local:
                     raise Problem(421, "misdirected", f"Partition {number} is served at {place.address}.")

@@ -62,6 +62,8 @@ class _Hand:
     again_s: float = 0.0
     failures: int = 0
     error: str = ""
+    is_replay: bool = False
+    """Whether its agents give way to those of a live generation."""
 
 
 class Tending:
@@ -171,6 +173,9 @@ class Tending:
         self._bring_up(record)
         for id_, one in wanted.items():
             hand = self._hands.setdefault(id_, _Hand(one.epoch))
+            if hand.folding is not None and hand.is_replay and one.is_folded:
+                hand.is_replay = False
+                hand.folding.renice(0)
             if hand.folding is None and time.monotonic() >= hand.again_s:
                 self._take(record, one, hand)
 
@@ -210,6 +215,7 @@ class Tending:
             self._failed(one.id, hand, error)
             return
         hand.folding, hand.began_s, hand.error = folding, time.monotonic(), ""
+        hand.is_replay = not one.is_folded
         log.info("generation.taken_on", generation=one.id, phase=one.phase, epoch=one.epoch)
 
     def _let_go(self, id_: str, hand: _Hand) -> None:

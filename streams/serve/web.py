@@ -58,6 +58,7 @@ class Web:
         app.router.add_get("/metrics", self._metrics)
         Reads(worker).add_to(app)
         worker.comparing.add_to(app)
+        worker.copies.add_to(app)
         CutService(worker).add_to(app)
         Admin(worker, Tokens(worker.settings.admin_tokens)).add_to(app)
         self._runner = web.AppRunner(app, access_log=None)

@@ -26,6 +26,7 @@ from streams.errors import ConfigError
 from streams.log import get_logger
 from streams.serve.auth import Tokens
 from streams.serve.comparing import Comparing
+from streams.serve.copies import Copies
 from streams.serve.finding import Finding
 from streams.serve.leadership import Leadership, commands_topic
 from streams.serve.leading import Leading
@@ -88,6 +89,7 @@ class Worker:
         self.readers = Tokens(settings.read_tokens)
         """Who may read."""
         self.comparing = Comparing(self)
+        self.copies = Copies(self)
         self.metrics = Metrics(self)
         self.loop: asyncio.AbstractEventLoop
         self.session: aiohttp.ClientSession
@@ -121,6 +123,7 @@ class Worker:
                 self.leadings[site.name] = Leading(tending, self.leadership, partial(self.comparing.compare, site))
             for loop in self._loops().values():
                 loop.start()
+            self.leadership.address = self.address
             joining = asyncio.create_task(self.leadership.join())
             await stopped.wait()
             # Step 3
@@ -159,7 +162,7 @@ class Worker:
     def _keep_shelf(self) -> None:
         """Let go of builds that are not folded here any more, so that they can be removed."""
         tended = [one for tending in list(self.tendings.values()) for one in tending.tended.values()]
-        self.shelf.keep_only([one.job.build.path for one in tended if one.job is not None])
+        self.shelf.keep_only([*self.copies.builds(), *(one.job.build.path for one in tended if one.job is not None)])
 
     def _subjects(self) -> Iterator[Subject]:
         """Give the generations that are folded anywhere, for the observer; and note which of ours are served."""
@@ -190,16 +193,12 @@ class Worker:
         return self.settings.http_host in ("127.0.0.1", "::1", "localhost")
 
     def peers(self) -> set[str]:
-        """Name the addresses of workers that serve any generation of a projection here; on a thread.
+        """Name the addresses of all workers of the fleet; on a thread.
 
         Raises:
             BrokerError: From Kafka.
         """
-        found: set[str] = set()
-        for tending in list(self.tendings.values()):
-            for one in () if tending.record is None else tending.record.generations:
-                found |= set(self.owners.ask(tending.site, one).addresses.values())
-        return found
+        return {self.address, *self.leadership.addresses()}
 
     def give(self, command: Command) -> None:
         """Give a command to whoever leads; blocks until Kafka has it.

@@ -354,3 +354,26 @@ def test_commands_and_reading_need_their_tokens_which_may_change_meanwhile(new_k
         soon("it to listen", lambda: "worker.listens" in open_to_all.output())
         status, _, problem = open_to_all.ask("POST", "/v1/projections/tally/rebuild")
         assert (status, problem["type"]) == (403, "urn:refold:forbidden")
+
+
+def test_what_nobody_can_fold_any_more_is_served_as_stale_and_says_so(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(2000))
+    with fleet(kit) as workers:
+        old = [workers.start(name) for name in "ab"]
+        workers.ready(*old)
+        soon("both to fold", lambda: len(set(workers.owners("tally.v1").values())) == 2)
+        workers.ready(*old)
+        expected = workers.expected()
+        for one in old:
+            assert one.terminate() == 0, one.output()
+        new = [workers.start(f"{name}2", projections=FIXED, state=name) for name in "ab"]
+        workers.ready(*new)
+        produce(kit.bootstrap, kit.topic, tally_events(100, first=2000))  # nobody folds these
+        for one in new:
+            soon("what is old to be served", lambda one=one: one.get("/v1/projections/tally/models/stream-1")[0] == 200)  # type: ignore[misc]
+            status, found = one.get("/v1/projections/tally/models/stream-1")
+            assert (status, found["stale"], found["model"]) == (200, True, expected["stream-1"])
+            assert workers.models(one) == expected
+            status, problem = one.get("/v1/projections/tally/models/nobody")
+            assert (status, problem["type"]) == (404, "urn:refold:unknown-model")

@@ -170,6 +170,12 @@ def test_no_agents_are_no_choice(new_kit: NewKit) -> None:
         new_kit().coordinator(workers=0)
 
 
+def priorities(pid: int) -> set[int]:
+    """The priorities of the threads that fold in an agent's process, and of those that they have started."""
+    tasks = [one for one in Path(f"/proc/{pid}/task").iterdir() if (one / "comm").read_text() == "refold-agent\n"]
+    return {os.getpriority(os.PRIO_PROCESS, int(one.name)) for one in tasks}
+
+
 def test_niced_agents_give_way(new_kit: NewKit) -> None:
     from streams.data.process_runner import ProcessRunner
 
@@ -182,10 +188,16 @@ def test_niced_agents_give_way(new_kit: NewKit) -> None:
             assert runner.pid is not None
             pid = runner.pid
             until("all to be folded", lambda: kit.lag() == 0)
-            assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 7
+            usual = os.getpriority(os.PRIO_PROCESS, 0)
+            assert priorities(pid) == {usual + 7}
             # Whoever looks at the state sees the agent's own process.
             assert pid in {one.pid for one in kit.store.folding(agent.job.build)}
+            # Once it is live it is as others are, which no privilege is needed for, and folds on.
+            runner.renice(0)
+            until("its priority", lambda: usual in priorities(pid))
+            produce(kit.bootstrap, kit.topic, tally_events(10, first=10))
+            until("more to be folded", lambda: kit.lag() == 0)
         finally:
             runner.stop()
             runner.result()
-    assert kit.check() == 10
+    assert kit.check() == 20

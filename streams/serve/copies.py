@@ -1,0 +1,216 @@
+"""Copies of partitions that nobody folds just now: what they hold is old, and is served as that."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+from streams.control.record import Generation
+from streams.data.build import Build
+from streams.errors import CqrsError
+from streams.log import get_logger
+from streams.serve.problems import Problem
+from streams.serve.tending import Tending
+
+if TYPE_CHECKING:
+    from streams.serve.worker import Worker
+
+__all__ = ["Copies"]
+
+log = get_logger(__name__)
+
+_KNOWN_S = 3.0
+_ASK_S = 5.0
+_LEFT_ALONE_S = 5.0
+
+
+class Copies:
+    """Finds the newest copy of a partition among all workers of the fleet, and serves those of this one.
+
+    Args:
+        worker: Of which it is the interface.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._best: dict[str, tuple[float, dict[int, tuple[int, str]]]] = {}
+        self._used: dict[Path, tuple[Tending, str]] = {}
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the routes, which other workers ask."""
+        place = "/internal/v1/projections/{name}/copies/{generation}"
+        app.router.add_get(place, self.positions)
+        app.router.add_get(place + "/{partition}/model", self.model)
+        app.router.add_get(place + "/{partition}/models", self.models)
+
+    def may_serve(self, request: web.Request, generation: Generation) -> bool:
+        """Say whether what is old may be answered: where nobody folds it for a while by now, or the client says so."""
+        if request.query.get("stale") == "ok":
+            return True
+        return bool(generation.halted) or self._worker.owners.alone_s(generation.id) >= _LEFT_ALONE_S
+
+    def builds(self) -> list[Path]:
+        """Name the builds that copies are read from, of generations that there still are."""
+        kept = {}
+        for path, (tending, id_) in self._used.items():
+            record = tending.record
+            found = None if record is None else record.find(id_)
+            if found is not None and found.phase != "retiring":
+                kept[path] = (tending, id_)
+        self._used = kept
+        return list(kept)
+
+    # As others ask
+
+    async def positions(self, request: web.Request) -> web.Response:
+        """Say how far this worker's copies are."""
+        tending, generation = self._named(request)
+        return _json(
+            {"positions": {str(number): at for number, at in (await self._local(tending, generation)).items()}}
+        )
+
+    async def model(self, request: web.Request) -> web.Response:
+        """Give a model of a copy here."""
+        tending, generation = self._named(request)
+        number, build = int(request.match_info["partition"]), self._build(tending, generation)
+        model_id = request.query.get("id", "")
+        found = await asyncio.to_thread(self._worker.shelf.find, build, number, model_id)
+        raw = None if found.raw is None else orjson.Fragment(found.raw)
+        state = found.state
+        old_s = None if state.record_ms is None else round(max(0.0, time.time() - state.record_ms / 1000), 3)
+        return _json(
+            {
+                "id": model_id,
+                "model": raw,
+                "generation": generation.id,
+                "partition": number,
+                "position": state.position,
+                "staleness_seconds": old_s,
+                "confirmed": False,
+                "stale": True,
+            }
+        )
+
+    async def models(self, request: web.Request) -> web.Response:
+        """Give models of a copy here."""
+        tending, generation = self._named(request)
+        number, build = int(request.match_info["partition"]), self._build(tending, generation)
+        after, limit = request.query.get("after"), int(request.query.get("limit", "100"))
+        behind = None if after is None else after.encode()
+        page = await asyncio.to_thread(self._worker.shelf.page, build, number, behind, limit)
+        last = page.models[-1][0].decode() if page.models else after
+        return _json(
+            {
+                "models": [{"id": key.decode(), "model": orjson.Fragment(raw)} for key, raw in page.models],
+                "positions": {str(number): page.state.position},
+                "next": None if page.is_last else last,
+                "last": last,
+            }
+        )
+
+    # As clients ask
+
+    async def find(
+        self, tending: Tending, generation: Generation, partitions: list[int], model_id: str
+    ) -> dict[str, Any] | None:
+        """Look for a model in the newest copies of some partitions; None where one of them has no copy anywhere.
+
+        Returns:
+            A document as `model` gives it, whose model is None where none of them has it.
+        """
+        best = await self._newest(tending, generation)
+        if any(number not in best for number in partitions):
+            return None
+        found: dict[str, Any] | None = None
+        for number in partitions:
+            path = f"{number}/model?id={quote(model_id, safe='')}"
+            found = await self._asked(best[number][1], tending, generation, path)
+            if found is None or found["model"] is not None:
+                return found
+        return found
+
+    async def page(
+        self, tending: Tending, generation: Generation, number: int, after: str | None, limit: int
+    ) -> dict[str, Any] | None:
+        """Give models of the newest copy of a partition; None where there is none anywhere."""
+        best = await self._newest(tending, generation)
+        if number not in best:
+            return None
+        behind = "" if after is None else f"&after={quote(after, safe='')}"
+        return await self._asked(best[number][1], tending, generation, f"{number}/models?limit={limit}{behind}")
+
+    async def _newest(self, tending: Tending, generation: Generation) -> Mapping[int, tuple[int, str]]:
+        """Give by partition the position of the newest copy, and where it is."""
+        known = self._best.get(generation.id)
+        if known is not None and time.monotonic() - known[0] < _KNOWN_S:
+            return known[1]
+        try:
+            peers = await asyncio.to_thread(self._worker.peers)
+        except CqrsError as error:
+            log.debug("copies.peers_unknown", why=str(error))
+            peers = {self._worker.address}
+        told = await asyncio.gather(*(self._asked(one, tending, generation, "") for one in sorted(peers)))
+        best: dict[int, tuple[int, str]] = {}
+        for address, answer in zip(sorted(peers), told, strict=True):
+            for number, position in ({} if answer is None else answer["positions"]).items():
+                best[int(number)] = max(best.get(int(number), (-1, "")), (position, address))
+        self._best[generation.id] = (time.monotonic(), best)
+        return best
+
+    async def _asked(self, address: str, tending: Tending, generation: Generation, path: str) -> dict[str, Any] | None:
+        """Ask a worker, be it this one; None where it does not answer."""
+        url = f"http://{address}/internal/v1/projections/{tending.site.name}/copies/{generation.id}"
+        try:
+            async with self._worker.session.get(
+                f"{url}/{path}" if path else url,
+                headers=self._worker.readers.header(),
+                timeout=aiohttp.ClientTimeout(total=_ASK_S),
+            ) as answer:
+                return orjson.loads(await answer.read()) if answer.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            log.debug("copies.not_asked", address=address, why=str(error))
+            return None
+
+    # What is here
+
+    async def _local(self, tending: Tending, generation: Generation) -> dict[int, int]:
+        build = self._build(tending, generation)
+        found = {}
+        for number in build.partitions():
+            found[number] = (await asyncio.to_thread(self._worker.shelf.find, build, number, "")).state.position
+        return found
+
+    def _build(self, tending: Tending, generation: Generation) -> Build:
+        """Give this worker's copy of a generation.
+
+        Raises:
+            Problem: It has none.
+        """
+        try:
+            build = tending.site.place(generation).store.current()
+        except CqrsError as error:
+            raise Problem(404, "unknown-generation", f"The copy here cannot be read: {error}") from error
+        if build is None or (build.manifest.directory, build.manifest.build) != (generation.state, generation.epoch):
+            raise Problem(404, "unknown-generation", f"There is no copy of {generation.id} here.")
+        self._used[build.path] = (tending, generation.id)
+        return build
+
+    def _named(self, request: web.Request) -> tuple[Tending, Generation]:
+        tending = self._worker.tendings.get(request.match_info["name"])
+        record = None if tending is None else tending.record
+        found = None if record is None else record.find(request.match_info["generation"])
+        if tending is None or found is None:
+            raise Problem(404, "unknown-generation", "It is not known here.")
+        return tending, found
+
+
+def _json(what: object) -> web.Response:
+    return web.Response(body=orjson.dumps(what), content_type="application/json")
