@@ -15,6 +15,7 @@ from streams.control.active import ActiveModels
 from streams.control.begin import Approve, begin_beside
 from streams.control.compare import Report
 from streams.control.green import NICE, Approver, Green
+from streams.control.onlooker import Onlooker, is_led
 from streams.control.record import Generation, Policy, Record
 from streams.control.registry import Registry
 from streams.control.reporters import ProgressReporter, reported
@@ -73,7 +74,8 @@ class Generations:
             allow_incomplete=allow_incomplete,
         )
         """What they have in common."""
-        self._green: Green | None = None
+        self._is_patient = False
+        self._green: Green | Onlooker | None = None
 
     @property
     def record(self) -> Record | None:
@@ -102,6 +104,8 @@ class Generations:
         is_patient: bool = False,
     ) -> Coroutine[Any, Any, Record]:
         """Fold a new generation beside the active one; once it has caught up, compare the two, and switch.
+
+        Where workers see to the projection, they do that, and this looks on.
 
         Readers stay with the active one until the switch, which is one record. Cancelling the task leaves the rebuild
         where it is: `resume` goes on with it, `cancel` gives it up.
@@ -277,14 +281,15 @@ class Generations:
         self, workers: int, approver: Approver | None, *, is_patient: bool, runner: MakeRunner | None = None
     ) -> None:
         make = runner or (supervised(workers, nice=NICE) if workers else ThreadRunner)
+        self._is_patient = is_patient
         self._green = Green(self.site, make, approver=approver, is_patient=is_patient)
 
     def _drive(self) -> Record:
         assert self._green is not None
+        if is_led(self.site, self.site.record()):
+            self._green = Onlooker(self.site, is_patient=self._is_patient)
         return self._green.drive()
 
     def _reported(self, work: Any, reporters: Sequence[ProgressReporter]) -> Coroutine[Any, Any, Record]:
-        green = self._green
-        assert green is not None
-        running: Coroutine[Any, Any, Record] = stopped_with_its_task(work, green.stop)
-        return reported(reporters, lambda: green.progress, running) if reporters else running
+        running: Coroutine[Any, Any, Record] = stopped_with_its_task(work, self.stop)
+        return reported(reporters, self.get_progress, running) if reporters else running

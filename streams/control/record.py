@@ -217,6 +217,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """The highest number that a generation was given."""
     gone: tuple[Gone, ...] = ()
     """The last ones that were removed."""
+    fleet: str = ""
+    """The consumer group of the workers that see to it; "" where none ever did."""
     past: tuple[str, ...] = ()
     """Fingerprints of code whose generation was active and was replaced: nobody brings it up again by itself."""
     done: tuple[Done, ...] = ()

@@ -38,6 +38,7 @@ __all__ = [
     "rolled_back",
     "switched",
     "synced",
+    "tended",
     "waits",
 ]
 
@@ -78,6 +79,11 @@ def synced(record: Record, id: str, facts: Mapping[str, Any]) -> Record:  # noqa
     waiting = record.waiting
     is_settled = waiting is not None and waiting.fingerprint == synced_.fingerprint and id == record.active
     return replace(with_generation(record, synced_), waiting=None if is_settled else waiting)
+
+
+def tended(record: Record, fleet: str) -> Record:
+    """Note that the workers of a group see to the projection."""
+    return record if record.fleet == fleet else replace(record, fleet=fleet)
 
 
 def waits(record: Record, version: int, fingerprint: str, by: str) -> Record:

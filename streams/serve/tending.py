@@ -74,13 +74,15 @@ class Tending:
     Args:
         site: The projection. Its state directory is this worker's.
         make_runner: Where the agents of a generation run; told whether it is replayed beside a live one.
+        fleet: The consumer group of the workers.
         address: Where this worker's models are served, as host:port, for the group to tell others.
     """
 
-    def __init__(self, site: Site, make_runner: Callable[[Job, bool], Runner], address: str) -> None:
+    def __init__(self, site: Site, make_runner: Callable[[Job, bool], Runner], address: str, fleet: str) -> None:
         self.site = site
         self._make_runner = make_runner
         self._address = address
+        self._fleet = fleet
         self._stopped = threading.Event()
         self._hands: dict[str, _Hand] = {}
         self._swept_s = 0.0
@@ -123,6 +125,8 @@ class Tending:
         while not self._stopped.is_set():
             try:
                 self.record = found_first(self.site)
+                if self.record.fleet != self._fleet:
+                    self.record = self.site.update(partial(to.tended, fleet=self._fleet))
                 with self.site.registry.watch(self.site.name) as watch:
                     self.error, backoff_s = "", _FIRST_BACKOFF_S
                     while not self._stopped.wait(_LOOK_S):

@@ -28,7 +28,7 @@ from streams.serve.auth import Tokens
 from streams.serve.comparing import Comparing
 from streams.serve.copies import Copies
 from streams.serve.finding import Finding
-from streams.serve.leadership import Leadership, commands_topic
+from streams.serve.leadership import Leadership, commands_topic, workers_group
 from streams.serve.leading import Leading
 from streams.serve.metrics import Metrics
 from streams.serve.observing import Observing, Subject
@@ -119,7 +119,9 @@ class Worker:
         try:
             # Step 2
             for site in self._sites:
-                tending = self.tendings[site.name] = Tending(site, self._runner, self.address)
+                tending = self.tendings[site.name] = Tending(
+                    site, self._runner, self.address, workers_group(self.settings.namespace)
+                )
                 self.leadings[site.name] = Leading(tending, self.leadership, partial(self.comparing.compare, site))
             for loop in self._loops().values():
                 loop.start()

@@ -377,3 +377,21 @@ def test_what_nobody_can_fold_any_more_is_served_as_stale_and_says_so(new_kit: N
             assert workers.models(one) == expected
             status, problem = one.get("/v1/projections/tally/models/nobody")
             assert (status, problem["type"]) == (404, "urn:refold:unknown-model")
+
+
+def test_the_commands_of_a_terminal_have_the_workers_rebuild_and_look_on(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(2000))
+    with fleet(kit) as workers:
+        both = [workers.start(name) for name in "ab"]
+        workers.ready(*both)
+        expected = workers.expected()
+        said = kit.refold("rebuild", "--yes")  # in a directory of its own, where nothing is
+        assert said.startswith("tally.v1-2 is active (identical: 50 models"), said
+        assert workers.record().live.state != ""
+        assert not (kit.state_dir / "tally.v1-2").exists()
+        assert kit.refold("rollback").startswith("tally.v1 is active")
+        assert "is folding" in kit.refold("rebuild", "--in-place", "--yes", ok=3)
+        assert kit.refold("retire").startswith("tally.v1 is active")
+        soon("the copies to be gone", lambda: not any((one.state_dir / "tally.v1-2").exists() for one in both))
+        assert workers.models(both[0]) == expected
