@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from projections.fingerprint import fingerprint
 from tests.integration.fleet import Worker, fleet, soon
+from tests.integration.kafka_tool import consumer_groups
 from tests.integration.kit import Kit, produce, reset, tally_events, traffic
 from tests.integration.versions import Fixed, Refactored
 from tests.support import envelope
@@ -19,6 +20,7 @@ from tests.support import envelope
 NewKit = Callable[..., Kit]
 REFACTORED = "tests.integration.versions:Refactored"
 FIXED = "tests.integration.versions:Fixed"
+TO_EARLIEST = ("--reset-offsets", "--to-earliest", "--execute")
 SEVENS = {f"stream-{ten}7" for ten in ("", *range(1, 10))}
 EXPECTING = "tests.integration.versions:Expecting"
 
@@ -205,7 +207,8 @@ def test_offsets_that_were_set_to_the_start_while_nobody_folds_are_a_rebuild_of_
         one = workers.start("a")
         workers.ready(one)
         assert one.terminate() == 0, one.output()
-        reset(kit, dict.fromkeys(partitions, 0))
+        where = f"{kit.topic}:{','.join(map(str, partitions))}"
+        consumer_groups(kit.bootstrap, "--group", kit.group, "--topic", where, *TO_EARLIEST)
         again = workers.start("a2", state="a")
         soon("a rebuild", lambda: (found := workers.record().rebuild) is not None and found.outcome == "completed")
         record = workers.record()
