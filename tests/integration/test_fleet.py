@@ -6,30 +6,37 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from projections.contract import CqrsProjection
+from streams.errors import BrokerError
 from tests.integration.asking import Asking
 from tests.integration.fleet import Fleet, Worker, fleet, soon
-from tests.integration.kit import Kit, produce, read_log, tally_events, traffic
+from tests.integration.kit import Kit, produce, read_log, tally_events, traffic, until
 from tests.integration.versions import Fixed
 from tests.support import Tally
 
 pytestmark = pytest.mark.slow
 NewKit = Callable[..., Kit]
+SLOW = "tests.integration.versions:SlowFixed"
 FIXED = "tests.integration.versions:Fixed"
 ROUNDS = int(os.environ.get("REFOLD_FLEET_ROUNDS", "6"))
 IDS = [f"stream-{number}" for number in range(100)]
 CODE = {"tally.v1": Tally(), "tally.v2-2": Fixed()}
+OUTAGE_S = float(os.environ.get("REFOLD_OUTAGE_TEST_S", "15"))
+"""Longer than a session, and than what one request waits; 60 and more by the variable."""
 
 
-def check(workers: Fleet, asking: Asking, by: Worker) -> None:
+def check(workers: Fleet, asking: Asking, by: Worker, code: Mapping[str, CqrsProjection[Any]] = CODE) -> None:
     """See that the models are those of the whole log, and that every answer on the way was true."""
     expected = workers.expected()
     soon("the models to be the log's", lambda: _models(workers, by) == expected, deadline_s=60)
     log = read_log(workers.kit.bootstrap, workers.kit.cluster.topic(workers.kit.topic))
-    asking.check(log, CODE)
+    asking.check(log, code)
     assert len(asking.answers) > 100, asking.others
 
 
@@ -100,3 +107,71 @@ def test_a_rebuild_goes_on_whoever_leads_and_whoever_folds(new_kit: NewKit) -> N
         workers.projection_object = Fixed()
         check(workers, asking, left[-1])
         assert {one.generation for one in asking.answers} == set(CODE)
+
+
+def test_a_broker_that_is_away_in_the_middle_of_a_rebuild_is_waited_for(private_broker: Any, tmp_path: Path) -> None:
+    kit = Kit(private_broker.bootstrap_servers, "away", "away", tmp_path / "state")
+    kit.cluster.create_topic("away", 4)
+    until("the topic is there", lambda: "away" in kit.cluster.topics())
+    produce(kit.bootstrap, kit.topic, tally_events(2000, streams=100))
+    with fleet(kit) as workers:
+        old = [workers.start(name) for name in "ab"]
+        workers.ready(*old)
+        new = [workers.start(name, projections=SLOW) for name in "cd"]
+        workers.ready(*new)
+        with Asking(workers, IDS) as asking:
+            status, _, done = new[0].ask("POST", "/v1/projections/tally/rebuild", {"policy": "none"})
+            assert status == 200, done
+            soon("the replay to run", lambda: workers.record().generations[-1].phase == "replaying")
+            private_broker.kill()
+            began = time.monotonic()
+            while time.monotonic() - began < OUTAGE_S:
+                assert [one.get("/healthz")[0] for one in (*old, *new)] == [200] * 4
+                time.sleep(1)
+            told = len(asking.answers)
+            private_broker.restart()
+            soon("the switch", lambda: active(workers) == "tally.v2-2", deadline_s=120)
+        assert told, asking.others  # what was there before went on being served
+        assert all(one.process.poll() is None for one in (*old, *new))
+        workers.projection_object = Fixed()
+        workers.ready(*old, *new)
+        check(workers, asking, new[0])
+
+
+def test_workers_come_and_go_in_the_middle_of_a_rebuild_which_is_cancelled_and_begun_again(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=8)
+    produce(kit.bootstrap, kit.topic, tally_events(4000, streams=100))
+    with fleet(kit) as workers:
+        old = workers.start("old")
+        workers.ready(old)
+        one = workers.start("a", projections=SLOW)
+        workers.ready(one)
+        with Asking(workers, IDS) as asking, traffic(kit, 4000):
+            status, _, done = one.ask("POST", "/v1/projections/tally/rebuild", {"policy": "none"})
+            assert status == 200, done
+            soon("the replay to run", lambda: workers.record().generations[-1].phase == "replaying")
+            more = [workers.start(name, projections=SLOW) for name in "bc"]
+            workers.ready(*more)
+            soon("all to replay", lambda: len(set(workers.owners("tally.v2-2").values())) == 3)
+            status, _, done = old.ask("POST", "/v1/projections/tally/pause")
+            assert status == 200, done
+            soon("nobody to fold it", lambda: not workers.owners("tally.v2-2"))
+            status, _, done = more[0].ask("POST", "/v1/projections/tally/resume")
+            assert status == 200, done
+            soon("all to replay again", lambda: len(set(workers.owners("tally.v2-2").values())) == 3)
+            assert one.terminate() == 0, one.output()
+            status, _, done = old.ask("POST", "/v1/projections/tally/cancel")
+            assert (status, done["wanted"]) == (200, "tally.v1"), done
+            soon("nothing of it to be left", lambda: len(workers.record().generations) == 1)
+            status, _, done = more[1].ask("POST", "/v1/projections/tally/rebuild", {"policy": "none"})
+            assert (status, done["wanted"]) == (200, "tally.v2-3"), done
+            soon("the switch", lambda: active(workers) == "tally.v2-3", deadline_s=90)
+        workers.projection_object = Fixed()
+        check(workers, asking, more[0], CODE | {"tally.v2-3": Fixed()})
+
+
+def active(workers: Fleet) -> str:
+    try:
+        return workers.record().active
+    except BrokerError:
+        return ""
