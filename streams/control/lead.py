@@ -36,6 +36,9 @@ Compare = Callable[[Record, Generation, Callable[[], None]], Report]
 """Compares a generation with the active one; the last argument raises where that is not wanted any more."""
 
 
+_ASK_S = 1.0
+
+
 class Lead:
     """Takes one step at a time. One thread calls `step`, again and again, while this process leads.
 
@@ -52,6 +55,7 @@ class Lead:
         self._replay: Replay | None = None
         self._of = ("", 0)
         self._written = 0
+        self._asked_s = 0.0
         self._back = SettingBack(site, self._update, self._check_leading)
 
     @property
@@ -167,7 +171,7 @@ class Lead:
             self._update(lambda record: to.compared(record, running.id, None))
             return
         try:
-            report = self._compare_models(record, green, lambda: self._check_wanted(running))
+            report = self._compare_models(record, green, partial(self._check_wanted, running))
         except (NotLeading, BrokerUnavailable):
             raise
         except CqrsError as error:
@@ -222,6 +226,10 @@ class Lead:
             log.warning("rebuild.stopped", generation=green.id, why=str(error))
 
     def _check_wanted(self, running: Rebuild) -> None:
+        """Raise where the rebuild is not to go on; asked again and again, it asks Kafka once a second."""
+        if time.monotonic() - self._asked_s < _ASK_S:
+            return
+        self._asked_s = time.monotonic()
         record = self._site.record().running
         if record is None or record.id != running.id or record.is_paused:
             raise NotLeading(f"The rebuild of {self._site.name!r} is not to go on just now.")

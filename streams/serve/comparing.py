@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from concurrent.futures import wait
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ log = get_logger(__name__)
 
 _LONGEST_S = 3600.0
 _ASK_S = 5.0
+_LOOK_S = 1.0
 
 
 class Comparing:
@@ -60,7 +62,7 @@ class Comparing:
         """
         running = record.running
         if running is not None and running.policy == "validate" and not site.can_fold(green):
-            return self._delegated(site, green)
+            return self._delegated(site, green, check_cancelled)
         live = record.live
         validate = site.projection if site.validates and site.can_fold(green) else None
         before, after = (self._side(site, one) for one in (live, green))
@@ -136,7 +138,7 @@ class Comparing:
         site.state_dir.mkdir(parents=True, exist_ok=True)
         write_record(report_path(site, generation.id), report)
 
-    def _delegated(self, site: Site, green: Generation) -> Report:
+    def _delegated(self, site: Site, green: Generation, check_cancelled: Callable[[], None]) -> Report:
         """Have a worker compare that has the new code: it serves partitions of it."""
         address = next(iter(self._owners(site, green).values()))
         worker = self._worker
@@ -153,7 +155,14 @@ class Comparing:
                 return msgspec.json.decode(body, type=Report, strict=False)
 
         try:
-            return asyncio.run_coroutine_threadsafe(ask(), worker.loop).result()
+            answer = asyncio.run_coroutine_threadsafe(ask(), worker.loop)
+            try:
+                while not wait([answer], _LOOK_S).done:
+                    check_cancelled()
+            except BaseException:
+                answer.cancel()
+                raise
+            return answer.result()
         except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
             raise StoreLocked(
                 f"{address} was to compare, and did not: {str(error) or type(error).__name__}."

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from streams.control.commands import Command
+from streams.control.compare import Report
 from streams.control.lead import Compare, Lead
-from streams.control.record import Record
+from streams.control.record import Generation, Record
 from streams.errors import CqrsError, NotLeading
 from streams.log import get_logger
 from streams.serve.leadership import Leadership
@@ -38,7 +40,8 @@ class Leading:
         self._leadership = leadership
         self._stopped = threading.Event()
         site = tending.site
-        self._lead = Lead(site, compare, leadership.confirm)
+        self._compare = compare
+        self._lead = Lead(site, self._compared, leadership.confirm)
         self._thread = threading.Thread(target=self._run, name=f"refold-lead-{site.name}", daemon=True)
         self.beat_s = time.monotonic()
         """When the loop went round last."""
@@ -82,6 +85,15 @@ class Leading:
             else:
                 return
             self._stopped.wait(_COMMAND_AGAIN_S)
+
+    def _compared(self, record: Record, green: Generation, check_cancelled: Callable[[], None]) -> Report:
+        """Compare, however long that takes: the loop goes round in it."""
+
+        def check() -> None:
+            self.beat_s = time.monotonic()
+            check_cancelled()
+
+        return self._compare(record, green, check)
 
     def _note_end(self, record: Record) -> None:
         """Count a rebuild that has ended since it was last looked at, by whoever led."""

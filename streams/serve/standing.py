@@ -38,8 +38,8 @@ def readiness(worker: Worker) -> list[str]:
         if record is None:
             why.append(f"{name}: {tending.error or 'the registry has not been read yet'}")
             continue
-        if not tending.site.can_fold(record.live):
-            continue  # others serve it; what nobody can fold, nobody makes wait for
+        if record.live.halted or not tending.site.can_fold(record.live):
+            continue  # others serve it; what nobody folds, is served as stale
         tended = tending.tended.get(record.active)
         if tended is None or (tended.job is None and not tended.error):
             why.append(f"{record.active}: it is being taken on")
