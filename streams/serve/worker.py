@@ -22,7 +22,7 @@ from streams.control.site import Site
 from streams.data.agent import AgentStatus, Job
 from streams.data.runner import Runner
 from streams.data.supervisor import supervised
-from streams.errors import ConfigError
+from streams.errors import ConfigError, CqrsError
 from streams.log import get_logger
 from streams.serve.auth import Tokens
 from streams.serve.comparing import Comparing
@@ -48,6 +48,8 @@ _SILENT_S = 120.0
 
 
 _FORWARD_S = 40.0
+_PASS_ON_AFTER_S = 1.0
+_PASSED_ON_S = 600.0
 
 
 class _Loop(Protocol):
@@ -189,6 +191,17 @@ class Worker:
             if not loop.join(max(0.1, deadline - time.monotonic())):
                 log.warning("worker.not_drained", what=what, within_s=self.settings.drain_seconds)
 
+    async def _pass_on(self, command: Command) -> None:
+        """Give a command again whose projection this worker does not have: in a rolling update the next leader may."""
+        age_s = (datetime.now(UTC) - command.at).total_seconds()
+        log.warning("command.of_nobody", projection=command.projection, verb=command.verb, id=command.id, age_s=age_s)
+        if age_s < _PASSED_ON_S:
+            await asyncio.sleep(_PASS_ON_AFTER_S)
+            try:
+                await asyncio.to_thread(self.give, command)
+            except CqrsError as error:
+                log.warning("command.lost", id=command.id, why=str(error))
+
     @property
     def is_private(self) -> bool:
         """Whether its interface can be reached from this machine alone."""
@@ -219,7 +232,7 @@ class Worker:
             return
         leading = self.leadings.get(command.projection)
         if leading is None:
-            log.warning("command.of_nobody", projection=command.projection, verb=command.verb, id=command.id)
+            await self._pass_on(command)
             return
         await asyncio.to_thread(leading.handle, command)
 

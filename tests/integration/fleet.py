@@ -118,12 +118,19 @@ class Fleet:
         return found
 
     def start(
-        self, name: str, *arguments: str, projections: str | None = None, state: str | None = None, **variables: str
+        self,
+        name: str,
+        *arguments: str,
+        projections: str | None = None,
+        state: str | None = None,
+        port: int | None = None,
+        **variables: str,
     ) -> Worker:
-        """Start a worker; the state directory is that of its name, or another one's."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        """Start a worker; the state directory is that of its name, or another one's, and the port one that is free."""
+        if port is None:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
         home = self.kit.state_dir.parent
         state_dir = home / f"state-{state or name}"
         log = home / f"worker-{name}-{len(self.workers)}.log"

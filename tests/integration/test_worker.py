@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -398,3 +399,28 @@ def test_the_commands_of_a_terminal_have_the_workers_rebuild_and_look_on(new_kit
         assert kit.refold("retire").startswith("tally.v1 is active")
         soon("the copies to be gone", lambda: not any((one.state_dir / "tally.v1-2").exists() for one in both))
         assert workers.models(both[0]) == expected
+
+
+def test_without_a_broker_a_worker_is_healthy_and_not_ready_and_ends_when_it_is_told(
+    new_kit: NewKit, tmp_path: Path
+) -> None:
+    kit = new_kit(partitions=1)
+    with fleet(kit, variables={"REFOLD_REQUEST_TIMEOUT_S": "2"}) as workers:
+        one = workers.start("a", "--bootstrap-servers", "127.0.0.1:1")
+        soon("it to say what is missing", lambda: "No Kafka broker at 127.0.0.1:1" in str(asked(one, "/readyz")))
+        assert asked(one, "/healthz") == (200, {"ok": True, "why": []})
+        status, problem = asked(one, "/v1/projections/tally/models/x")
+        assert (status, problem["type"]) == (503, "urn:refold:not-ready")
+        assert one.terminate(20) == 0, one.output()
+        both = [workers.start(name, port=one.port) for name in "bc"]
+        soon("one of the two to have the port", lambda: any(each.process.poll() is not None for each in both))
+        (loser,) = [each for each in both if each.process.poll() is not None]
+        assert loser.process.returncode == 2
+        assert "cannot be listened at" in loser.output()
+
+
+def asked(worker: Worker, path: str) -> tuple[int, Any]:
+    try:
+        return worker.get(path)
+    except OSError:
+        return 0, None
