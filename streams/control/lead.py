@@ -24,7 +24,7 @@ from streams.control.verdict import refusal
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.history import check_complete
 from streams.data.stamp import Pinned, Stamp
-from streams.errors import BrokerUnavailable, CqrsError, NotLeading, StorageError, TopicChanged
+from streams.errors import BrokerUnavailable, CqrsError, GroupActive, NotLeading, StorageError, TopicChanged
 from streams.log import get_logger
 from streams.types import RebuildProgress
 
@@ -80,7 +80,7 @@ class Lead:
             assert green is not None, "a record names one that it has"
             try:
                 self._advance(record, running, green)
-            except (NotLeading, BrokerUnavailable, StorageError):
+            except (NotLeading, BrokerUnavailable, StorageError, GroupActive):
                 raise
             except CqrsError as error:
                 self._failed(running, green, error)
@@ -218,7 +218,7 @@ class Lead:
 
     def _failed(self, running: Rebuild, green: Generation, error: CqrsError) -> None:
         """Give up a rebuild that cannot be begun; note what stops another one."""
-        if green.phase == "new":
+        if green.phase == "new" or green.reset is not None:
             self._update(lambda record: to.cancelled(record, str(error)))
             log.warning("rebuild.given_up", generation=green.id, why=str(error))
         elif str(error) != running.why:

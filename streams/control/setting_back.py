@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from streams.control.in_place import begun_in_place, halted, set_back
@@ -15,8 +15,9 @@ from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.history import check_complete
 from streams.data.stamp import Pinned, Stamp
 from streams.data.store import StoreState
-from streams.errors import at
+from streams.errors import HistoryIncomplete, at
 from streams.log import get_logger
+from streams.types import TopicInfo, Watermarks
 
 __all__ = ["SettingBack"]
 
@@ -57,14 +58,7 @@ class SettingBack:
             return  # they drain
         topic = cluster.topic(one.topic)
         marks = cluster.watermarks(topic)
-        check_complete(
-            cluster,
-            topic,
-            {number: marks[number] for number in reset.partitions},
-            projection=site.name,
-            doing="A rebuild",
-            allow_incomplete=site.allow_incomplete,
-        )
+        self._check_complete(topic, {number: marks[number] for number in reset.partitions})
         stamp = Stamp(generation=one.id, build=reset.epoch, directory=one.state, fingerprint=reset.fingerprint)
         known = figures_of(cluster.committed(one.group, topic), one)
         positions: dict[int, int] = {}
@@ -131,9 +125,12 @@ class SettingBack:
                 "cannot honour. Set it to the log's start (kafka-consumer-groups.sh --reset-offsets --to-earliest) to "
                 "have these partitions folded again, or say `keep-models` to have it go on from the models there are"
             )
-            if why != one.halted:
-                self._update(partial(halted, id=one.id, why=why))
-                log.warning("generation.halted", generation=one.id, why=why)
+            self._halt(one, why)
+            return
+        try:
+            self._check_complete(topic, {number: marks[number] for number in foreign})
+        except HistoryIncomplete as error:
+            self._halt(one, f"somebody set group {one.group!r} to the log's start. {error} Or say `keep-models`")
             return
         why = f"somebody set group {one.group!r} to the log's start: {where}"
         rebuild_id = secrets.token_hex(8)
@@ -142,6 +139,21 @@ class SettingBack:
         )
         self._update(begin)
         log.warning("offsets.reset_honoured", generation=one.id, partitions=sorted(foreign))
+
+    def _halt(self, one: Generation, why: str) -> None:
+        if why != one.halted:
+            self._update(partial(halted, id=one.id, why=why))
+            log.warning("generation.halted", generation=one.id, why=why)
+
+    def _check_complete(self, topic: TopicInfo, marks: Mapping[int, Watermarks]) -> None:
+        check_complete(
+            self._site.events.cluster,
+            topic,
+            marks,
+            projection=self._site.name,
+            doing="A rebuild",
+            allow_incomplete=self._site.allow_incomplete,
+        )
 
     def forget_offsets(self) -> None:
         """Delete offsets that somebody has set: whoever folds next goes by the models, and tells the group anew.

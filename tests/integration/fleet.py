@@ -189,13 +189,21 @@ class Fleet:
         return models
 
     def models(self, worker: Worker, page: int = 7) -> dict[str, Any]:
-        """All models, by pages, as one worker gives them."""
+        """All models, by pages, as one worker gives them; where a partition is handed over meanwhile, once more."""
+        deadline = time.monotonic() + 30
+        while (found := self._models(worker, page)) is None:
+            assert time.monotonic() < deadline, "no worker serves all of them"
+        return found
+
+    def _models(self, worker: Worker, page: int) -> dict[str, Any] | None:
         name, cursor = self.projection_object.name, None
         found: dict[str, Any] = {}
         generations: set[str] = set()
         while True:
             query = f"?limit={page}" + (f"&cursor={cursor}" if cursor else "")
             status, answer = worker.get(f"/v1/projections/{name}/models{query}")
+            if status == 503:
+                return None
             assert status == 200, answer
             for one in answer["models"]:
                 assert one["id"] not in found, f"{one['id']} was given twice"

@@ -297,8 +297,9 @@ def test_the_figures_are_told_by_labels_of_which_there_are_only_so_many(new_kit:
         one = workers.start("a")
         workers.ready(one)
         soon("the ends to be seen", lambda: len(metrics(one).get("refold_lag_seconds", ())) == 2)
+        soon("all to be told", lambda: sum(metrics(one)["refold_events_processed_total"].values()) == 500)
+        soon("no lag", lambda: set(metrics(one)["refold_lag_seconds"].values()) == {0.0})
         found = metrics(one)
-        assert sum(found["refold_events_processed_total"].values()) == 500
         assert sum(found["refold_models"].values()) == len(workers.expected())
         assert set(found["refold_lag_seconds"].values()) == set(found["refold_lag_records"].values()) == {0.0}
         assert set(found["refold_history_complete"].values()) == {1.0}
@@ -424,3 +425,35 @@ def asked(worker: Worker, path: str) -> tuple[int, Any]:
         return worker.get(path)
     except OSError:
         return 0, None
+
+
+def test_history_that_is_gone_is_found_before_anything_is_given_up_for_it(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(500))
+    with fleet(kit) as workers:
+        one = workers.start("a")
+        workers.ready(one)
+        expected = workers.expected()
+        kit.delete_before(0, 10)
+        status, _, done = one.ask("POST", "/v1/projections/tally/rebuild", {"in_place": True})
+        assert status == 200, done
+        soon(
+            "it to be given up",
+            lambda: (found := workers.record().rebuild) is not None and found.outcome == "cancelled",
+        )
+        rebuild, live = workers.record().rebuild, workers.record().live
+        assert rebuild is not None
+        assert f"{kit.topic}[0] lacks its first 10 offsets" in rebuild.why
+        assert (live.epoch, live.reset) == (1, None)
+        soon("it to be folded again", lambda: set(workers.owners("tally.v1")) == {0, 1})
+        workers.ready(one)
+        assert workers.models(one) == expected
+        assert one.terminate() == 0, one.output()
+        consumer_groups(kit.bootstrap, "--group", kit.group, "--topic", f"{kit.topic}:0", *TO_EARLIEST)
+        again = workers.start("a2", state="a")
+        soon("it to halt", lambda: "lacks its first 10 offsets" in workers.record().live.halted)
+        workers.ready(again)
+        assert workers.models(again) == expected  # as stale
+        status, _, done = again.ask("POST", "/v1/projections/tally/keep-models")
+        assert status == 200, done
+        soon("it to be folded again", lambda: set(workers.owners("tally.v1")) == {0, 1})
