@@ -86,7 +86,15 @@ def check_offset(build: Build, group: str, partition: int, committed: Committed 
             topic=manifest.topic,
             partition=partition,
         )
-    if (stamp.directory, stamp.build) != (manifest.directory, manifest.build) or committed.position > position:
+    if (stamp.directory, stamp.build) == (manifest.directory, manifest.build):
+        if committed.position > position:  # another machine has folded it since, or this copy was restored
+            log.info(
+                "state.behind_the_groups",
+                where=at(manifest.topic, partition),
+                state=position,
+                group=committed.position,
+            )
+    else:
         log.warning(
             "state.not_the_groups",
             where=at(manifest.topic, partition),

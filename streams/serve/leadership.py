@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import ssl
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
@@ -32,6 +33,8 @@ _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 10.0
 _STOP_S = 5.0
 _ASK_S = 3.0
+_PING = b"ping "
+_HEARS_WITHIN_S = 15.0
 
 _NOISY = ("aiokafka", "faust", "mode")
 """While no broker answers, they log a hundred lines a second; what matters is told by us."""
@@ -69,6 +72,8 @@ class Leadership:
         self._arguments = _faust_arguments(kafka)
         self._app: faust.App | None = None
         self._datadir: tempfile.TemporaryDirectory[str] | None = None
+        self._ping = b""
+        self._pinged = asyncio.Event()
         self.address = ""
         """Where this worker listens, as it is to tell the group; set before it joins."""
         self.is_leading = False
@@ -122,6 +127,28 @@ class Leadership:
                 self.why_not = ""
                 return
 
+    async def hears(self, send: Callable[[bytes], None], within_s: float = _HEARS_WITHIN_S) -> bool:
+        """Say whether commands that are given now are heard here, by giving one that means nothing.
+
+        A client may stop reading without a word, and keep its membership all the same (faust #434, #523, #532).
+
+        Args:
+            send: Writes a record to the commands' topic; called on a thread.
+            within_s: How long it may take.
+
+        Raises:
+            BrokerError: It could not be given.
+        """
+        token = _PING + secrets.token_hex(8).encode()
+        self._pinged = asyncio.Event()
+        self._ping = token
+        await asyncio.to_thread(send, token)
+        try:
+            await asyncio.wait_for(self._pinged.wait(), within_s)
+        except TimeoutError:
+            return not self.is_leading  # another one leads meanwhile, and has heard it
+        return True
+
     async def leave(self) -> None:
         """Leave the group, so that another one leads at once."""
         self.is_leading = False
@@ -159,6 +186,10 @@ class Leadership:
 
         async def commands(stream: Any) -> None:
             async for value in stream:
+                if value.startswith(_PING):
+                    if value == self._ping:
+                        self._pinged.set()
+                    continue
                 try:
                     await self._heard(value)
                 except Exception:  # what is raised here would lose the agent

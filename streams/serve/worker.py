@@ -49,6 +49,7 @@ _SILENT_S = 120.0
 
 _FORWARD_S = 40.0
 _PASS_ON_AFTER_S = 1.0
+_PING_S = 20.0
 _PASSED_ON_S = 600.0
 
 
@@ -128,7 +129,7 @@ class Worker:
             for loop in self._loops().values():
                 loop.start()
             self.leadership.address = self.address
-            joining = asyncio.create_task(self.leadership.join())
+            joining = asyncio.create_task(self._be_a_member())
             await stopped.wait()
             # Step 3
             log.info("worker.draining", worker=self.name)
@@ -222,6 +223,24 @@ class Worker:
             BrokerUnavailable, BrokerError: It is not known whether Kafka has it.
         """
         self._producing.send(command.projection.encode(), command.encode())
+
+    async def _be_a_member(self) -> None:
+        """Join the workers' group, and join again where commands are not heard any more."""
+        await self.leadership.join()
+        while True:
+            await asyncio.sleep(_PING_S)
+            try:
+                if not self.leadership.is_leading or await self.leadership.hears(self._ping):
+                    continue
+            except CqrsError as error:
+                log.debug("leader.not_pinged", why=str(error))
+                continue
+            log.error("leader.deaf", worker=self.name, why="a command that it gave itself did not come; it joins again")
+            await self.leadership.leave()
+            await self.leadership.join()
+
+    def _ping(self, token: bytes) -> None:
+        self._producing.send(b"ping", token)
 
     async def _heard(self, raw: bytes) -> None:
         """Handle a command of those that this worker hears while it leads; the next one comes after it."""
