@@ -19,6 +19,9 @@ __all__ = ["Commits"]
 
 log = get_logger(__name__)
 
+_LIVE_MS = 2000
+"""Folded so soon after it was written, by Kafka's timestamps, an event is live."""
+
 
 class Commits:
     """Commits the folds of the partitions that a process holds.
@@ -77,7 +80,11 @@ class Commits:
         if moved:
             pending = sum(fold.pending for fold in moved)
             changed = sum(fold.changed for fold in moved)
-            if self._pace.is_due(pending, changed, idle=idle) or any(fold.cache.is_full(share) for fold in moved):
+            newest_ms = max(fold.record_ms or 0 for fold in moved)
+            is_live = time.time() * 1000 - newest_ms < _LIVE_MS
+            if self._pace.is_due(pending, changed, idle=idle, is_live=is_live) or any(
+                fold.cache.is_full(share) for fold in moved
+            ):
                 self.all()
         elif idle and self._splits.is_behind and self._job.until is None:  # else whoever set the end compares, at it
             self._splits.compare({one.number: one.store.ids() for one in self._held.values() if one.store is not None})

@@ -10,6 +10,8 @@ __all__ = ["Pace"]
 
 _COST = 0.05
 """The share of the time that checkpoints may take."""
+_LIVE_COST = 0.5
+"""The same where events are folded as they are written: there is time for it."""
 _GUESSED_MODEL_S = 2e-6
 """What a model costs to write, before any was."""
 _LARGE = 1000
@@ -23,7 +25,8 @@ class Pace:
     With a number of events given: exactly then, or after `checkpoint_seconds`. Otherwise after at least 100
     events or 0.1 s, and not before 19 times as long as the checkpoint will take has been spent folding, so that
     checkpoints cost under 5 %: with a backlog the interval widens by itself, without one it is the reference's 100
-    events. Never later than `checkpoint_seconds`, which is what a crash costs to fold again.
+    events. Where events are folded as they are written, after 0.1 s, and at most half of the time goes into
+    checkpoints: they can take long where a disk is slow to sync. Never later than `checkpoint_seconds`, which is what a crash costs to fold again.
     """
 
     def __init__(self, settings: FoldSettings) -> None:
@@ -33,13 +36,14 @@ class Pace:
         self._fixed_s = 0.0
         self._per_model_s = _GUESSED_MODEL_S
 
-    def is_due(self, pending: int, models: int, *, idle: bool) -> bool:
+    def is_due(self, pending: int, models: int, *, idle: bool, is_live: bool = False) -> bool:
         """Say whether to take a checkpoint now.
 
         Args:
             pending: Events folded since the last one.
             models: Models that it would write.
             idle: Nothing is waiting to be folded.
+            is_live: What was folded last has only just been written: who reads is to see it soon.
         """
         since = time.monotonic() - self._ended
         if since >= self._longest_s:
@@ -47,6 +51,8 @@ class Pace:
         if self.every is not None:
             return pending >= self.every
         will_take_s = self._fixed_s + self._per_model_s * models
+        if is_live and since >= max(_VISIBLE_S, will_take_s * (1 / _LIVE_COST - 1)):
+            return True
         if since < will_take_s * (1 / _COST - 1):
             return False
         return idle or pending >= _MIN_EVENTS or since >= _VISIBLE_S

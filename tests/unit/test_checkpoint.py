@@ -63,6 +63,23 @@ def test_with_a_backlog_checkpoints_cost_under_five_percent(clock: Clock) -> Non
     assert pace.is_due(10**6, 100_000, idle=True)
 
 
+def test_what_was_just_written_is_seen_soon_also_where_the_disk_is_slow(clock: Clock) -> None:
+    pace = Pace(FoldSettings())
+    for _ in range(10):
+        took(pace, clock, 0.04, 200)  # a sync of 40 ms
+    clock.now += 0.09
+    assert not pace.is_due(200, 200, idle=False, is_live=True)
+    clock.now += 0.02
+    assert pace.is_due(200, 200, idle=False, is_live=True)
+    assert not pace.is_due(200, 200, idle=False)
+    for _ in range(10):
+        took(pace, clock, 0.4, 200)
+    clock.now += 0.3
+    assert not pace.is_due(200, 200, idle=False, is_live=True)  # at most half of the time
+    clock.now += 0.15
+    assert pace.is_due(200, 200, idle=False, is_live=True)
+
+
 def test_it_is_never_later_than_the_seconds_that_a_crash_may_cost(clock: Clock) -> None:
     pace = Pace(FoldSettings(checkpoint_seconds=5))
     took(pace, clock, 10.0, 100_000)
