@@ -25,8 +25,9 @@ class Pace:
     With a number of events given: exactly then, or after `checkpoint_seconds`. Otherwise after at least 100
     events or 0.1 s, and not before 19 times as long as the checkpoint will take has been spent folding, so that
     checkpoints cost under 5 %: with a backlog the interval widens by itself, without one it is the reference's 100
-    events. Where events are folded as they are written, after 0.1 s, and at most half of the time goes into
-    checkpoints: they can take long where a disk is slow to sync. Never later than `checkpoint_seconds`, which is what a crash costs to fold again.
+    events. Where events are folded as they are written it is 0.1 s, or as long as a checkpoint takes on a disk that is
+    slow to sync: then half of the time goes into them. Never later than `checkpoint_seconds`, which is what a crash
+    costs to fold again.
     """
 
     def __init__(self, settings: FoldSettings) -> None:
