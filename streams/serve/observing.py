@@ -15,6 +15,7 @@ from streams.data.peek import Peek
 from streams.errors import CqrsError
 from streams.log import get_logger
 from streams.serve.owners import Owners
+from streams.serve.served import Served
 from streams.types import TopicInfo
 
 __all__ = ["Observed", "Observing", "Subject"]
@@ -22,6 +23,9 @@ __all__ = ["Observed", "Observing", "Subject"]
 log = get_logger(__name__)
 
 _EVERY_S = 1.0
+_SOON_S = 0.25
+"""The same while something that is held here is not served yet, and at first."""
+_STARTING_S = 10.0
 _ASK_S = 3.0
 
 
@@ -58,10 +62,12 @@ class Observing:
     Args:
         subjects: Gives those that are to be looked at now.
         owners: Told of who is in the groups.
+        served: Told of how far what is held here is.
     """
 
-    def __init__(self, subjects: Callable[[], Iterable[Subject]], owners: Owners) -> None:
+    def __init__(self, subjects: Callable[[], Iterable[Subject]], owners: Owners, served: Served) -> None:
         self._subjects = subjects
+        self._served = served
         self._owners = owners
         self._peeks: dict[str, Peek] = {}
         self._stopped = threading.Event()
@@ -87,10 +93,11 @@ class Observing:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while not self._stopped.wait(_EVERY_S):
+        is_settled, began_s = False, time.monotonic()
+        while not self._stopped.wait(_EVERY_S if is_settled else _SOON_S):
             self.beat_s = time.monotonic()
             seen = {}
-            why_not = ""
+            why_not, is_settled = "", time.monotonic() - began_s > _STARTING_S
             for subject in self._subjects():
                 one = subject.generation
                 topic = TopicInfo(name=one.topic, id=one.topic_id, partitions=one.partitions)
@@ -107,6 +114,8 @@ class Observing:
                 lag_s = self._lags(subject, view, before, began_s)
                 seen[one.id] = Observed(view=view, at_s=began_s, lag_s=lag_s)
                 self._owners.note(one.id, view.members, began_s)
+                ends = {part.partition: part.end for part in view.partitions}
+                is_settled &= self._served.look(one, subject.status.partitions, ends)
             self.seen, self.why_not = seen, why_not
         for peek in self._peeks.values():
             peek.close()

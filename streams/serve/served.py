@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from streams.control.caught_up import CLOSE_RECORDS
 from streams.control.record import Generation
 from streams.data.partition import PartitionStatus, Phase
-from streams.serve.observing import Observed
 
 __all__ = ["Served"]
 
@@ -18,16 +17,20 @@ class Served:
     def __init__(self) -> None:
         self._served: dict[str, set[int]] = {}
 
-    def look(self, generation: Generation, held: Mapping[int, PartitionStatus], seen: Observed | None) -> None:
-        """Take in what this worker's agents hold of a generation, and where the topic ended when it was last seen."""
+    def look(self, generation: Generation, held: Mapping[int, PartitionStatus], ends: Mapping[int, int]) -> bool:
+        """Take in what this worker's agents hold of a generation; say whether all of it is served.
+
+        Args:
+            generation: Which.
+            held: By partition.
+            ends: Where the topic's partitions ended, when they were last looked at.
+        """
         known = self._served.setdefault(generation.id, set())
         known.intersection_update(held)
-        if seen is None:
-            return
-        ends = {view.partition: view.end for view in seen.view.partitions}
         for number, one in held.items():
             if one.committed >= 0 and number in ends and ends[number] - one.committed <= CLOSE_RECORDS:
                 known.add(number)
+        return all(number in known or one.is_halted for number, one in held.items())
 
     def why_not(self, generation: Generation, number: int, one: PartitionStatus) -> str:
         """Say what keeps a partition from being served; "" where nothing does."""

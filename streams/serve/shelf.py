@@ -20,7 +20,7 @@ from streams.errors import StateNotFound, StorageError
 
 __all__ = ["Found", "Page", "Shelf"]
 
-_FRESH_S = 0.02
+_FRESH_S = 0.05
 """How old a view may be that an answer is given from."""
 
 

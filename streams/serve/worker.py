@@ -85,8 +85,8 @@ class Worker:
         """By projection's name."""
         self.leadings: dict[str, Leading] = {}
         self.owners = Owners()
-        self.observing = Observing(self._subjects, self.owners)
         self.served = Served()
+        self.observing = Observing(self._subjects, self.owners, self.served)
         self.shelf = Shelf()
         self.finding: Finding
         self.readers = Tokens(settings.read_tokens)
@@ -170,7 +170,7 @@ class Worker:
         self.shelf.keep_only([*self.copies.builds(), *(one.job.build.path for one in tended if one.job is not None)])
 
     def _subjects(self) -> Iterator[Subject]:
-        """Give the generations that are folded anywhere, for the observer; and note which of ours are served."""
+        """Give the generations that are folded anywhere, for the observer."""
         self._keep_shelf()
         for tending in list(self.tendings.values()):
             record, tended = tending.record, tending.tended
@@ -180,7 +180,6 @@ class Worker:
                 if not is_wanted(record, one):
                     continue
                 status = tended[one.id].status if one.id in tended else AgentStatus()
-                self.served.look(one, status.partitions, self.observing.seen.get(one.id))
                 yield Subject(site=tending.site, generation=one, status=status)
 
     def _runner(self, job: Job, is_replay: bool) -> Runner:
