@@ -32,6 +32,7 @@ _TRANSACTION_S = 60.0
 _CALL_S = 5.0
 _POLL_S = 0.1
 _JITTER_S = 0.2
+_ENSURED_S = 30.0
 _TOKEN = "refold-write"
 _FENCED = {
     KafkaError._FENCED,
@@ -60,6 +61,7 @@ class CompactedTopic:
         self.name = name
         self._cluster = cluster
         self._settings = cluster.settings
+        self._ensured_s = -_ENSURED_S
 
     def read(self) -> dict[str, bytes]:
         """Give the last value of each key, as committed; nothing where there is no such topic.
@@ -163,6 +165,9 @@ class CompactedTopic:
                 raise broker_error(error, f"write to topic {self.name!r}", self._settings) from failure
 
     def _ensure(self) -> None:
+        """See that the topic is there, and is one that keeps what is written; not at every write."""
+        if time.monotonic() - self._ensured_s < _ENSURED_S:
+            return
         if self.name not in self._cluster.topics():
             self._cluster.create_topic(self.name, 1, _CONFIG)
         self._cluster.topic(self.name)
@@ -174,6 +179,7 @@ class CompactedTopic:
                 "must stay: it needs cleanup.policy=compact and one partition. Name another one (--registry), or set "
                 f"it (`kafka-configs.sh --alter --topic {self.name} --add-config cleanup.policy=compact`)."
             )
+        self._ensured_s = time.monotonic()
 
     def _read(self, deadline: float | None = None) -> dict[str, Message]:
         """Read up to the end as it is now, also past the open transactions of other keys' writers."""

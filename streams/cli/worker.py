@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 
 from streams.cli.signals import drained_by_signals
 from streams.cli.wiring import WorkerOptions
@@ -54,8 +56,18 @@ def worker(
         loop, stopped = asyncio.get_running_loop(), asyncio.Event()
         with drained_by_signals(lambda: _ask(loop, stopped), exit_code=0, within_s=with_time):
             await Worker(sites, kafka, settings).run(stopped)
+        _end_within(_LAST_WORD_S)
 
     asyncio.run(work())
+
+
+def _end_within(seconds: float) -> None:
+    """End the process where its event loop does not: all is done, and a client that was stopped as it started may leave
+    tasks behind that heed no cancellation.
+    """
+    timer = threading.Timer(seconds, os._exit, [0])
+    timer.daemon = True
+    timer.start()
 
 
 def _ask(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:

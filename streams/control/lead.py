@@ -163,13 +163,10 @@ class Lead:
         replay = self._looked_at(green)
         self._note_halted(running, replay)
         if replay.is_caught_up():
-            self._update(lambda record: to.caught_up(record, running.id))
+            self._update(lambda record: self._on(to.caught_up(record, running.id), running))
             log.info("generation.caught_up", generation=green.id, events=replay.progress.events_processed)
 
     def _compare(self, record: Record, running: Rebuild, green: Generation) -> None:
-        if running.policy == "none":
-            self._update(lambda record: to.compared(record, running.id, None))
-            return
         try:
             report = self._compare_models(record, green, partial(self._check_wanted, running))
         except (NotLeading, BrokerUnavailable):
@@ -181,6 +178,13 @@ class Lead:
             refused = refusal(summary, running)
         self._update(lambda record: to.compared(record, running.id, summary, refused))
         log.info("generation.compared", generation=green.id, waits=refused or "no")
+
+    @staticmethod
+    def _on(record: Record, running: Rebuild) -> Record:
+        """Take the steps at once for which nothing more is to be seen: where nothing is compared, up to the switch."""
+        if running.policy == "none":
+            record = to.switched(to.compared(record, running.id, None), running.id)
+        return record
 
     def _switch(self, running: Rebuild, green: Generation) -> None:
         replay = self._looked_at(green)

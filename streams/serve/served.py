@@ -1,10 +1,9 @@
-"""Which partitions this worker serves: those that have been close to their topic's end since they came here."""
+"""Which partitions this worker serves: those that have been at their topic's end since they came here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from streams.control.caught_up import CLOSE_RECORDS
 from streams.control.record import Generation
 from streams.data.partition import PartitionStatus, Phase
 
@@ -12,10 +11,14 @@ __all__ = ["Served"]
 
 
 class Served:
-    """Remembers which partitions have been close to their topic's end since they came here."""
+    """Remembers where each topic ended when a partition came here, and which partitions have come to that since.
+
+    Nothing less will do: of a partition that is folded here from its beginning, models would be missing.
+    """
 
     def __init__(self) -> None:
-        self._served: dict[str, set[int]] = {}
+        self._targets: dict[str, dict[int, int]] = {}
+        """By generation's id and partition; -1 once it is served."""
 
     def look(self, generation: Generation, held: Mapping[int, PartitionStatus], ends: Mapping[int, int]) -> bool:
         """Take in what this worker's agents hold of a generation; say whether all of it is served.
@@ -25,17 +28,22 @@ class Served:
             held: By partition.
             ends: Where the topic's partitions ended, when they were last looked at.
         """
-        known = self._served.setdefault(generation.id, set())
-        known.intersection_update(held)
+        targets = self._targets.setdefault(f"{generation.id}/{generation.epoch}", {})
+        for number in targets.keys() - held.keys():
+            del targets[number]
         for number, one in held.items():
-            if one.committed >= 0 and number in ends and ends[number] - one.committed <= CLOSE_RECORDS:
-                known.add(number)
-        return all(number in known or one.is_halted for number, one in held.items())
+            if number in ends:
+                target = targets.setdefault(number, ends[number])
+                if one.committed >= target:
+                    targets[number] = -1
+        return all(targets.get(number) == -1 or one.is_halted for number, one in held.items())
 
     def why_not(self, generation: Generation, number: int, one: PartitionStatus) -> str:
         """Say what keeps a partition from being served; "" where nothing does."""
         if one.phase is Phase.OPENING or one.committed < 0:
             return str(Phase.OPENING)
-        if one.phase is Phase.HALTED or number in self._served.get(generation.id, ()):
+        target = self._targets.get(f"{generation.id}/{generation.epoch}", {}).get(number)
+        if one.phase is Phase.HALTED or target == -1:
             return ""
-        return f"at {one.committed}, and not close to its topic's end yet"
+        of = "" if target is None else f" of {target}"
+        return f"at {one.committed}{of}, and has not been at its topic's end yet"

@@ -48,34 +48,56 @@ Key = tuple[Path, int]
 
 
 class _Opened:
+    """One partition, opened when it is first read. Whoever uses it holds its guard."""
+
     def __init__(self, build: Build, partition: int, scratch: Path) -> None:
         self.guard = threading.Lock()
-        self.is_closed = False
-        self._seen_s = time.monotonic()
-        held = hold(build)
-        if held is None or not build.has(partition):
+        self._build = build
+        self._partition = partition
+        self._scratch = scratch
+        self._seen_s = 0.0
+        self._is_closed = False
+        self._held: IO[bytes] | None = None
+        self._store: PartitionReader | None = None
+
+    def now(self) -> PartitionReader:
+        """Give the store, as it was a moment ago at most.
+
+        Raises:
+            StateNotFound: The partition has no store yet, or no more.
+            StorageError: It cannot be read, or is being let go.
+        """
+        if self._is_closed:
+            raise StorageError(f"Partition {self._partition} of {self._build.path} is being let go.")
+        if self._store is None:
+            self._store = self._open()
+            self._seen_s = time.monotonic()
+        elif (now_s := time.monotonic()) - self._seen_s > _FRESH_S:
+            self._store.catch_up()
+            self._seen_s = now_s
+        return self._store
+
+    def _open(self) -> PartitionReader:
+        held = hold(self._build)
+        if held is None or not self._build.has(self._partition):
             if held is not None:
                 held.close()
-            raise StateNotFound(f"Partition {partition} of {build.path} has no models yet.")
-        self._held: IO[bytes] = held
+            raise StateNotFound(f"Partition {self._partition} of {self._build.path} has no models yet.")
         try:
-            self.store: PartitionReader = read_only(build.path / str(partition), scratch)
+            store = read_only(self._build.path / str(self._partition), self._scratch)
         except BaseException:
             held.close()
             raise
-
-    def catch_up(self) -> None:
-        now_s = time.monotonic()
-        if now_s - self._seen_s > _FRESH_S:
-            self.store.catch_up()
-            self._seen_s = now_s
+        self._held = held
+        return store
 
     def close(self) -> None:
         with self.guard:
-            if not self.is_closed:
-                self.is_closed = True
-                self.store.close()
+            self._is_closed = True
+            if self._store is not None and self._held is not None:
+                self._store.close()
                 self._held.close()
+                self._store = self._held = None
 
 
 class Shelf:
@@ -96,9 +118,14 @@ class Shelf:
         """
         opened = self._opened(build, partition)
         with opened.guard:
-            self._check_open(opened, build, partition)
-            opened.catch_up()
-            return Found(opened.store.get(model_id), opened.store.state())
+            store = opened.now()
+            return Found(store.get(model_id), store.state())
+
+    def warm(self, build: Build, partition: int) -> None:
+        """Open a partition before it is asked for: that takes long where there is much in it."""
+        opened = self._opened(build, partition)
+        with opened.guard, contextlib.suppress(StorageError):
+            opened.now()
 
     def page(self, build: Build, partition: int, after: bytes | None, limit: int) -> Page:
         """Give models of one partition, in the order of their ids' bytes.
@@ -114,11 +141,10 @@ class Shelf:
         """
         opened = self._opened(build, partition)
         with opened.guard:
-            self._check_open(opened, build, partition)
-            opened.catch_up()
+            store = opened.now()
             # The smallest id behind another one is that one and a zero byte.
-            models = list(islice(opened.store.raw_items(b"" if after is None else after + b"\0"), limit + 1))
-            return Page(models[:limit], len(models) <= limit, opened.store.state())
+            models = list(islice(store.raw_items(b"" if after is None else after + b"\0"), limit + 1))
+            return Page(models[:limit], len(models) <= limit, store.state())
 
     def keep_only(self, builds: Collection[Path]) -> None:
         """Close what is of other builds than these."""
@@ -138,11 +164,7 @@ class Shelf:
         key = (build.path, partition)
         with self._guard:
             found = self._open.get(key)
-            if found is None or found.is_closed:
+            if found is None:
                 self._made += 1
                 found = self._open[key] = _Opened(build, partition, Path(self._scratch.name) / str(self._made))
             return found
-
-    def _check_open(self, opened: _Opened, build: Build, partition: int) -> None:
-        if opened.is_closed:
-            raise StorageError(f"Partition {partition} of {build.path} is being let go.")

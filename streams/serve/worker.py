@@ -165,9 +165,15 @@ class Worker:
         }
 
     def _keep_shelf(self) -> None:
-        """Let go of builds that are not folded here any more, so that they can be removed."""
+        """Let go of builds that are not folded here any more, so that they can be removed, and open what is served."""
         tended = [one for tending in list(self.tendings.values()) for one in tending.tended.values()]
         self.shelf.keep_only([*self.copies.builds(), *(one.job.build.path for one in tended if one.job is not None)])
+        for one in tended:
+            if one.job is None:
+                continue
+            for number, held in one.status.partitions.items():
+                if not self.served.why_not(one.generation, number, held):
+                    self.shelf.warm(one.job.build, number)
 
     def _subjects(self) -> Iterator[Subject]:
         """Give the generations that are folded anywhere, for the observer."""

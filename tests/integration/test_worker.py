@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -457,3 +458,14 @@ def test_history_that_is_gone_is_found_before_anything_is_given_up_for_it(new_ki
         status, _, done = again.ask("POST", "/v1/projections/tally/keep-models")
         assert status == 200, done
         soon("it to be folded again", lambda: set(workers.owners("tally.v1")) == {0, 1})
+
+
+def test_a_worker_that_is_told_to_end_as_it_starts_ends(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(10))
+    with fleet(kit) as workers:
+        for number in range(8):
+            one = workers.start(f"a{number}")
+            soon("it to listen", lambda one=one: "worker.listens" in one.output())  # type: ignore[misc]
+            time.sleep(number * 0.15)  # while it joins
+            assert one.terminate(20) == 0, one.output()
