@@ -14,6 +14,7 @@ from streams.control import transitions as to
 from streams.control.in_place import begun_in_place, halted
 from streams.control.record import Done, Policy, Record
 from streams.errors import ConfigError, CqrsError, NotReady
+from streams.prepared import prepared
 
 __all__ = ["VERBS", "Command", "Options", "Verb", "apply", "checked"]
 
@@ -80,6 +81,9 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.json.decode(raw, type=cls)
         except msgspec.MsgspecError as error:
             raise ConfigError(f"This is no command: {raw[:80]!r}: {error}.") from error
+
+
+prepared(Command)
 
 
 def checked(raw: Any) -> Options:

@@ -19,6 +19,7 @@ from streams.data.failures import users_frames
 from streams.data.store_reader import PartitionReader
 from streams.diff import ABSENT, Change, changes
 from streams.errors import ProjectionError
+from streams.prepared import prepared
 
 __all__ = ["Comparison", "Difference", "Report", "compare"]
 
@@ -52,6 +53,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     summary: Summary
     differences: list[Difference]
     """The first ones of each kind, by partition and id."""
+
+
+prepared(Report)
 
 
 @dataclass

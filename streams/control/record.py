@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from streams.data.build import Build
+from streams.prepared import prepared
 
 __all__ = [
     "SCHEMA",
@@ -245,6 +246,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     def running(self) -> Rebuild | None:
         """The rebuild that has not ended."""
         return self.rebuild if self.rebuild is not None and self.rebuild.is_running else None
+
+
+prepared(Record)
 
 
 def facts_of(build: Build) -> dict[str, Any]:

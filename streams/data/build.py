@@ -25,6 +25,7 @@ from streams.data.codec import EventCodec, describe
 from streams.data.store import RocksPartition, StoreState
 from streams.errors import BuildChanged, ForeignStore, StorageError, StoreCorrupt
 from streams.log import get_logger
+from streams.prepared import prepared
 from streams.types import Counts, TopicInfo
 
 __all__ = ["Build", "Current", "Manifest", "RebuildRecord", "current_build", "read_record", "write_record"]
@@ -136,6 +137,9 @@ class Current(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     """Of the code that may go on: the manifest's, or another that was adopted since."""
     codec: str
+
+
+prepared(Manifest, RebuildRecord, Current)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

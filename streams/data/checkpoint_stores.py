@@ -12,6 +12,7 @@ import msgspec
 from rocksdict import Options, Rdict, WriteOptions
 
 from streams.errors import ForeignStore, StorageError, StoreCorrupt, StoreLocked
+from streams.prepared import prepared
 from streams.types import ProjectionCheckpoint
 
 __all__ = ["MemoryCheckpointStore", "RocksCheckpointStore"]
@@ -43,6 +44,9 @@ class MemoryCheckpointStore:
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     checkpoint: ProjectionCheckpoint
+
+
+prepared(_Record)
 
 
 class RocksCheckpointStore:

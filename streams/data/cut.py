@@ -25,6 +25,7 @@ from streams.data.asking import asked, asking, is_asked
 from streams.data.build import FORMAT, Build, read_record, write_record
 from streams.errors import StorageError, StoreLocked
 from streams.log import get_logger
+from streams.prepared import prepared
 
 __all__ = ["Cut", "Held", "cuts"]
 
@@ -57,6 +58,9 @@ class Barrier(msgspec.Struct, frozen=True, kw_only=True):
 
     format: int = FORMAT
     positions: dict[int, int]
+
+
+prepared(Request, Held, Barrier)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from streams.data.refold import StreamsFold
 from streams.data.store import RocksPartition
 from streams.errors import StorageError
 from streams.log import get_logger
+from streams.prepared import prepared
 
 __all__ = ["Asked", "Handover", "Handovers", "Outcome", "handovers", "swap"]
 
@@ -63,6 +64,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How many models there are now of those that were to be replaced."""
     error: str | None = None
     """Why nothing was replaced."""
+
+
+prepared(Handover, Outcome)
 
 
 class Handovers:

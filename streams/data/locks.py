@@ -20,6 +20,7 @@ from typing import Self
 import msgspec
 
 from streams.errors import StorageError
+from streams.prepared import prepared
 
 __all__ = ["FileLock", "Holder", "holders", "is_free", "peek", "peek_all"]
 
@@ -50,6 +51,9 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         """Name it, for an error's message."""
         return f"{self.purpose} (process {self.pid} on {self.host}, since {self.since})"
+
+
+prepared(Holder)
 
 
 @dataclass(frozen=True, slots=True)

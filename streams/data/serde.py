@@ -12,6 +12,7 @@ import pydantic
 import pydantic_core
 
 from streams.errors import ConfigError
+from streams.prepared import LOOKING
 
 __all__ = ["NotStorable", "Serde", "serde_for"]
 
@@ -116,8 +117,9 @@ def serde_for(model: type) -> Serde:
         return _pydantic(model)
     if issubclass(model, msgspec.Struct) or dataclasses.is_dataclass(model):
         try:
-            encoder, decoder = msgspec.json.Encoder(order="deterministic"), msgspec.json.Decoder(model)
-            return Serde(model, encoder.encode, decoder.decode, _may_hold_floats(model))
+            with LOOKING:
+                encoder, decoder = msgspec.json.Encoder(order="deterministic"), msgspec.json.Decoder(model)
+                return Serde(model, encoder.encode, decoder.decode, _may_hold_floats(model))
         except TypeError as error:
             raise ConfigError(f"Read model {model.__qualname__} cannot be stored as JSON: {error}.") from error
     raise ConfigError(

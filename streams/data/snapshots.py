@@ -28,6 +28,7 @@ from streams.data.store_reader import read_state
 from streams.data.trees import digest_of, files_of, link_tree
 from streams.errors import CheckpointError, StorageError, StoreCorrupt, StoreLocked
 from streams.log import get_logger
+from streams.prepared import prepared
 
 __all__ = ["Snapshot", "Snapshots", "listed", "requests"]
 
@@ -75,6 +76,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         where = ", ".join(f"{number}@{position}" for number, position in sorted(self.positions.items()))
         return f"{self.id} (positions {where or 'none'}; {self.models:,} models)"
+
+
+prepared(Request, Snapshot)
 
 
 class Snapshots:

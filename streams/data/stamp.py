@@ -6,6 +6,8 @@ import time
 
 import msgspec
 
+from streams.prepared import prepared
+
 __all__ = ["Pinned", "Stamp"]
 
 _MAX_ID_CHARS = 256  # the broker's offset.metadata.max.bytes is 4096 by default
@@ -79,3 +81,6 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=2
             return msgspec.json.decode(metadata, type=cls)
         except msgspec.MsgspecError:
             return None
+
+
+prepared(Stamp)

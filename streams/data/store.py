@@ -15,6 +15,7 @@ from rocksdict import Checkpoint, Rdict, WriteBatch, WriteOptions
 from streams.data.rocks import failure, get_raw, is_unlocked, open_db, options
 from streams.errors import ForeignStore, StoreCorrupt
 from streams.log import get_logger
+from streams.prepared import prepared
 
 __all__ = ["MODEL", "STATE", "PartitionStore", "RocksPartition", "StoreState", "decode_state", "ids_of"]
 
@@ -53,6 +54,9 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
     def gave_nothing(self) -> bool:
         """Whether there were events to fold, and every one of them gave None."""
         return 0 < self.deleted == self.events - self.declined
+
+
+prepared(StoreState)
 
 
 class PartitionStore(Protocol):

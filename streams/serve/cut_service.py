@@ -20,6 +20,7 @@ from streams.control.runs import Models, Run
 from streams.data.cut import Held
 from streams.errors import CqrsError
 from streams.log import get_logger
+from streams.prepared import prepared
 from streams.serve.problems import Problem
 from streams.serve.tending import Tending
 
@@ -62,6 +63,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     copied: list[int] = []
     runs: list[Run] = []
     models: list[tuple[bytes, bytes]] = []
+
+
+prepared(Question, Answer)
 
 
 class CutService:

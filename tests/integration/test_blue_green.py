@@ -127,7 +127,7 @@ def begun(kit: Kit, events: int = 2000) -> Iterator[Process]:
 
 
 def check(kit: Kit, projection: CqrsProjection[Any]) -> int:
-    return active(kit, projection).check(read_log(kit.bootstrap, kit.cluster.topic(kit.topic)))
+    return active(kit, projection).check()
 
 
 @pytest.mark.parametrize("partitions", [4, 8])
