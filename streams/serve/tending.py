@@ -52,7 +52,7 @@ class Tended:
     """How often it has ended with an error since it was last well."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Hand:
     """One generation in hand, or to be taken in hand again."""
 
