@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from streams.data.asking import asked, asking, is_asked
+from streams.data.asking import asked, asking
 from streams.data.build import FORMAT, Build, read_record, write_record
 from streams.errors import StorageError, StoreLocked
 from streams.log import get_logger
@@ -140,10 +140,6 @@ class Cut:
     def copy(self, partition: int) -> Path:
         """Give where a partition's copy is, or is to be."""
         return self.path / str(partition)
-
-    def is_wanted(self) -> bool:
-        """Say whether somebody still waits for it."""
-        return is_asked(self.path)
 
     def hold(self, partition: int, held: Held) -> None:
         """Say where a partition is held.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 from streams.data.build import Build
@@ -13,6 +14,9 @@ from streams.log import get_logger
 __all__ = ["Cutting"]
 
 log = get_logger(__name__)
+
+_HOLD_S = 30.0
+"""For so long a cut may hold what is folded: whoever compares needs a third of it, or begins again."""
 
 
 class Cutting:
@@ -36,6 +40,8 @@ class Cutting:
         self._commit = commit
         self._read = read
         self._stop_reading = stop_reading
+        self._seen_s: dict[str, float] = {}
+        """When each cut was heard of, by its directory's name."""
 
     def look(self, partitions: Iterable[HeldPartition]) -> bool:
         """Do what is to be done now; say whether there is more to come, so that it is looked at again soon.
@@ -46,13 +52,14 @@ class Cutting:
         2. Once the barrier is named: fold it on, up to that.
         3. There: commit it, copy it, and let it go on.
 
-        One that the barrier does not name goes on at once; so do all where nobody waits any more. A process that dies
-        in between leaves a partition that its next owner holds again, at or in front of the barrier.
+        One that the barrier does not name goes on at once; so do all where nobody waits any more, or whoever asked
+        has held them for long: he may be stopped, or lost on the network. A process that dies in between leaves a
+        partition that its next owner holds again, at or in front of the barrier.
         """
-        wanted = cuts(self._build)
+        wanted = self._in_time(cuts(self._build))
         waits = False
         for held in partitions:
-            if held.cut is not None and not held.cut.is_wanted():
+            if held.cut is not None and held.cut not in wanted:
                 self._let_go(held)
             try:
                 for cut in wanted:
@@ -61,6 +68,14 @@ class Cutting:
                 log.warning("cut.failed", partition=held.number, why=str(error))
                 self._let_go(held)
         return waits
+
+    def _in_time(self, wanted: list[Cut]) -> list[Cut]:
+        """Leave out those that were heard of long ago."""
+        if not wanted and not self._seen_s:
+            return wanted
+        now = time.monotonic()
+        self._seen_s = {cut.path.name: self._seen_s.get(cut.path.name, now) for cut in wanted}
+        return [cut for cut in wanted if now - self._seen_s[cut.path.name] < _HOLD_S]
 
     def _answer(self, cut: Cut, held: HeldPartition) -> bool:
         if held.store is None or held.fold is None or held.phase not in (Phase.READY, Phase.HALTED):

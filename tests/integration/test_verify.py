@@ -203,6 +203,26 @@ def test_whoever_asked_may_die_and_folding_goes_on(new_kit: NewKit) -> None:
     assert kit.check() == 800
 
 
+def test_whoever_asks_and_goes_no_further_holds_nobody_up_for_long(
+    new_kit: NewKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.data.cutting._HOLD_S", 3.0)
+    kit = new_kit()
+    other = beside(kit, Tally())
+    produce(kit.bootstrap, kit.topic, tally_events(400))
+    with folding(kit, other):
+        build = kit.store.current()
+        assert build is not None
+        with Cut.asked(build) as cut:
+            until("all to be held", lambda: len(cut.held()) == 4)
+            produce(kit.bootstrap, kit.topic, tally_events(400, first=400))
+            assert kit.lag() > 0
+            until("all to be folded", lambda: kit.lag() == 0)
+            cut.set_barrier(dict.fromkeys(range(4), 0))  # too late: it is not heeded
+            assert compared(kit, other).summary.is_identical
+    assert kit.check() == 800
+
+
 def test_whoever_folds_may_die_while_held_and_the_next_one_is_cut_exactly(new_kit: NewKit) -> None:
     """The next one holds again before it reads anything, so nobody is ever past the barrier."""
     kit = new_kit()
