@@ -9,7 +9,7 @@ import io
 import struct
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -156,29 +156,39 @@ class Cluster:
 
     def watermarks(self, topic: TopicInfo) -> dict[int, Watermarks]:
         """Give each partition's first offset, and its last stable one, which is where read_committed ends."""
-        low = self._offsets(topic, OffsetSpec.earliest())
-        high = self._offsets(topic, OffsetSpec.latest())
+        low, high = self._offsets(topic, OffsetSpec.earliest(), OffsetSpec.latest())
         return {partition: Watermarks(low=low[partition], high=high[partition]) for partition in low}
 
     def positions_at(self, topic: TopicInfo, time_ms: int) -> dict[int, int]:
         """Give each partition's first offset whose record has this timestamp or a later one; its end where none has."""
-        found, marks = self._offsets(topic, OffsetSpec.for_timestamp(time_ms)), self.watermarks(topic)
+        (found,), marks = self._offsets(topic, OffsetSpec.for_timestamp(time_ms)), self.watermarks(topic)
         return {number: marks[number].high if offset < 0 else offset for number, offset in found.items()}
 
-    def _offsets(self, topic: TopicInfo, spec: OffsetSpec) -> dict[int, int]:
-        def ask(partition: int) -> Future[Any]:
-            where = TopicPartition(topic.name, partition)
-            futures: dict[TopicPartition, Future[Any]] = self._calls.admin.list_offsets(
-                {where: spec}, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._calls.timeout_s
-            )
-            return futures[where]
+    def _offsets(self, topic: TopicInfo, *specs: OffsetSpec) -> list[dict[int, int]]:
+        """Give each partition's offset for each of the specs: all are asked for at once, and some once more."""
 
-        return {
-            partition: self._calls.ask(
-                f"list the offsets of {at(topic.name, partition)}", partial(ask, partition)
-            ).offset
-            for partition in range(topic.partitions)
-        }
+        def asked(partitions: Iterable[int], spec: OffsetSpec) -> dict[int, Future[Any]]:
+            futures: dict[TopicPartition, Future[Any]] = self._calls.admin.list_offsets(
+                {TopicPartition(topic.name, partition): spec for partition in partitions},
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=self._calls.timeout_s,
+            )
+            return {where.partition: future for where, future in futures.items()}
+
+        under_way = [asked(range(topic.partitions), spec) for spec in specs]
+
+        def ask(partition: int, number: int) -> Future[Any]:
+            return under_way[number].pop(partition, None) or asked([partition], specs[number])[partition]
+
+        return [
+            {
+                partition: self._calls.ask(
+                    f"list the offsets of {at(topic.name, partition)}", partial(ask, partition, number)
+                ).offset
+                for partition in range(topic.partitions)
+            }
+            for number in range(len(specs))
+        ]
 
     def high_watermark(self, topic: str, partition: int) -> int:
         """Give the end of a partition's log, open transactions included."""

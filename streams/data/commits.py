@@ -81,13 +81,17 @@ class Commits:
             pending = sum(fold.pending for fold in moved)
             changed = sum(fold.changed for fold in moved)
             newest_ms = max(fold.record_ms or 0 for fold in moved)
-            is_live = time.time() * 1000 - newest_ms < _LIVE_MS
+            # At the end of a backlog nothing waits either, and others wait to see that it is over.
+            is_live = time.time() * 1000 - newest_ms < _LIVE_MS or self._is_at_ends()
             if self._pace.is_due(pending, changed, idle=idle, is_live=is_live) or any(
                 fold.cache.is_full(share) for fold in moved
             ):
                 self.all()
         elif idle and self._splits.is_behind and self._job.until is None:  # else whoever set the end compares, at it
             self._splits.compare({one.number: one.store.ids() for one in self._held.values() if one.store is not None})
+
+    def _is_at_ends(self) -> bool:
+        return all(held.is_at_log_end for held in self._held.values() if held.phase is Phase.READY)
 
     def all(self) -> None:
         """Commit every fold that moved, unless nobody answers whether what was read is of the same topic still.

@@ -297,6 +297,7 @@ class Lane:
             self._halt(held, failure)
 
     def _passed(self, feeding: Feeding, held: HeldPartition, fold: Fold) -> None:
+        held.is_at_log_end = not feeding.records and feeding.end is not None
         if not feeding.records and feeding.end is not None:
             for one in held.folds:
                 one.skip_to(feeding.end)

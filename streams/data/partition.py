@@ -90,6 +90,8 @@ class HeldPartition:
     """Why the fold is to halt, and where, while everything before that record is folded again."""
     beside: Beside | None = None
     """Some of its streams, that are folded a second time, to replace their models."""
+    is_at_log_end: bool = False
+    """Whether what was read last was the end of what the partition has."""
     cut: Cut | None = None
     """The cut that it is held for."""
     told: Held | None = None
