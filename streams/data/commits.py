@@ -21,6 +21,8 @@ log = get_logger(__name__)
 
 _LIVE_MS = 2000
 """Folded so soon after it was written, by Kafka's timestamps, an event is live."""
+_MANY = 5000
+"""So many models take longer to read from a log than whoever asks for one should wait."""
 
 
 class Commits:
@@ -52,6 +54,8 @@ class Commits:
         self._committed = committed
         self._pace = Pace(job.settings)
         self._splits = SplitWatch(job.build)
+        self._unsettled = 0
+        """Models that were written while there was a backlog."""
         self.taken = 0
         """Checkpoints so far."""
         self.taken_s = 0.0
@@ -87,8 +91,19 @@ class Commits:
                 fold.cache.is_full(share) for fold in moved
             ):
                 self.all()
+                self._settle(changed, is_live=is_live)
         elif idle and self._splits.is_behind and self._job.until is None:  # else whoever set the end compares, at it
             self._splits.compare({one.number: one.store.ids() for one in self._held.values() if one.store is not None})
+
+    def _settle(self, changed: int, *, is_live: bool) -> None:
+        """At the end of a backlog, have readers beside us, and the next start, find tables rather than a long log."""
+        self._unsettled += changed
+        if is_live and self._unsettled > _MANY:
+            for held in self._held.values():
+                if held.store is not None:
+                    held.store.settle()
+        if is_live:
+            self._unsettled = 0
 
     def _is_at_ends(self) -> bool:
         return all(held.is_at_log_end for held in self._held.values() if held.phase is Phase.READY)

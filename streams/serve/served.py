@@ -43,7 +43,7 @@ class Served:
         if one.phase is Phase.OPENING or one.committed < 0:
             return str(Phase.OPENING)
         target = self._targets.get(f"{generation.id}/{generation.epoch}", {}).get(number)
-        if one.phase is Phase.HALTED or target == -1:
+        if one.phase is Phase.HALTED or (target is not None and one.committed >= target):
             return ""
         of = "" if target is None else f" of {target}"
         return f"at {one.committed}{of}, and has not been at its topic's end yet"

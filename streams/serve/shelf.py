@@ -22,6 +22,8 @@ __all__ = ["Found", "Page", "Shelf"]
 
 _FRESH_S = 0.05
 """How old a view may be that an answer is given from."""
+_FOLLOWED_S = 10.0
+"""The same of one that nobody has asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,8 @@ class _Opened:
         self._held: IO[bytes] | None = None
         self._store: PartitionReader | None = None
 
-    def now(self) -> PartitionReader:
-        """Give the store, as it was a moment ago at most.
+    def now(self, fresh_s: float = _FRESH_S) -> PartitionReader:
+        """Give the store, as it was so long ago at most.
 
         Raises:
             StateNotFound: The partition has no store yet, or no more.
@@ -72,7 +74,7 @@ class _Opened:
         if self._store is None:
             self._store = self._open()
             self._seen_s = time.monotonic()
-        elif (now_s := time.monotonic()) - self._seen_s > _FRESH_S:
+        elif (now_s := time.monotonic()) - self._seen_s > fresh_s:
             self._store.catch_up()
             self._seen_s = now_s
         return self._store
@@ -122,10 +124,12 @@ class Shelf:
             return Found(store.get(model_id), store.state())
 
     def warm(self, build: Build, partition: int) -> None:
-        """Open a partition before it is asked for: that takes long where there is much in it."""
+        """Open a partition before it is asked for, which takes long where there is much in it, and follow what is
+        written: what lies far back keeps files that the writer has long removed.
+        """
         opened = self._opened(build, partition)
         with opened.guard, contextlib.suppress(StorageError):
-            opened.now()
+            opened.now(_FOLLOWED_S)
 
     def page(self, build: Build, partition: int, after: bytes | None, limit: int) -> Page:
         """Give models of one partition, in the order of their ids' bytes.

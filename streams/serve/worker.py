@@ -165,14 +165,18 @@ class Worker:
         }
 
     def _keep_shelf(self) -> None:
-        """Let go of builds that are not folded here any more, so that they can be removed, and open what is served."""
+        """Let go of builds that are not folded here any more, so that they can be removed; open what is served, or will
+        be at the next switch.
+        """
         tended = [one for tending in list(self.tendings.values()) for one in tending.tended.values()]
         self.shelf.keep_only([*self.copies.builds(), *(one.job.build.path for one in tended if one.job is not None)])
         for one in tended:
             if one.job is None:
                 continue
             for number, held in one.status.partitions.items():
-                if not self.served.why_not(one.generation, number, held):
+                target = one.generation.targets.get(number)
+                is_about_to_be = target is not None and held.committed >= target
+                if is_about_to_be or not self.served.why_not(one.generation, number, held):
                     self.shelf.warm(one.job.build, number)
 
     def _subjects(self) -> Iterator[Subject]:
