@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from streams.configfile import ConfigFile, near
 from streams.errors import ConfigError
@@ -150,8 +150,31 @@ class WorkerSettings(BaseSettings):
     one, commands are taken only where the interface listens on this machine alone. Env: REFOLD_ADMIN_TOKENS."""
     read_tokens: Path | None = None
     """The same for reading; without one, everybody may who reaches it. Env: REFOLD_READ_TOKENS."""
+    admin_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """A port of its own for commands, where models are not read; by default they are taken at `http_port`.
+    Env: REFOLD_ADMIN_PORT."""
+    admin_host: str | None = None
+    """Where `admin_port` listens; by default where the other one does. Env: REFOLD_ADMIN_HOST."""
+    admin_names: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names, with commas between, in client certificates by which commands are taken, without a token.
+    Env: REFOLD_ADMIN_NAMES."""
+    tls_certificate: Path | None = None
+    """A PEM file with this worker's certificate, read again when it changes; without one it speaks plain HTTP.
+    Env: REFOLD_TLS_CERTIFICATE."""
+    tls_key: Path | None = None
+    """The PEM file with its private key. Env: REFOLD_TLS_KEY."""
+    tls_authority: Path | None = None
+    """A PEM file with the authority by which clients' and other workers' certificates are checked. Clients that show
+    none are let in all the same, as far as nothing else is asked of them. Env: REFOLD_TLS_AUTHORITY."""
+    read_certificates: bool = False
+    """Reading needs a certificate, or a token where there are some. Env: REFOLD_READ_CERTIFICATES."""
     drain_seconds: PositiveFloat = 25.0
     """How long agents may take to commit and leave once the worker is to end. Env: REFOLD_DRAIN_SECONDS."""
+
+    @field_validator("admin_names", mode="before")
+    @classmethod
+    def _split(cls, given: Any) -> Any:
+        return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else given
 
 
 Codec = Literal["json", "cloudevents"]

@@ -273,5 +273,19 @@ class WorkerOptions(RunOptions):
     """A file of bearer tokens, one a line, of those who may give commands."""
     read_tokens: Annotated[str | None, Parameter(env_var="REFOLD_READ_TOKENS")] = None
     """The same for reading; by default everybody may who reaches it."""
+    admin_port: Annotated[str | None, Parameter(env_var="REFOLD_ADMIN_PORT")] = None
+    """A port of its own for commands; by default they are taken at the HTTP port."""
+    admin_host: Annotated[str | None, Parameter(env_var="REFOLD_ADMIN_HOST")] = None
+    """Where that listens; by default where the other one does."""
+    admin_names: Annotated[str | None, Parameter(env_var="REFOLD_ADMIN_NAMES")] = None
+    """Names, with commas between, in client certificates by which commands are taken, without a token."""
+    tls_certificate: Annotated[str | None, Parameter(env_var="REFOLD_TLS_CERTIFICATE")] = None
+    """This worker's certificate (PEM); without one it speaks plain HTTP."""
+    tls_key: Annotated[str | None, Parameter(env_var="REFOLD_TLS_KEY")] = None
+    """Its private key (PEM)."""
+    tls_authority: Annotated[str | None, Parameter(env_var="REFOLD_TLS_AUTHORITY")] = None
+    """The authority (PEM) by which clients' and other workers' certificates are checked."""
+    read_certificates: Annotated[str | None, Parameter(env_var="REFOLD_READ_CERTIFICATES")] = None
+    """true: reading needs a certificate of that authority, or a token where there are some."""
     drain_seconds: Annotated[str | None, Parameter(env_var="REFOLD_DRAIN_SECONDS")] = None
     """How long agents may take to commit and leave once it is to end; by default 25."""

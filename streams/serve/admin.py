@@ -10,22 +10,25 @@ import msgspec
 import orjson
 from aiohttp import web
 
+from streams.config import WorkerSettings
 from streams.control.begin import default_policy
 from streams.control.commands import VERBS, Command, Options, Verb, checked
 from streams.control.record import Done
 from streams.errors import ConfigError, CqrsError
 from streams.log import get_logger
-from streams.serve.auth import Tokens
+from streams.serve.auth import Door, Tokens
 from streams.serve.problems import Problem
 from streams.serve.tending import Tending
 
 if TYPE_CHECKING:
     from streams.serve.worker import Worker
 
-__all__ = ["Admin"]
+__all__ = ["COMMAND", "OUTCOME", "Admin"]
 
 log = get_logger(__name__)
 
+COMMAND = "/v1/projections/{name}/{verb}"
+OUTCOME = "/v1/projections/{name}/commands/{id}"
 _WAIT_S = 20.0
 _LOOK_S = 0.02
 _STATUS = {"GenerationNotFound": 404, "RebuildRunning": 409, "NotReady": 409}
@@ -36,28 +39,32 @@ class Admin:
 
     Args:
         worker: Of which it is the interface.
-        tokens: Whose bearers may give them.
+        settings: Who may give them, and from where.
     """
 
-    def __init__(self, worker: Worker, tokens: Tokens) -> None:
+    def __init__(self, worker: Worker, settings: WorkerSettings) -> None:
         self._worker = worker
-        self._tokens = tokens
+        tokens = Tokens(settings.admin_tokens)
+        host = settings.http_host if settings.admin_port is None else settings.admin_host or settings.http_host
+        self._is_guarded = tokens.are_needed or bool(settings.admin_names)
+        self._is_private = host in ("127.0.0.1", "::1", "localhost")
+        self._door = Door(tokens, names=settings.admin_names, is_open=not self._is_guarded)
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes."""
-        app.router.add_post("/v1/projections/{name}/{verb}", self.command)
-        app.router.add_get("/v1/projections/{name}/commands/{id}", self.outcome)
+        app.router.add_post(COMMAND, self.command)
+        app.router.add_get(OUTCOME, self.outcome)
 
     async def command(self, request: web.Request) -> web.Response:
         """Give a command to the leader, and wait for what it makes of it."""
-        by = self._tokens.check(request)
+        by = self._door.check(request)
         name, verb = request.match_info["name"], request.match_info["verb"]
-        if not self._tokens.are_needed and not self._worker.is_private:
+        if not self._is_guarded and not self._is_private:
             raise Problem(
                 403,
                 "forbidden",
-                "This worker can be reached from elsewhere and has no admin tokens, so it takes no commands: give it "
-                "a file of tokens (--admin-tokens).",
+                "This worker can be reached from elsewhere and knows nobody who may give commands, so it takes none: "
+                "give it a file of tokens (--admin-tokens), or names in certificates (--admin-names).",
             )
         if verb not in VERBS:
             raise Problem(404, "unknown-command", f"There is no command {verb!r}: there are {', '.join(VERBS)}.")
@@ -93,7 +100,7 @@ class Admin:
 
     async def outcome(self, request: web.Request) -> web.Response:
         """Say what has become of a command."""
-        self._tokens.check(request)
+        self._door.check(request)
         tending = self._tending(request.match_info["name"])
         done = _done(tending, request.match_info["id"])
         if done is None:

@@ -1,9 +1,10 @@
-"""Who may ask what: bearer tokens, from files that are read again when they change."""
+"""Who may ask what: by bearer tokens, from files that are read again when they change, or by certificates."""
 
 from __future__ import annotations
 
 import hmac
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 from aiohttp import web
@@ -11,10 +12,44 @@ from aiohttp import web
 from streams.errors import ConfigError
 from streams.log import get_logger
 from streams.serve.problems import Problem
+from streams.serve.tls import certified
 
-__all__ = ["Tokens"]
+__all__ = ["Door", "Tokens"]
 
 log = get_logger(__name__)
+
+
+class Door:
+    """Lets those in who show what is asked for.
+
+    Args:
+        tokens: Whose bearers may come in.
+        names: Those names in a certificate by which one may come in too; None: any certificate will do.
+        is_open: Everybody may, who shows nothing at all.
+    """
+
+    def __init__(self, tokens: Tokens, *, names: Collection[str] | None, is_open: bool) -> None:
+        self._tokens = tokens
+        self._names = names
+        self._is_open = is_open
+
+    def check(self, request: web.Request) -> str:
+        """Give the name of the one who asks; "anonymous" where that does not matter.
+
+        Raises:
+            Problem: Nothing that lets him in, or something wrong.
+        """
+        shown = certified(request)
+        known = shown if self._names is None else shown & frozenset(self._names)
+        if known:
+            return min(known)
+        if self._tokens.are_needed:
+            return self._tokens.check(request)
+        if self._is_open:
+            return "anonymous"
+        if shown:
+            raise Problem(403, "forbidden", f"This certificate ({', '.join(sorted(shown))}) is not enough here.")
+        raise Problem(401, "unauthorized", "A client certificate is needed.")
 
 
 class Tokens:
@@ -41,16 +76,15 @@ class Tokens:
         return self._path is not None
 
     def check(self, request: web.Request) -> str:
-        """Give the name of the one who asks; "anonymous" where no token is needed.
+        """Give the name of whose token a request shows.
 
         Every token is compared, each in constant time.
 
         Raises:
             Problem: No token, or a wrong one.
         """
-        if self._path is None:
-            return "anonymous"
-        self._read_again(self._path)
+        if self._path is not None:
+            self._read_again(self._path)
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not given:
             raise Problem(401, "unauthorized", "A bearer token is needed: Authorization: Bearer TOKEN.")

@@ -70,7 +70,6 @@ class Comparing:
 
     async def asked_to(self, request: web.Request) -> web.Response:
         """Compare a generation on behalf of a leader that does not have its code."""
-        self._worker.readers.check(request)
         tending = self._worker.tendings.get(request.match_info["name"])
         record = None if tending is None else tending.record
         green = None if record is None else record.find(request.match_info["generation"])
@@ -95,15 +94,12 @@ class Comparing:
         if found is not None:
             return web.Response(body=msgspec.json.encode(found), content_type="application/json")
         if request.query.get("local") != "true":
-            members = await asyncio.to_thread(self._worker.peers)
+            members = await asyncio.to_thread(self._worker.addresses)
             for address in members - {self._worker.address}:
-                url = f"http://{address}{request.path}"
+                query = {"local": "true", "generation": generation.id}
                 try:
-                    async with self._worker.session.get(
-                        url,
-                        params={"local": "true", "generation": generation.id},
-                        headers=self._worker.readers.header(),
-                        timeout=aiohttp.ClientTimeout(total=_ASK_S),
+                    async with self._worker.peers.ask(
+                        "GET", address, request.rel_url.raw_path, params=query, within_s=_ASK_S
                     ) as answer:
                         if answer.status == 200:
                             return web.Response(body=await answer.read(), content_type="application/json")
@@ -117,8 +113,7 @@ class Comparing:
             projection=site.name,
             owners=partial(self._owners, site, generation),
             loop=self._worker.loop,
-            session=self._worker.session,
-            headers=self._worker.readers.header(),
+            peers=self._worker.peers,
             kept=partial(self._keep, site, generation),
         )
 
@@ -144,11 +139,8 @@ class Comparing:
         worker = self._worker
 
         async def ask() -> Report:
-            async with worker.session.post(
-                f"http://{address}/internal/v1/projections/{site.name}/compare/{green.id}",
-                headers=worker.readers.header(),
-                timeout=aiohttp.ClientTimeout(total=_LONGEST_S),
-            ) as answer:
+            path = f"/internal/v1/projections/{site.name}/compare/{green.id}"
+            async with worker.peers.ask("POST", address, path, within_s=_LONGEST_S) as answer:
                 body = await answer.read()
                 if answer.status != 200:
                     raise StoreLocked(f"{address} could not compare: {orjson.loads(body).get('detail', body[:200])}")

@@ -153,13 +153,13 @@ class Copies:
         if known is not None and time.monotonic() - known[0] < _KNOWN_S:
             return known[1]
         try:
-            peers = await asyncio.to_thread(self._worker.peers)
+            addresses = await asyncio.to_thread(self._worker.addresses)
         except CqrsError as error:
             log.debug("copies.peers_unknown", why=str(error))
-            peers = {self._worker.address}
-        told = await asyncio.gather(*(self._asked(one, tending, generation, "") for one in sorted(peers)))
+            addresses = {self._worker.address}
+        told = await asyncio.gather(*(self._asked(one, tending, generation, "") for one in sorted(addresses)))
         best: dict[int, tuple[int, str]] = {}
-        for address, answer in zip(sorted(peers), told, strict=True):
+        for address, answer in zip(sorted(addresses), told, strict=True):
             for number, position in ({} if answer is None else answer["positions"]).items():
                 best[int(number)] = max(best.get(int(number), (-1, "")), (position, address))
         self._best[generation.id] = (time.monotonic(), best)
@@ -167,12 +167,10 @@ class Copies:
 
     async def _asked(self, address: str, tending: Tending, generation: Generation, path: str) -> dict[str, Any] | None:
         """Ask a worker, be it this one; None where it does not answer."""
-        url = f"http://{address}/internal/v1/projections/{tending.site.name}/copies/{generation.id}"
+        of = f"/internal/v1/projections/{tending.site.name}/copies/{generation.id}"
         try:
-            async with self._worker.session.get(
-                f"{url}/{path}" if path else url,
-                headers=self._worker.readers.header(),
-                timeout=aiohttp.ClientTimeout(total=_ASK_S),
+            async with self._worker.peers.ask(
+                "GET", address, f"{of}/{path}" if path else of, within_s=_ASK_S
             ) as answer:
                 return orjson.loads(await answer.read()) if answer.status == 200 else None
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:

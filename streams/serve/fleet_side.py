@@ -17,6 +17,7 @@ from streams.control.runs import Models, Run
 from streams.data.cut import Held
 from streams.errors import StoreLocked
 from streams.serve.cut_service import Answer, Question
+from streams.serve.peers import Peers
 from streams.types import TopicInfo
 
 __all__ = ["FleetSide"]
@@ -36,8 +37,7 @@ class FleetSide:
     owners: Callable[[], Mapping[int, str]]
     """Asks who serves which partition now, as host:port."""
     loop: asyncio.AbstractEventLoop
-    session: aiohttp.ClientSession
-    headers: Mapping[str, str]
+    peers: Peers
     kept: Callable[[Report], None]
     """Keeps what was found."""
 
@@ -89,8 +89,8 @@ class FleetSide:
         return answer
 
     async def _connected(self, address: str) -> aiohttp.ClientWebSocketResponse:
-        url = f"http://{address}/internal/v1/projections/{self.projection}/cuts/{self.generation}"
-        return await self.session.ws_connect(url, headers=self.headers, max_msg_size=_MESSAGE_BYTES)
+        path = f"/internal/v1/projections/{self.projection}/cuts/{self.generation}"
+        return await self.peers.connect(address, path, max_bytes=_MESSAGE_BYTES)
 
     def _wait(self, what: Coroutine[Any, Any, T], address: str) -> T:
         try:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import orjson
 from aiohttp import web
-from yarl import URL
 
 from streams.control.record import Generation
 from streams.data.build import Build
@@ -30,7 +29,6 @@ _LONGEST_WAIT_S = 30.0
 _TRIES = 5
 _PAGE = 100
 _LARGEST_PAGE = 1000
-_PASSED_ON = ("Authorization",)
 
 
 class Reads:
@@ -223,9 +221,9 @@ class Reads:
     ) -> dict[str, Any] | None:
         cursor = _written(generation.id, number, after)
         query = {"local": "true", "partition": str(number), "limit": str(limit), "cursor": cursor}
-        url = f"http://{address}/v1/projections/{request.match_info['name']}/models"
+        path = f"/v1/projections/{request.match_info['name']}/models"
         try:
-            async with self._worker.session.get(url, params=query, headers=_passed(request)) as answer:
+            async with self._worker.peers.ask("GET", address, path, params=query) as answer:
                 if answer.status != 200:
                     return None
                 found: dict[str, Any] = orjson.loads(await answer.read())
@@ -236,9 +234,8 @@ class Reads:
     async def _forwarded(self, request: web.Request, address: str, generation: Generation) -> web.Response:
         """Have the worker that serves it answer."""
         query = {**request.query, "local": "true", "generation": generation.id}
-        url = URL(f"http://{address}{request.rel_url.raw_path}", encoded=True).with_query(query)
         try:
-            async with self._worker.session.get(url, headers=_passed(request)) as answer:
+            async with self._worker.peers.ask("GET", address, request.rel_url.raw_path, params=query) as answer:
                 return web.Response(
                     body=await answer.read(), status=answer.status, content_type=answer.content_type, charset=None
                 )
@@ -371,10 +368,6 @@ def _written(generation: str, partition: int, after: str | None) -> str:
     return base64.urlsafe_b64encode(
         orjson.dumps({"generation": generation, "partition": partition, "after": after})
     ).decode()
-
-
-def _passed(request: web.Request) -> dict[str, str]:
-    return {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
 
 
 def _json(what: object) -> web.Response:

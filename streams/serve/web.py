@@ -13,8 +13,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from streams.errors import ConfigError
 from streams.log import get_logger
-from streams.serve.admin import Admin
-from streams.serve.auth import Tokens
+from streams.serve.admin import COMMAND, OUTCOME, Admin
+from streams.serve.auth import Door
 from streams.serve.cut_service import CutService
 from streams.serve.problems import Problem, answer
 from streams.serve.reads import Reads
@@ -41,6 +41,8 @@ _OPEN = ("/healthz", "/readyz", "/metrics")
 class Web:
     """Answers for one worker.
 
+    Models are read, and other workers served, at one port; commands are taken there too, or at a port of their own.
+
     Args:
         worker: Which.
 
@@ -51,42 +53,66 @@ class Web:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._requests = 0
+        settings = worker.settings
+        self._door = Door(
+            worker.read_tokens,
+            names=None,
+            is_open=not (worker.read_tokens.are_needed or settings.read_certificates),
+        )
+        app = self._app()
+        Reads(worker).add_to(app)
+        worker.comparing.add_to(app)
+        worker.copies.add_to(app)
+        CutService(worker).add_to(app)
+        self._runners = [web.AppRunner(app, access_log=None)]
+        if settings.admin_port is not None:
+            app = self._app()
+            self._runners.append(web.AppRunner(app, access_log=None))
+        Admin(worker, settings).add_to(app)
+
+    def _app(self) -> web.Application:
+        """Give what is asked for at either port."""
         app = web.Application(middlewares=[self._guarded], client_max_size=_BODY_BYTES)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
         app.router.add_get("/metrics", self._metrics)
-        Reads(worker).add_to(app)
-        worker.comparing.add_to(app)
-        worker.copies.add_to(app)
-        CutService(worker).add_to(app)
-        Admin(worker, Tokens(worker.settings.admin_tokens)).add_to(app)
-        self._runner = web.AppRunner(app, access_log=None)
+        return app
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; give the port.
+    async def start(self) -> int:
+        """Listen; give the port at which models are read.
 
         Raises:
             ConfigError: It cannot be had.
         """
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
+        settings = self._worker.settings
+        port = await self._listen(self._runners[0], settings.http_host, settings.http_port, "--http-host, --http-port")
+        if settings.admin_port is not None:
+            host = settings.admin_host or settings.http_host
+            at = await self._listen(self._runners[1], host, settings.admin_port, "--admin-host, --admin-port")
+            log.info("worker.takes_commands", host=host, port=at)
+        return port
+
+    async def _listen(self, runner: web.AppRunner, host: str, port: int, flags: str) -> int:
+        await runner.setup()
+        tls = self._worker.tls
         try:
-            await site.start()
+            await web.TCPSite(runner, host, port, ssl_context=None if tls is None else tls.server).start()
         except OSError as error:
             raise ConfigError(
-                f"{host}:{port} cannot be listened at: {error.strerror}. Name another one (--http-host, --http-port)."
+                f"{host}:{port} cannot be listened at: {error.strerror}. Name another one ({flags})."
             ) from error
-        found: int = self._runner.addresses[0][1]
+        found: int = runner.addresses[0][1]
         return found
 
     async def stop(self) -> None:
         """Answer no more."""
-        await self._runner.cleanup()
+        for runner in self._runners:
+            await runner.cleanup()
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Keep to the limits, ask readers for their tokens, and say what goes wrong as a problem."""
+        """Keep to the limits, ask readers who they are, and say what goes wrong as a problem."""
         if request.path in _OPEN:
             return await handler(request)
         if self._requests >= _AT_ONCE:
@@ -100,8 +126,9 @@ class Web:
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            if request.method == "GET":
-                self._worker.readers.check(request)
+            resource = request.match_info.route.resource
+            if resource is None or resource.canonical not in (COMMAND, OUTCOME):  # which ask for more
+                self._door.check(request)
             # What workers ask of each other may take as long as a comparison does.
             async with asyncio.timeout(None if request.path.startswith(_INTERNAL) else _LIMIT_S):
                 return await handler(request)

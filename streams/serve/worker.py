@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
-import aiohttp
-
 from streams.config import KafkaSettings, WorkerSettings
 from streams.control.commands import Command
 from streams.control.green import NICE
@@ -33,10 +31,12 @@ from streams.serve.leading import Leading
 from streams.serve.metrics import Metrics
 from streams.serve.observing import Observing, Subject
 from streams.serve.owners import Owners
+from streams.serve.peers import Peers
 from streams.serve.producing import Producing
 from streams.serve.served import Served
 from streams.serve.shelf import Shelf
 from streams.serve.tending import Tending, is_wanted
+from streams.serve.tls import Tls
 from streams.serve.web import Web
 
 __all__ = ["Worker"]
@@ -47,7 +47,6 @@ _SILENT_S = 120.0
 """A loop that has not gone round for so long is stuck: nothing that it waits for takes longer."""
 
 
-_FORWARD_S = 40.0
 _PASS_ON_AFTER_S = 1.0
 _PING_S = 20.0
 _PASSED_ON_S = 600.0
@@ -89,13 +88,14 @@ class Worker:
         self.observing = Observing(self._subjects, self.owners, self.served)
         self.shelf = Shelf()
         self.finding: Finding
-        self.readers = Tokens(settings.read_tokens)
-        """Who may read."""
+        self.read_tokens = Tokens(settings.read_tokens)
+        """Of those who may read; workers show each other one."""
         self.comparing = Comparing(self)
         self.copies = Copies(self)
         self.metrics = Metrics(self)
         self.loop: asyncio.AbstractEventLoop
-        self.session: aiohttp.ClientSession
+        self.tls = Tls.of(settings)
+        self.peers: Peers
         """By which it asks other workers."""
         self._producing = Producing(kafka, commands_topic(settings.namespace))
         self.is_draining = False
@@ -113,9 +113,9 @@ class Worker:
         """
         # Step 1
         self.loop = asyncio.get_running_loop()
-        self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_FORWARD_S))
+        self.peers = Peers(self.read_tokens, self.tls)
         web = Web(self)
-        port = await web.start(self.settings.http_host, self.settings.http_port)
+        port = await web.start()
         self.address = self.settings.advertised_address or _address(self.settings.http_host, port)
         self.finding = Finding(self.address, self.shelf, self.owners, self.observing, self.served)
         log.info("worker.listens", worker=self.name, host=self.settings.http_host, port=port, address=self.address)
@@ -143,7 +143,7 @@ class Worker:
             await asyncio.to_thread(self._wait_for_loops)
         finally:
             await web.stop()
-            await self.session.close()
+            await self.peers.close()
             self.finding.close()
             self.shelf.close()
         log.info("worker.ended", worker=self.name)
@@ -212,12 +212,7 @@ class Worker:
             except CqrsError as error:
                 log.warning("command.lost", id=command.id, why=str(error))
 
-    @property
-    def is_private(self) -> bool:
-        """Whether its interface can be reached from this machine alone."""
-        return self.settings.http_host in ("127.0.0.1", "::1", "localhost")
-
-    def peers(self) -> set[str]:
+    def addresses(self) -> set[str]:
         """Name the addresses of all workers of the fleet; on a thread.
 
         Raises:

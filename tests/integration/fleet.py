@@ -7,6 +7,7 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ class Worker:
     port: int
     state_dir: Path
     log: Path
+    context: ssl.SSLContext | None = None
+    """How it is asked; None: by plain HTTP."""
 
     def get(self, path: str, timeout_s: float = 10.0) -> tuple[int, Any]:
         """Ask it; give the status and the document."""
@@ -48,9 +51,16 @@ class Worker:
         body: Any = None,
         headers: dict[str, str] | None = None,
         timeout_s: float = 10.0,
+        port: int | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> tuple[int, dict[str, str], Any]:
         """Ask it; give status, headers and document."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        where = "127.0.0.1", self.port if port is None else port
+        connection: http.client.HTTPConnection
+        if self.context is None:
+            connection = http.client.HTTPConnection(*where, timeout=timeout_s)
+        else:
+            connection = http.client.HTTPSConnection(*where, timeout=timeout_s, context=context or self.context)
         with contextlib.closing(connection):
             raw = None if body is None else orjson.dumps(body)
             connection.request(method, path, raw, {"content-type": "application/json", **(headers or {})})
@@ -107,6 +117,8 @@ class Fleet:
     projection_object: CqrsProjection[Any] = field(default_factory=Tally)
     workers: list[Worker] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
+    context: ssl.SSLContext | None = None
+    """How workers are asked; None: by plain HTTP."""
 
     @property
     def registry(self) -> Registry:
@@ -147,7 +159,7 @@ class Fleet:
                 stderr=subprocess.STDOUT,
                 cwd=Path(__file__).parents[2],
             )
-        worker = Worker(process, port, state_dir, log)
+        worker = Worker(process, port, state_dir, log, self.context)
         self.workers.append(worker)
         return worker
 
