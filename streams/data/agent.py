@@ -80,7 +80,7 @@ class Agent:
             while not seat.is_over:
                 slices = seat.poll(room=lane.commits.room)
                 lane.advance()
-                lane.take(slices)
+                seat.take(slices)
                 seat.rest(idle=not any(piece.records for piece in slices))
                 yield
             clean = True

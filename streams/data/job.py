@@ -48,6 +48,10 @@ class Work:
     """Checkpoints, each of all partitions that had moved."""
     commit_s: float = 0.0
     """What they took."""
+    batches: int = 0
+    """Batches of records that were decoded and applied."""
+    apply_s: float = 0.0
+    """What they took."""
     refused: int = 0
     """Commits that the group refused; each was sent again."""
     rebalances: int = 0
@@ -59,6 +63,8 @@ class Work:
         return Work(
             commits=self.commits + other.commits,
             commit_s=self.commit_s + other.commit_s,
+            batches=self.batches + other.batches,
+            apply_s=self.apply_s + other.apply_s,
             refused=self.refused + other.refused,
             rebalances=self.rebalances + other.rebalances,
             restarts=self.restarts + other.restarts,
@@ -76,5 +82,8 @@ class AgentStatus:
     models: int = 0
     """Models in the stores of the partitions held, as committed."""
     work: Work = field(default_factory=Work)
+    rocksdb_bytes: int = 0
+    """Memory that RocksDB takes for the stores held, as of some seconds ago: tables not yet written, blocks read, and
+    what it knows of its files."""
     away_s: float = 0.0
     """For how long no broker has answered."""

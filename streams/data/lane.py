@@ -99,7 +99,11 @@ class Lane:
         held = self._held.values() if self._held else self._closed
         return [one.error for one in held if one.phase is Phase.HALTED and one.error is not None]
 
-    def status(self, away_s: float, work: Work) -> AgentStatus:
+    def rocksdb_bytes(self) -> int:
+        """Give the memory that RocksDB takes for all stores held."""
+        return sum(held.store.memory_bytes() for held in self._held.values() if held.store is not None)
+
+    def status(self, away_s: float, work: Work, rocksdb_bytes: int) -> AgentStatus:
         """Give the figures."""
         partitions = {number: held.status() for number, held in self._held.items()}
         return AgentStatus(
@@ -108,6 +112,7 @@ class Lane:
             + sum(held.fold.events - held.events_before for held in self._held.values() if held.fold is not None),
             models=sum(one.models for one in partitions.values()),
             work=work,
+            rocksdb_bytes=rocksdb_bytes,
             away_s=away_s,
         )
 

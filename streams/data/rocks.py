@@ -9,7 +9,7 @@ from rocksdict import BlockBasedOptions, Options, Rdict
 
 from streams.errors import StorageError, StoreCorrupt, StoreLocked
 
-__all__ = ["WAY_OUT", "failure", "get_raw", "is_unlocked", "open_db", "options"]
+__all__ = ["WAY_OUT", "failure", "get_raw", "is_unlocked", "memory_bytes", "open_db", "options"]
 
 
 def options(*, create: bool) -> Options:
@@ -72,6 +72,15 @@ def get_raw(db: Rdict, path: Path, key: bytes) -> bytes | None:
     except Exception as error:
         raise failure(path, "read", error) from error
     return value
+
+
+_MEMORY = ("rocksdb.cur-size-all-mem-tables", "rocksdb.block-cache-usage", "rocksdb.estimate-table-readers-mem")
+"""Of the memory that RocksDB takes, its own names: https://github.com/facebook/rocksdb/wiki/Memory-usage-in-RocksDB."""
+
+
+def memory_bytes(db: Rdict) -> int:
+    """Give the memory that an open store takes: tables not yet written, blocks read, and what is known of its files."""
+    return sum(db.property_int_value(name) or 0 for name in _MEMORY)
 
 
 WAY_OUT = (

@@ -20,6 +20,7 @@ log = get_logger(__name__)
 IDLE_S = 0.1
 SOON_S = 0.01
 _MIRROR_S = 0.2
+_MEASURE_S = 2.0
 
 
 class Seat:
@@ -40,6 +41,10 @@ class Seat:
         """The figures as of the last batch."""
         self._mirrored_s = 0.0
         self._rebalances = 0
+        self._batches = 0
+        self._apply_s = 0.0
+        self._rocksdb_bytes = 0
+        self._measured_s = 0.0
         self._has_left = False
 
     def stop(self) -> None:
@@ -79,6 +84,14 @@ class Seat:
         if timeout_s is None:
             timeout_s = SOON_S if self.lane.is_waiting else IDLE_S
         return self._subscription.poll(timeout_s, room)
+
+    def take(self, slices: Sequence[Slice]) -> None:
+        """Fold what was read; see `Lane.take`."""
+        began = time.monotonic()
+        self.lane.take(slices)
+        if slices:
+            self._batches += 1
+            self._apply_s += time.monotonic() - began
 
     def rest(self, *, idle: bool) -> None:
         """Do what is due between two batches: checkpoints, answers, the mirror, the figures.
@@ -121,10 +134,14 @@ class Seat:
         work = Work(
             commits=commits.taken,
             commit_s=commits.taken_s,
+            batches=self._batches,
+            apply_s=self._apply_s,
             refused=self._subscription.refusals,
             rebalances=self._rebalances,
         )
-        self.status = self.lane.status(self._subscription.away_s, work)
+        if time.monotonic() - self._measured_s >= _MEASURE_S:
+            self._measured_s, self._rocksdb_bytes = time.monotonic(), self.lane.rocksdb_bytes()
+        self.status = self.lane.status(self._subscription.away_s, work, self._rocksdb_bytes)
 
     # Partitions: told by the subscription from within `poll`, while a rebalance waits
 

@@ -12,7 +12,7 @@ from typing import Protocol, cast
 import msgspec
 from rocksdict import Checkpoint, Rdict, WriteBatch, WriteOptions
 
-from streams.data.rocks import failure, get_raw, is_unlocked, open_db, options
+from streams.data.rocks import failure, get_raw, is_unlocked, memory_bytes, open_db, options
 from streams.errors import ForeignStore, StoreCorrupt
 from streams.log import get_logger
 from streams.prepared import prepared
@@ -228,6 +228,10 @@ class RocksPartition:
         except Exception as error:
             raise failure(self.path, "write", error) from error
         self._state[0] = state
+
+    def memory_bytes(self) -> int:
+        """Give the memory that RocksDB takes for it."""
+        return memory_bytes(self._db)
 
     def settle(self) -> None:
         """Write to tables what only the log has: whoever opens the store need not read that again.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rocksdict import AccessType, Rdict
 
-from streams.data.rocks import WAY_OUT, failure, get_raw, options
+from streams.data.rocks import WAY_OUT, failure, get_raw, memory_bytes, options
 from streams.data.store import MODEL, STATE, StoreState, decode_state, ids_of
 from streams.errors import StorageError, StoreCorrupt
 
@@ -56,6 +56,10 @@ class PartitionReader:
     def ids(self) -> Iterator[bytes]:
         """Yield every model's id, as UTF-8, in the order of the bytes."""
         return ids_of(self._db, self.path)
+
+    def memory_bytes(self) -> int:
+        """Give the memory that RocksDB takes for it."""
+        return memory_bytes(self._db)
 
     def catch_up(self) -> None:
         """See what the writer has committed by now."""

@@ -73,6 +73,7 @@ class Supervisor:
             events=self._events + sum(one.events for one in running),
             models=sum(one.models for one in running),
             work=sum((one.work for one in running), self._work),
+            rocksdb_bytes=sum(one.rocksdb_bytes for one in running),
             away_s=max((one.away_s for one in running), default=0.0),
         )
 

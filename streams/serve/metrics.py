@@ -147,11 +147,19 @@ class _Standing(Collector):
         halted = GaugeMetricFamily("refold_generation_halted", "1 where a person is to say.", labels=labels)
         agents = GaugeMetricFamily("refold_agents", "Processes that fold it here.", labels=labels)
         memory = GaugeMetricFamily("refold_agents_resident_memory_bytes", "Memory of these.", labels=labels)
+        rocksdb = GaugeMetricFamily(
+            "refold_rocksdb_memory_bytes",
+            "Memory that RocksDB takes here: writing for agents, reading for this worker's answers.",
+            labels=[*labels, "side"],
+        )
         size = GaugeMetricFamily("refold_state_bytes", "What this worker's copy takes on disk.", labels=labels)
         restarts = CounterMetricFamily("refold_agent_restarts", "Agents started again after they died.", labels=labels)
         rebalances = CounterMetricFamily("refold_rebalances", "How often partitions came or went here.", labels=labels)
         refused = CounterMetricFamily("refold_commit_failures", "Commits that its group refused.", labels=labels)
         commits = SummaryMetricFamily("refold_commit_duration_seconds", "How long checkpoints took.", labels=labels)
+        applied = SummaryMetricFamily(
+            "refold_apply_duration_seconds", "How long batches took to decode and apply.", labels=labels
+        )
         for tending, one, tended in self._all():
             key = [tending.site.name, one.id]
             phase.add_metric([*key, one.phase], 1)
@@ -165,9 +173,12 @@ class _Standing(Collector):
             rebalances.add_metric(key, work.rebalances)
             refused.add_metric(key, work.refused)
             commits.add_metric(key, count_value=work.commits, sum_value=work.commit_s)
+            applied.add_metric(key, count_value=work.batches, sum_value=work.apply_s)
+            rocksdb.add_metric([*key, "writing"], tended.status.rocksdb_bytes)
             if tended.job is not None:
+                rocksdb.add_metric([*key, "reading"], self._worker.shelf.memory_bytes(tended.job.build))
                 size.add_metric(key, _size(tended.job.build.path))
-        yield from (phase, halted, agents, memory, size, restarts, rebalances, refused, commits)
+        yield from (phase, halted, agents, memory, rocksdb, size, restarts, rebalances, refused, applied, commits)
 
     def _partitions(self) -> Iterator[Metric]:
         """Those that are held here: so each is told by one worker."""

@@ -93,6 +93,10 @@ class _Opened:
         self._held = held
         return store
 
+    def memory_bytes(self) -> int:
+        with self.guard:
+            return 0 if self._store is None else self._store.memory_bytes()
+
     def close(self) -> None:
         with self.guard:
             self._is_closed = True
@@ -149,6 +153,12 @@ class Shelf:
             # The smallest id behind another one is that one and a zero byte.
             models = list(islice(store.raw_items(b"" if after is None else after + b"\0"), limit + 1))
             return Page(models[:limit], len(models) <= limit, store.state())
+
+    def memory_bytes(self, build: Build) -> int:
+        """Give the memory that RocksDB takes for those partitions of a build that are open."""
+        with self._guard:
+            opened = [one for (path, _), one in self._open.items() if path == build.path]
+        return sum(one.memory_bytes() for one in opened)
 
     def keep_only(self, builds: Collection[Path]) -> None:
         """Close what is of other builds than these."""

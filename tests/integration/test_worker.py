@@ -309,7 +309,10 @@ def test_the_figures_are_told_by_labels_of_which_there_are_only_so_many(new_kit:
         assert set(found["refold_history_complete"].values()) == {1.0}
         assert found["refold_worker_leader"] == found["refold_worker_ready"] == {(): 1.0}
         assert next(iter(found["refold_commit_duration_seconds_count"].values())) > 0
+        assert next(iter(found["refold_apply_duration_seconds_count"].values())) > 0
         assert next(iter(found["refold_agents_resident_memory_bytes"].values())) > 10 << 20
+        soon("all memory", lambda: min(metrics(one)["refold_rocksdb_memory_bytes"].values()) > 1000)
+        assert {dict(labels)["side"] for labels in found["refold_rocksdb_memory_bytes"]} == {"writing", "reading"}
         shape = {name: len(samples) for name, samples in found.items()}
         for number in range(50):
             one.get(f"/v1/projections/tally/models/stream-{number}")
