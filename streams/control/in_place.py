@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
-from streams.control.record import Rebuild, Record, Reset
-from streams.control.transitions import check_none_runs, green_of, with_generation, with_past
+from streams.control.record import Rebuild, Record, Reset, Step
+from streams.control.transitions import check_none_runs, green_of, stepped, with_generation, with_past
 
 __all__ = ["begun_in_place", "completed", "halted", "set_back"]
 
@@ -55,6 +55,7 @@ def begun_in_place(
         began_at=now,
         by=by,
         why=why,
+        steps=(Step(what="setting-back", at=now),),
     )
     return replace(with_generation(record, replace(live, reset=reset, halted="")), rebuild=rebuild, waiting=None)
 
@@ -81,7 +82,9 @@ def set_back(record: Record, rebuild_id: str, targets: Mapping[int, int]) -> Rec
         targets=dict(targets),
         reset=None,
     )
-    return with_generation(record if changed.fingerprint == one.fingerprint else with_past(record, one), changed)
+    record = with_generation(record if changed.fingerprint == one.fingerprint else with_past(record, one), changed)
+    assert record.rebuild is not None, "it is one that runs"
+    return replace(record, rebuild=stepped(record.rebuild, "replaying"))
 
 
 def completed(record: Record, rebuild_id: str) -> Record:

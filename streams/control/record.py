@@ -127,6 +127,14 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         return not (self.changed or self.added or self.removed or self.not_compared)
 
 
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rebuild came to, and when."""
+
+    what: str
+    """A phase of its generation; paused; or setting-back, where the active one is rebuilt in place."""
+    at: datetime
+
+
 class Rebuild(msgspec.Struct, frozen=True, kw_only=True):
     """A rebuild beside the active generation: the one that runs, or the last one."""
 
@@ -147,6 +155,8 @@ class Rebuild(msgspec.Struct, frozen=True, kw_only=True):
     """What it waits for, or why it ended."""
     began_at: datetime
     ended_at: datetime | None = None
+    steps: tuple[Step, ...] = ()
+    """What it has come to so far, in order; each lasts until the next one, and the last one until it has ended."""
     by: str = ""
     """Who began it: a process and its machine."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from streams.control.record import Done, Generation, Gone, Phase, Policy, Rebuild, Record, Summary, Waiting
+from streams.control.record import Done, Generation, Gone, Phase, Policy, Rebuild, Record, Step, Summary, Waiting
 from streams.data.checkpoint import generation_id
 from streams.errors import GenerationNotFound, NotReady, RebuildRunning
 
@@ -36,6 +36,7 @@ __all__ = [
     "retiring",
     "running",
     "rolled_back",
+    "stepped",
     "switched",
     "synced",
     "tended",
@@ -45,6 +46,7 @@ __all__ = [
 _GONE_KEPT = 20
 _DONE_KEPT = 100
 _PAST_KEPT = 50
+_STEPS_KEPT = 100
 
 
 def founded(record: Record | None, projection: str, group: str, directory: str, facts: Mapping[str, Any]) -> Record:
@@ -148,6 +150,7 @@ def begun(
         keep_s=keep_s,
         began_at=now,
         by=by,
+        steps=(Step(what="new", at=now),),
     )
     return replace(
         record,
@@ -164,7 +167,7 @@ def pinned(record: Record, rebuild_id: str, facts: Mapping[str, Any], targets: M
     green = green_of(record, rebuild_id)
     if green is None or green.phase != "new":
         return record
-    return with_generation(record, _at(replace(green, targets=dict(targets), **facts), "replaying"))
+    return _moved(record, replace(green, targets=dict(targets), **facts), "replaying")
 
 
 def caught_up(record: Record, rebuild_id: str) -> Record:
@@ -172,7 +175,7 @@ def caught_up(record: Record, rebuild_id: str) -> Record:
     green = green_of(record, rebuild_id)
     if green is None or green.phase != "replaying":
         return record
-    return with_generation(record, _at(green, "verifying"))
+    return _moved(record, green, "verifying")
 
 
 def compared(record: Record, rebuild_id: str, report: Summary | None, refused: str = "") -> Record:
@@ -187,9 +190,9 @@ def compared(record: Record, rebuild_id: str, report: Summary | None, refused: s
     green = green_of(record, rebuild_id)
     if green is None or green.phase not in ("verifying", "waiting"):
         return record
+    record = _moved(record, green, "waiting" if refused else "ready")
     assert record.rebuild is not None
-    rebuild = replace(record.rebuild, report=report, why=refused)
-    return replace(with_generation(record, _at(green, "waiting" if refused else "ready")), rebuild=rebuild)
+    return replace(record, rebuild=replace(record.rebuild, report=report, why=refused))
 
 
 def noted(record: Record, rebuild_id: str, why: str) -> Record:
@@ -220,7 +223,7 @@ def approved(record: Record) -> Record:
             "is. Nothing was changed.",
             projection=record.projection,
         )
-    return with_generation(record, _at(green, "ready"))
+    return _moved(record, green, "ready")
 
 
 def switched(record: Record, rebuild_id: str) -> Record:
@@ -279,7 +282,9 @@ def paused(record: Record, *, is_paused: bool) -> Record:
             "resumed. Nothing was changed.",
             projection=record.projection,
         )
-    return replace(record, rebuild=replace(found, is_paused=is_paused))
+    green = record.find(found.generation)
+    at = "paused" if is_paused or green is None else green.phase
+    return replace(record, rebuild=stepped(replace(found, is_paused=is_paused), at))
 
 
 def cancelled(record: Record, why: str = "cancelled") -> Record:
@@ -413,10 +418,24 @@ def running(record: Record, what: str) -> Rebuild:
     return record.running
 
 
+def stepped(rebuild: Rebuild, what: str) -> Rebuild:
+    """Note what a rebuild has come to."""
+    if rebuild.steps and rebuild.steps[-1].what == what:
+        return rebuild
+    return replace(rebuild, steps=(*rebuild.steps, Step(what=what, at=datetime.now(UTC)))[-_STEPS_KEPT:])
+
+
 def with_past(record: Record, replaced: Generation) -> Record:
     """Note that a generation's code was replaced."""
     past = [one for one in record.past if one != replaced.fingerprint]
     return replace(record, past=(*past, replaced.fingerprint)[-_PAST_KEPT:])
+
+
+def _moved(record: Record, green: Generation, phase: Phase) -> Record:
+    """Give the record with the rebuild's generation in another phase."""
+    rebuild = record.rebuild
+    assert rebuild is not None, "it is being made"
+    return replace(with_generation(record, _at(green, phase)), rebuild=stepped(rebuild, phase))
 
 
 def _at(generation: Generation, phase: Phase, why: str | None = None) -> Generation:

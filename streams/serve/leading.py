@@ -15,6 +15,7 @@ from streams.errors import CqrsError, NotLeading
 from streams.log import get_logger
 from streams.serve.leadership import Leadership
 from streams.serve.tending import Tending
+from streams.serve.tracing import Tracing
 from streams.types import RebuildProgress
 
 __all__ = ["Leading"]
@@ -33,14 +34,16 @@ class Leading:
         tending: The projection, and what the registry says of it.
         leadership: Whether this worker leads.
         compare: How its generations are compared.
+        tracing: Told of rebuilds that have ended.
     """
 
-    def __init__(self, tending: Tending, leadership: Leadership, compare: Compare) -> None:
+    def __init__(self, tending: Tending, leadership: Leadership, compare: Compare, tracing: Tracing) -> None:
         self._tending = tending
         self._leadership = leadership
         self._stopped = threading.Event()
         site = tending.site
         self._compare = compare
+        self._tracing = tracing
         self._lead = Lead(site, self._compared, leadership.confirm)
         self._thread = threading.Thread(target=self._run, name=f"refold-lead-{site.name}", daemon=True)
         self.beat_s = time.monotonic()
@@ -104,6 +107,7 @@ class Leading:
         self.ended[rebuild.outcome] += 1
         if rebuild.ended_at is not None:
             self.durations_s.append((rebuild.ended_at - rebuild.began_at).total_seconds())
+        self._tracing.ended(record.projection, rebuild)
 
     def _run(self) -> None:
         name = self._tending.site.name

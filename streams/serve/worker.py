@@ -37,6 +37,7 @@ from streams.serve.served import Served
 from streams.serve.shelf import Shelf
 from streams.serve.tending import Tending, is_wanted
 from streams.serve.tls import Tls
+from streams.serve.tracing import Tracing
 from streams.serve.web import Web
 
 __all__ = ["Worker"]
@@ -49,6 +50,7 @@ _SILENT_S = 120.0
 
 _PASS_ON_AFTER_S = 1.0
 _PING_S = 20.0
+_TRACES_S = 3.0
 _PASSED_ON_S = 600.0
 
 
@@ -97,6 +99,7 @@ class Worker:
         self.tls = Tls.of(settings)
         self.peers: Peers
         """By which it asks other workers."""
+        self._tracing = Tracing()
         self._producing = Producing(kafka, commands_topic(settings.namespace))
         self.is_draining = False
         """Whether it was told to end."""
@@ -125,7 +128,8 @@ class Worker:
                 tending = self.tendings[site.name] = Tending(
                     site, self._runner, self.address, workers_group(self.settings.namespace)
                 )
-                self.leadings[site.name] = Leading(tending, self.leadership, partial(self.comparing.compare, site))
+                compare = partial(self.comparing.compare, site)
+                self.leadings[site.name] = Leading(tending, self.leadership, compare, self._tracing)
             for loop in self._loops().values():
                 loop.start()
             self.leadership.address = self.address
@@ -146,6 +150,8 @@ class Worker:
             await self.peers.close()
             self.finding.close()
             self.shelf.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.to_thread(self._tracing.close), _TRACES_S)
         log.info("worker.ended", worker=self.name)
 
     def faults(self) -> list[str]:
