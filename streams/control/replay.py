@@ -43,15 +43,25 @@ class Replay:
             if stamp is not None and stamp.pinned is not None
         }
         self._take(committed)
+        # What is folded again elsewhere was told before, by whoever led then: progress does not go back.
+        reached = {
+            number: stamp.reached(committed[number].position)
+            for number, stamp in stamps.items()
+            if stamp is not None and is_of(stamp, generation)
+        }
         pinned = {
             number: Lag(
                 start=starts.get(number, 0),
-                position=max(starts.get(number, 0), self._figures[number].position),
+                position=max(starts.get(number, 0), self._shown(number, reached.get(number, (0, 0))[0], target)),
                 target=target,
             )
             for number, target in generation.targets.items()
         }
-        self._tracker = ProgressTracker(pinned, resumed=sum(one.events for one in self._figures.values()))
+        self._tracker = ProgressTracker(pinned, resumed=sum(events for _, events in reached.values()))
+
+    def _shown(self, number: int, reached: int, target: int) -> int:
+        """Give where a partition is shown to be that was told to have come so far: at its end once it is there."""
+        return min(reached, target if self._figures[number].committed >= target else target - 1)
 
     @property
     def progress(self) -> RebuildProgress:
@@ -106,12 +116,17 @@ class Replay:
         return f"a worker with its code to fold partitions {', '.join(map(str, missing))}"
 
 
+def is_of(stamp: Stamp, generation: Generation) -> bool:
+    """Say whether a stamp is of a generation's present epoch."""
+    return (stamp.directory, stamp.build) == (generation.state, generation.epoch)
+
+
 def figures_of(committed: Mapping[int, Committed], generation: Generation) -> dict[int, PartitionStatus]:
     """Give how far each partition of a generation is, by what its group was told of its present epoch."""
     figures = {}
     for number, one in committed.items():
         stamp = Stamp.parse(one.metadata)
-        if stamp is None or (stamp.directory, stamp.build) != (generation.state, generation.epoch):
+        if stamp is None or not is_of(stamp, generation):
             continue
         figures[number] = PartitionStatus(
             position=one.position,

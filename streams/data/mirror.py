@@ -46,6 +46,7 @@ class Mirror:
     def _stamped(self, held: HeldPartition) -> Committed:
         assert held.store is not None
         state = held.store.state
+        position, events = held.reached
         stamp = Stamp(
             generation=self._job.generation,
             build=state.build,
@@ -57,6 +58,8 @@ class Mirror:
             last_event_time=state.last_event_time,
             record_ms=state.record_ms,
             last_event_id=state.last_event_id,
+            furthest=max(position, state.position),
+            furthest_events=max(events, state.events),
             time_ms=time.time_ns() // 1_000_000,
             halted=str(held.error) if held.phase is Phase.HALTED else None,
             pinned=None if self._job.pinned is None else self._job.pinned.get(held.number),

@@ -11,6 +11,7 @@ from streams.data.job import Job
 from streams.data.ownership import check_members, check_offset
 from streams.data.partition import HeldPartition
 from streams.data.serde import Serde
+from streams.data.stamp import Stamp
 from streams.errors import TopicChanged, at
 from streams.types import Committed, Watermarks
 
@@ -73,10 +74,19 @@ class Opener:
             store = job.build.open(held.number, marks.low)
             until = None if job.until is None else job.until.get(held.number)
             held.opened(store, Fold(job.projection, self._serde, store, self._interrupts, until=until))
-            check_offset(job.build, job.group, held.number, self._committed.get(held.number), store.state.position)
+            committed = self._committed.get(held.number)
+            check_offset(job.build, job.group, held.number, committed, store.state.position)
+            held.reached = self._reached(committed)
         assert held.fold is not None
         check_readable(job.topic, held.number, held.fold.position, marks, job.projection.name)
         return is_opened
+
+    def _reached(self, committed: Committed | None) -> tuple[int, int]:
+        stamp = None if committed is None else Stamp.parse(committed.metadata)
+        manifest = self._job.build.manifest
+        if committed is None or stamp is None or (stamp.directory, stamp.build) != (manifest.directory, manifest.build):
+            return 0, 0
+        return stamp.reached(committed.position)
 
     def _is_new(self, partition: int) -> Watermarks:
         raise TopicChanged(

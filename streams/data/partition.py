@@ -97,6 +97,8 @@ class HeldPartition:
     told: Held | None = None
     """What whoever asked for the cut was told last."""
     events_before: int = 0
+    reached: tuple[int, int] = (0, 0)
+    """How far the group was told that it is, by whoever held it before: position, and events."""
     retry_at: float = 0.0
     _stalled_since: float = 0.0
     _retries: int = field(default=0)

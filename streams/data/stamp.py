@@ -50,6 +50,11 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=2
     last_event_time: str | int | None = None
     record_ms: int | None = None
     """Kafka's timestamp of the record folded last."""
+    furthest: int = 0
+    """The furthest position that the group was told of this state: a process that begins anew, with no copy of what
+    another one had folded, is behind it for a while."""
+    furthest_events: int = 0
+    """Events folded or declined by then."""
     time_ms: int = 0
     claimed: bool = False
     """Set by a rebuild that is about to begin, and has no member in the group yet."""
@@ -65,6 +70,14 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=2
         time = self.last_event_time if len(str(self.last_event_time)) <= _MAX_ID_CHARS else None
         stamp = msgspec.structs.replace(self, last_event_id=short, last_event_time=time, halted=halted)
         return msgspec.json.encode(stamp).decode()
+
+    def reached(self, position: int) -> tuple[int, int]:
+        """Give the furthest position so far, and the events by then.
+
+        Args:
+            position: That which this stamp was committed with.
+        """
+        return max(self.furthest, position), max(self.furthest_events, self.events)
 
     def age_s(self) -> float:
         """Give how long ago it was written, in seconds, as far as the clocks agree."""
