@@ -37,6 +37,7 @@ Compare = Callable[[Record, Generation, Callable[[], None]], Report]
 
 
 _ASK_S = 1.0
+_UNSERVED_S = 5.0
 
 
 class Lead:
@@ -45,11 +46,16 @@ class Lead:
     Args:
         site: The projection.
         compare: How generations are compared.
+        why_unserved: Asks who folds a generation whether it is served; says why not, and "" where it is.
         is_leading: Asks the broker whether this process leads still; it may take as long as a call to Kafka does.
     """
 
-    def __init__(self, site: Site, compare: Compare, is_leading: Callable[[], bool]) -> None:
+    def __init__(
+        self, site: Site, compare: Compare, why_unserved: Callable[[Generation], str], is_leading: Callable[[], bool]
+    ) -> None:
         self._site = site
+        self._why_unserved = why_unserved
+        self._unserved_s: float | None = None
         self._compare_models = compare
         self._is_leading = is_leading
         self._replay: Replay | None = None
@@ -154,19 +160,23 @@ class Lead:
 
     def _look_on_in_place(self, running: Rebuild, one: Generation) -> None:
         replay = self._looked_at(one)
-        self._note_halted(running, replay)
+        self._note(running, _halted(replay))
         if replay.is_caught_up():
             self._update(partial(completed, rebuild_id=running.id))
             log.info("generation.rebuilt", generation=one.id, events=replay.progress.events_processed)
 
     def _look_on(self, running: Rebuild, green: Generation) -> None:
         replay = self._looked_at(green)
-        self._note_halted(running, replay)
+        self._note(running, _halted(replay))
         if replay.is_caught_up():
-            self._update(lambda record: self._on(to.caught_up(record, running.id), running))
+            goes_on = running.policy == "none" and not self._why_unserved(green)
+            self._update(partial(_past_replay, rebuild_id=running.id, goes_on=goes_on))
             log.info("generation.caught_up", generation=green.id, events=replay.progress.events_processed)
 
     def _compare(self, record: Record, running: Rebuild, green: Generation) -> None:
+        if running.policy == "none":
+            self._update(lambda record: to.compared(record, running.id, None))
+            return
         try:
             report = self._compare_models(record, green, partial(self._check_wanted, running))
         except (NotLeading, BrokerUnavailable):
@@ -179,19 +189,18 @@ class Lead:
         self._update(lambda record: to.compared(record, running.id, summary, refused))
         log.info("generation.compared", generation=green.id, waits=refused or "no")
 
-    @staticmethod
-    def _on(record: Record, running: Rebuild) -> Record:
-        """Take the steps at once for which nothing more is to be seen: where nothing is compared, up to the switch."""
-        if running.policy == "none":
-            record = to.switched(to.compared(record, running.id, None), running.id)
-        return record
-
     def _switch(self, running: Rebuild, green: Generation) -> None:
         replay = self._looked_at(green)
-        self._note_halted(running, replay)
+        why = _halted(replay)
         if replay.is_caught_up():
-            self._update(lambda record: to.switched(record, running.id))
-            log.info("generation.switched", generation=green.id)
+            unserved = self._why_unserved(green)
+            if not unserved:
+                self._unserved_s = None
+                self._update(lambda record: to.switched(record, running.id))
+                log.info("generation.switched", generation=green.id)
+                return
+            why = why or self._overdue(unserved)
+        self._note(running, why)
 
     def _keep_house(self, record: Record) -> None:
         """Retire what is over: once nobody folds it any more, its group and its name. Workers remove their copies."""
@@ -213,10 +222,15 @@ class Lead:
         self._replay.look()
         return self._replay
 
-    def _note_halted(self, running: Rebuild, replay: Replay) -> None:
-        """Note why partitions are folded no further, or that they are again."""
-        halted = replay.halted()
-        why = f"the new generation is folded no further: {halted}" if halted else ""
+    def _overdue(self, unserved: str) -> str:
+        """Say what readers wait for with the switch, where they have waited for long."""
+        now = time.monotonic()
+        if self._unserved_s is None:
+            self._unserved_s = now
+        return f"it waits for {unserved}" if now - self._unserved_s > _UNSERVED_S else ""
+
+    def _note(self, running: Rebuild, why: str) -> None:
+        """Note what the rebuild waits for, or that it waits no more."""
         if why != running.why:
             self._update(lambda record: to.noted(record, running.id, why))
 
@@ -252,3 +266,21 @@ class Lead:
             return changed
 
         self._written = max(self._written, self._site.update(checked).revision)
+
+
+def _past_replay(record: Record, *, rebuild_id: str, goes_on: bool) -> Record:
+    """Give the record once a replay has caught up.
+
+    Args:
+        record: The record.
+        rebuild_id: The rebuild's.
+        goes_on: Nothing is to be compared, and it is served: take the steps up to the switch at once.
+    """
+    record = to.caught_up(record, rebuild_id)
+    return to.switched(to.compared(record, rebuild_id, None), rebuild_id) if goes_on else record
+
+
+def _halted(replay: Replay) -> str:
+    """Say why partitions are folded no further; "" where all are."""
+    halted = replay.halted()
+    return f"the new generation is folded no further: {halted}" if halted else ""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from streams.control.commands import Command
 from streams.control.compare import Report
@@ -14,6 +15,7 @@ from streams.control.record import Generation, Record
 from streams.errors import CqrsError, NotLeading
 from streams.log import get_logger
 from streams.serve.leadership import Leadership
+from streams.serve.serving import Serving
 from streams.serve.tending import Tending
 from streams.serve.tracing import Tracing
 from streams.types import RebuildProgress
@@ -34,17 +36,20 @@ class Leading:
         tending: The projection, and what the registry says of it.
         leadership: Whether this worker leads.
         compare: How its generations are compared.
+        serving: Says whether a generation is served.
         tracing: Told of rebuilds that have ended.
     """
 
-    def __init__(self, tending: Tending, leadership: Leadership, compare: Compare, tracing: Tracing) -> None:
+    def __init__(
+        self, tending: Tending, leadership: Leadership, compare: Compare, serving: Serving, tracing: Tracing
+    ) -> None:
         self._tending = tending
         self._leadership = leadership
         self._stopped = threading.Event()
         site = tending.site
         self._compare = compare
         self._tracing = tracing
-        self._lead = Lead(site, self._compared, leadership.confirm)
+        self._lead = Lead(site, self._compared, partial(serving.why_not, site), leadership.confirm)
         self._thread = threading.Thread(target=self._run, name=f"refold-lead-{site.name}", daemon=True)
         self.beat_s = time.monotonic()
         """When the loop went round last."""

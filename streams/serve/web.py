@@ -62,6 +62,7 @@ class Web:
         app = self._app()
         Reads(worker).add_to(app)
         worker.comparing.add_to(app)
+        worker.serving.add_to(app)
         worker.copies.add_to(app)
         CutService(worker).add_to(app)
         self._runners = [web.AppRunner(app, access_log=None)]

@@ -34,6 +34,7 @@ from streams.serve.owners import Owners
 from streams.serve.peers import Peers
 from streams.serve.producing import Producing
 from streams.serve.served import Served
+from streams.serve.serving import Serving
 from streams.serve.shelf import Shelf
 from streams.serve.tending import Tending, is_wanted
 from streams.serve.tls import Tls
@@ -93,6 +94,7 @@ class Worker:
         self.read_tokens = Tokens(settings.read_tokens)
         """Of those who may read; workers show each other one."""
         self.comparing = Comparing(self)
+        self.serving = Serving(self)
         self.copies = Copies(self)
         self.metrics = Metrics(self)
         self.loop: asyncio.AbstractEventLoop
@@ -129,7 +131,7 @@ class Worker:
                     site, self._runner, self.address, workers_group(self.settings.namespace)
                 )
                 compare = partial(self.comparing.compare, site)
-                self.leadings[site.name] = Leading(tending, self.leadership, compare, self._tracing)
+                self.leadings[site.name] = Leading(tending, self.leadership, compare, self.serving, self._tracing)
             for loop in self._loops().values():
                 loop.start()
             self.leadership.address = self.address
