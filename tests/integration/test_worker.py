@@ -129,6 +129,37 @@ def test_a_fix_is_rebuilt_beside_by_new_workers_while_old_ones_serve(new_kit: Ne
         assert (status, done["active"]) == (200, "tally.v1"), done
 
 
+def test_readers_are_switched_once_every_worker_with_a_part_of_it_answers(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(1000))
+    with fleet(kit) as workers:
+        old = workers.start("a")
+        workers.ready(old)
+        workers.leader()
+        new = [workers.start(name, projections=FIXED) for name in "bc"]
+        workers.ready(*new)
+        assert new[0].ask("POST", "/v1/projections/tally/rebuild", {"policy": "report"})[0] == 200
+        soon("it to wait for a person", lambda: workers.record().generations[-1].phase == "waiting")
+        soon("both to fold it", lambda: len(set(workers.owners("tally.v2-2").values())) == 2)
+        (silent, asked) = sorted(new, key=Worker.is_leader)
+        silent.signal(signal.SIGSTOP)  # and not its agents: the group knows of nothing
+        try:
+            assert asked.ask("POST", "/v1/projections/tally/switch", timeout_s=40)[0] == 200
+
+            def why() -> str:
+                rebuild = workers.record().rebuild
+                assert rebuild is not None
+                return rebuild.why
+
+            soon("the record to say why", lambda: "to be served" in why())
+            assert f"127.0.0.1:{silent.port}" in why()
+            assert workers.record().active == "tally.v1"
+        finally:
+            silent.signal(signal.SIGCONT)
+        soon("the switch", lambda: workers.record().active == "tally.v2-2")
+        assert why() == ""
+
+
 def test_changed_code_is_brought_up_asks_or_is_adopted_and_what_was_replaced_does_not_come_back(
     new_kit: NewKit,
 ) -> None:
