@@ -18,7 +18,9 @@ from streams.prepared import prepared
 
 __all__ = ["VERBS", "Command", "Options", "Verb", "apply", "checked"]
 
-Verb: TypeAlias = Literal["rebuild", "switch", "rollback", "retire", "pause", "resume", "cancel", "keep-models"]
+Verb: TypeAlias = Literal[
+    "rebuild", "verify", "switch", "rollback", "retire", "pause", "resume", "cancel", "keep-models"
+]
 VERBS: tuple[str, ...] = get_args(Verb)
 
 
@@ -139,6 +141,8 @@ def _change(command: Command) -> Callable[[Record], Record]:
                 by=command.by,
                 why="asked for",
             )
+        case "verify":
+            return to.verified_again
         case "switch":
             return to.approved
         case "rollback":

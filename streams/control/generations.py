@@ -235,10 +235,17 @@ class Generations:
 
         Raises:
             GenerationNotFound: There is no other one.
-            NotReady: It has not caught up.
+            NotReady: It has not caught up, or workers see to it.
             StateNotFound, StoreLocked, ProjectionError, StorageError: See `compare_generations`.
         """
         record = self.site.record()
+        if is_led(self.site, record):
+            name = self.site.name
+            raise NotReady(
+                f"{name!r} is folded by workers, each of which has a part of the models. Ask one of them: POST "
+                f"/v1/projections/{name}/verify, and then GET /v1/projections/{name}/report.",
+                projection=name,
+            )
         other = self._other(record, generation)
         if other.phase in ("new", "replaying", "retiring"):
             raise NotReady(

@@ -40,6 +40,7 @@ __all__ = [
     "switched",
     "synced",
     "tended",
+    "verified_again",
     "waits",
 ]
 
@@ -201,6 +202,25 @@ def noted(record: Record, rebuild_id: str, why: str) -> Record:
     if found is None or found.id != rebuild_id or found.why == why:
         return record
     return replace(record, rebuild=replace(found, why=why))
+
+
+def verified_again(record: Record) -> Record:
+    """Have the new generation compared with the active one once more, as both are by now.
+
+    Raises:
+        NotReady: There is nothing to compare.
+    """
+    found = running(record, "compared")
+    green = record.find(found.generation)
+    if green is not None and green.phase == "verifying":
+        return record
+    if green is None or green.phase not in ("waiting", "ready"):
+        at = "gone" if green is None else "active" if found.is_in_place else green.phase
+        raise NotReady(
+            f"Generation {found.generation} is {at}: there is nothing to compare yet. Nothing was changed.",
+            projection=record.projection,
+        )
+    return _moved(record, green, "verifying")
 
 
 def approved(record: Record) -> Record:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from projections.contract import CqrsProjection
+from streams.control.record import Record
 from streams.errors import BrokerError
 from tests.integration.asking import Asking
 from tests.integration.fleet import Fleet, Worker, fleet, soon
@@ -78,6 +79,53 @@ def test_workers_and_agents_that_are_killed_and_stopped_lose_and_double_nothing(
                 time.sleep(chance.uniform(0, 4))
         workers.ready(*up.values())
         check(workers, asking, up["a"])
+
+
+def test_a_leader_that_is_killed_at_any_state_is_gone_on_from(new_kit: NewKit) -> None:
+    """Rebuild after rebuild, until the leader was killed at each state that there is; no model is ever wrong."""
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(30_000, streams=100))
+    with fleet(kit) as workers:
+        up = {name: workers.start(name) for name in "abc"}
+        workers.ready(*up.values())
+        left = {"new", "replaying", "verifying", "ready"}
+        with Asking(workers, IDS) as asking, traffic(kit, 30_000), workers.registry.watch("tally") as watch:
+            for number in range(5):
+                asked = next(iter(up.values()))
+                status, _, done = asked.ask("POST", "/v1/projections/tally/rebuild", {}, timeout_s=40)
+                assert status == 200, done
+                deadline = time.monotonic() + 120
+                while workers.record().running is not None:
+                    assert time.monotonic() < deadline, workers.record()
+                    leader = next((one for one in up.values() if one.is_leader()), None)
+                    if leader is None:
+                        continue
+                    while (at := phase(watch.record)) not in left and at != "active" and time.monotonic() < deadline:
+                        time.sleep(0.001)
+                    if at == "active":
+                        break
+                    leader.kill()
+                    left.discard(phase(workers.record()))
+                    name = next(name for name, one in up.items() if one is leader)
+                    up[name] = workers.start(f"{name}{number}", state=name)
+                soon("the switch", lambda: workers.record().running is None)
+                rebuild = workers.record().rebuild
+                assert rebuild is not None
+                assert (rebuild.outcome, rebuild.generation) == ("completed", workers.record().active), rebuild
+                if not left:
+                    break
+                workers.ready(*up.values())
+            assert not left, f"no kill came at {left}"
+        workers.ready(*up.values())
+        check(workers, asking, up["a"], {one: Tally() for one in ["tally.v1", *(f"tally.v1-{n}" for n in range(2, 9))]})
+
+
+def phase(record: Record | None) -> str:
+    """What the generation is at that is made, or was made last."""
+    assert record is not None
+    assert record.rebuild is not None
+    one = record.find(record.rebuild.generation)
+    return "gone" if one is None else one.phase
 
 
 def test_a_rebuild_goes_on_whoever_leads_and_whoever_folds(new_kit: NewKit) -> None:

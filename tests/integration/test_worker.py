@@ -300,8 +300,21 @@ def test_generations_whose_partitions_are_on_several_machines_are_compared_while
                 assert {found["id"] for found in report["differences"]} == {
                     f"stream-{ten}7" for ten in ("", *range(1, 10))
                 }
+            first = running.report.at
+            assert old[1].ask("POST", "/v1/projections/tally/verify")[0] == 200
+            soon(
+                "another report",
+                lambda: (
+                    (found := workers.record().running) is not None
+                    and found.report is not None
+                    and found.report.at > first
+                ),
+            )
             status, _, done = old[0].ask("POST", "/v1/projections/tally/cancel")
             assert status == 200, done
+            assert old[1].ask("POST", "/v1/projections/tally/verify")[0] == 409, "nothing to compare"
+            told = kit.refold("verify", ok=3)
+            assert "POST /v1/projections/tally/verify" in told
             soon("it to be gone", lambda: len(workers.record().generations) == 1)
             # What the new code expects needs nobody, whoever leads.
             status, _, done = new[1].ask("POST", "/v1/projections/tally/rebuild")

@@ -138,3 +138,18 @@ def test_what_cannot_be_is_refused_and_says_what_there_is() -> None:
     with pytest.raises(NotReady, match="could be paused"):
         to.paused(record, is_paused=True)
     assert to.paused(after(2), is_paused=True).running is not None
+
+
+def test_what_was_compared_may_be_compared_again_and_the_steps_are_kept() -> None:
+    waiting = after(4)
+    again = to.verified_again(waiting)
+    assert again.generations[-1].phase == "verifying"
+    assert same(to.verified_again(again), again)
+    assert again.rebuild is not None
+    assert [one.what for one in again.rebuild.steps] == ["new", "replaying", "verifying", "waiting", "verifying"]
+    ready = to.compared(again, "r1", REPORT)
+    assert ready.generations[-1].phase == "ready"
+    assert to.verified_again(ready).generations[-1].phase == "verifying"
+    for count in (0, 2):
+        with pytest.raises(NotReady):
+            to.verified_again(after(count))
