@@ -9,7 +9,7 @@ from typing import Literal
 
 from streams.control.record import Policy, Record
 from streams.control.site import Site
-from streams.control.transitions import begun
+from streams.control.wishes import begun
 from streams.data.history import check_complete
 from streams.errors import RebuildRunning
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
-from streams.control import transitions as to
+from streams.control import wishes
 from streams.control.in_place import begun_in_place, halted
 from streams.control.record import Done, Policy, Record
 from streams.errors import ConfigError, CqrsError, NotReady
@@ -114,8 +114,8 @@ def apply(record: Record, command: Command) -> Record:
         changed = _change(command)(record)
     except CqrsError as error:
         refused = msgspec.structs.replace(done, refused=str(error), kind=type(error).__name__)
-        return to.remembered(record, refused)
-    return to.remembered(changed, done)
+        return wishes.remembered(record, refused)
+    return wishes.remembered(changed, done)
 
 
 def _change(command: Command) -> Callable[[Record], Record]:
@@ -132,7 +132,7 @@ def _change(command: Command) -> Callable[[Record], Record]:
             )
         case "rebuild":
             return partial(
-                to.begun,
+                wishes.begun,
                 rebuild_id=command.id,
                 facts=command.code,
                 policy=options.policy or "report",
@@ -142,19 +142,19 @@ def _change(command: Command) -> Callable[[Record], Record]:
                 why="asked for",
             )
         case "verify":
-            return to.verified_again
+            return wishes.verified_again
         case "switch":
-            return to.approved
+            return wishes.approved
         case "rollback":
-            return partial(to.rolled_back, to=options.generation, keep_s=options.keep_seconds)
+            return partial(wishes.rolled_back, to=options.generation, keep_s=options.keep_seconds)
         case "retire":
-            return partial(to.retiring, id=options.generation, why="retired by hand")
+            return partial(wishes.retiring, id=options.generation, why="retired by hand")
         case "pause":
-            return partial(to.paused, is_paused=True)
+            return partial(wishes.paused, is_paused=True)
         case "resume":
-            return partial(to.paused, is_paused=False)
+            return partial(wishes.paused, is_paused=False)
         case "cancel":
-            return to.cancelled
+            return wishes.cancelled
         case "keep-models":
             return _kept
 

@@ -11,6 +11,7 @@ from typing import Any
 from projections.contract import CqrsProjection
 from streams.config import FoldSettings, load
 from streams.control import transitions as to
+from streams.control import wishes
 from streams.control.active import ActiveModels
 from streams.control.begin import Approve, begin_beside
 from streams.control.compare import Report
@@ -155,7 +156,7 @@ class Generations:
         self._made(workers, approver, is_patient=is_patient)
 
         def work() -> Record:
-            self.site.update(lambda record: to.paused(record, is_paused=False))
+            self.site.update(lambda record: wishes.paused(record, is_paused=False))
             return self._drive()
 
         return self._reported(work, reporters)
@@ -172,7 +173,7 @@ class Generations:
         self._made(workers, None, is_patient=False)
 
         def work() -> Record:
-            record = self.site.update(to.approved)
+            record = self.site.update(wishes.approved)
             return record if record.running is None else self._drive()
 
         return self._reported(work, reporters)
@@ -188,7 +189,7 @@ class Generations:
         Raises:
             NotReady: None is under way.
         """
-        return self.site.update(lambda record: to.paused(record, is_paused=True))
+        return self.site.update(lambda record: wishes.paused(record, is_paused=True))
 
     def cancel(self) -> Record:
         """Give the rebuild up, whoever drives it: its generation is removed, and the active one stays.
@@ -197,7 +198,7 @@ class Generations:
             NotReady: None is under way.
             GroupActive, StoreLocked: It is still folded; whoever drives it, or `retire`, removes it later.
         """
-        record = self.site.update(to.cancelled)
+        record = self.site.update(wishes.cancelled)
         assert record.rebuild is not None, "it was just cancelled"
         return retire(self.site, record.rebuild.generation, "its rebuild was cancelled")
 
@@ -211,7 +212,7 @@ class Generations:
         Raises:
             GenerationNotFound: It is not kept.
         """
-        return self.site.update(lambda record: to.rolled_back(record, generation, keep.total_seconds()))
+        return self.site.update(lambda record: wishes.rolled_back(record, generation, keep.total_seconds()))
 
     def retire(self, generation: str | None = None) -> Record:
         """Remove a generation that is kept: its group, its state and its snapshots; see `retire.retire`.

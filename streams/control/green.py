@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from streams.control import changing, wishes
 from streams.control import transitions as to
 from streams.control.caught_up import CaughtUp
 from streams.control.claim_rebuild import claim_rebuild, preflight
@@ -121,7 +122,7 @@ class Green:
         """
         site = self._site
         self._record = site.record()
-        running = to.running(self._record, "driven")
+        running = changing.running(self._record, "driven")
         self._id = running.id
         if running.is_in_place:
             raise NotReady(
@@ -249,7 +250,7 @@ class Green:
         self._asked = True
         if not self._approver(report):
             return self._is_patient
-        self._update(to.approved)
+        self._update(wishes.approved)
         return True
 
     def _switch(self, _rebuild: Rebuild, green: Generation) -> bool:
@@ -313,7 +314,7 @@ class Green:
             running = record.running
             green = None if running is None or running.id != self._id else record.find(running.generation)
             if green is not None and green.phase == "new" and not may_pass:
-                self._site.update(lambda record: to.cancelled(record, str(error)))
+                self._site.update(lambda record: wishes.cancelled(record, str(error)))
                 retire(self._site, green.id, str(error))
             elif green is not None:
                 self._site.update(lambda record: to.noted(record, self._id, str(error)))

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
+from streams.control.changing import check_none_runs, green_of, stepped, with_generation, with_past
 from streams.control.record import Rebuild, Record, Reset, Step
-from streams.control.transitions import check_none_runs, green_of, stepped, with_generation, with_past
 
 __all__ = ["begun_in_place", "completed", "halted", "set_back"]
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from streams.control import transitions as to
+from streams.control import wishes
 from streams.control.commands import Command, apply
 from streams.control.compare import Report
 from streams.control.in_place import completed
@@ -207,7 +208,7 @@ class Lead:
         now = datetime.now(UTC)
         for one in record.generations:
             if one.phase == "kept" and one.kept_until is not None and one.kept_until <= now:
-                self._update(partial(to.retiring, id=one.id, why="its time was over"))
+                self._update(partial(wishes.retiring, id=one.id, why="its time was over"))
             elif one.phase == "retiring" and not self._site.events.cluster.members(one.group):
                 self._check_leading()
                 self._site.events.cluster.delete_group(one.group)
@@ -237,7 +238,7 @@ class Lead:
     def _failed(self, running: Rebuild, green: Generation, error: CqrsError) -> None:
         """Give up a rebuild that cannot be begun; note what stops another one."""
         if green.phase == "new" or green.reset is not None:
-            self._update(lambda record: to.cancelled(record, str(error)))
+            self._update(lambda record: wishes.cancelled(record, str(error)))
             log.warning("rebuild.given_up", generation=green.id, why=str(error))
         elif str(error) != running.why:
             self._update(lambda record: to.noted(record, running.id, str(error)))

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from streams.control import transitions as to
+from streams.control import changing
 from streams.control.record import Record
 from streams.control.replay import Replay
 from streams.control.site import Site
@@ -72,7 +72,7 @@ class Onlooker:
         """
         site = self._site
         record = site.record()
-        id_ = to.running(record, "looked at").id
+        id_ = changing.running(record, "looked at").id
         log.info("rebuild.by_workers", projection=site.name, group=record.fleet)
         replay: Replay | None = None
         with site.registry.watch(site.name) as watch:

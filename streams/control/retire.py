@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from streams.control.record import Generation, Record
 from streams.control.site import Site
-from streams.control.transitions import retired, retiring
+from streams.control.transitions import retired
+from streams.control.wishes import retiring
 from streams.errors import StoreLocked
 from streams.log import get_logger
 

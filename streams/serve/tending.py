@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from streams.control import transitions as to
+from streams.control import wishes
 from streams.control.begin import begin_beside
 from streams.control.folding import Folding
 from streams.control.founding import found_first
@@ -195,7 +196,7 @@ class Tending:
         # Code that was replaced is no news: in a rolling update old and new workers would take turns for ever.
         match "ask" if fingerprint in record.past else site.settings.on_change:
             case "adopt":
-                site.update(partial(to.adopted, version=version, fingerprint=fingerprint, codec=codec))
+                site.update(partial(wishes.adopted, version=version, fingerprint=fingerprint, codec=codec))
                 log.warning("state.adopted", generation=record.active, now=fingerprint)
             case "rebuild" if record.running is None:
                 made = begin_beside(site)

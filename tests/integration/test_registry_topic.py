@@ -19,6 +19,7 @@ from streams.cluster import Cluster
 from streams.compacted import CompactedTopic
 from streams.config import KafkaSettings
 from streams.control import transitions as to
+from streams.control import wishes
 from streams.control.registry import Registry
 from streams.errors import ConfigError, RegistryError
 from tests.conftest import TopicFactory
@@ -155,7 +156,7 @@ def test_whoever_follows_sees_each_record_soon(cluster: Cluster, name: str, tmp_
         until("the first record", lambda: watch.record == record)
         record = registry.update(
             "orders",
-            lambda one: to.begun(
+            lambda one: wishes.begun(
                 to.founded(one, "orders", "g", "d", FACTS),
                 "r",
                 NEXT,

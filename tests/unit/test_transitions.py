@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from streams.control import transitions as to
+from streams.control import wishes
 from streams.control.record import Record, Summary
 from streams.errors import GenerationNotFound, NotReady, RebuildRunning
 
@@ -31,7 +32,7 @@ def first() -> Record:
 
 
 def begun(record: Record, rebuild: str = "r1") -> Record:
-    return to.begun(record, rebuild, NEXT, policy="report", approve="ask", keep_s=60, by="test", why="a fix")
+    return wishes.begun(record, rebuild, NEXT, policy="report", approve="ask", keep_s=60, by="test", why="a fix")
 
 
 STEPS: list[Callable[[Record], Record]] = [
@@ -39,7 +40,7 @@ STEPS: list[Callable[[Record], Record]] = [
     lambda record: to.pinned(record, "r1", NEXT, {0: 10}),
     lambda record: to.caught_up(record, "r1"),
     lambda record: to.compared(record, "r1", REPORT, "1 model differs"),
-    to.approved,
+    wishes.approved,
     lambda record: to.switched(record, "r1"),
 ]
 
@@ -68,13 +69,13 @@ def test_the_whole_way_and_back() -> None:
     assert record.kept is not None
     assert record.kept.id == "orders.v1"
     assert record.kept.kept_until is not None
-    back = to.rolled_back(record, None, 60)
+    back = wishes.rolled_back(record, None, 60)
     assert back.active == "orders.v1"
     assert back.kept is not None
     assert back.kept.id == "orders.v2-2"
-    again = to.rolled_back(back, "orders.v2-2", 60)
+    again = wishes.rolled_back(back, "orders.v2-2", 60)
     assert again.active == "orders.v2-2"
-    gone = to.retired(to.retiring(again, "orders.v1", "test"), "orders.v1")
+    gone = to.retired(wishes.retiring(again, "orders.v1", "test"), "orders.v1")
     assert [one.id for one in gone.generations] == ["orders.v2-2"]
     assert [one.id for one in gone.gone] == ["orders.v1"]
 
@@ -108,48 +109,48 @@ def test_a_second_rebuild_is_refused_and_the_first_is_named() -> None:
 
 @pytest.mark.parametrize("count", range(1, len(STEPS)))
 def test_cancelled_at_every_step_the_active_one_stays(count: int) -> None:
-    record = to.cancelled(after(count))
+    record = wishes.cancelled(after(count))
     assert (record.active, record.wanted) == ("orders.v1", "orders.v1")
     assert record.generations[-1].phase == "retiring"
     assert same(to.switched(record, "r1"), record)
     assert same(to.caught_up(record, "r1"), record)
     record = to.retired(record, "orders.v2-2")
     assert [one.id for one in record.generations] == ["orders.v1"]
-    assert same(to.cancelled(record), record)
+    assert same(wishes.cancelled(record), record)
     # A name is never given again: a driver that wakes late cannot mean the next one.
     assert begun(record, "r2").generations[-1].id == "orders.v2-3"
 
 
 def test_what_cannot_be_is_refused_and_says_what_there_is() -> None:
     record = after(6)
-    assert same(to.approved(record), record)
+    assert same(wishes.approved(record), record)
     with pytest.raises(NotReady, match="no rebuild of it is under way"):
-        to.approved(to.rolled_back(record, None, 1))
+        wishes.approved(wishes.rolled_back(record, None, 1))
     with pytest.raises(NotReady, match=r"orders\.v2-2 is replaying"):
-        to.approved(after(2))
+        wishes.approved(after(2))
     with pytest.raises(NotReady, match="only one that is kept"):
-        to.retiring(record, "orders.v2-2", "")
+        wishes.retiring(record, "orders.v2-2", "")
     with pytest.raises(GenerationNotFound, match=r"no generation 'orders\.v9': it has orders\.v1 \(kept\)"):
-        to.retiring(record, "orders.v9", "")
+        wishes.retiring(record, "orders.v9", "")
     with pytest.raises(GenerationNotFound, match="what is kept is none"):
-        to.rolled_back(first(), None, 1)
+        wishes.rolled_back(first(), None, 1)
     with pytest.raises(NotReady, match="could be cancelled"):
-        to.cancelled(record)
+        wishes.cancelled(record)
     with pytest.raises(NotReady, match="could be paused"):
-        to.paused(record, is_paused=True)
-    assert to.paused(after(2), is_paused=True).running is not None
+        wishes.paused(record, is_paused=True)
+    assert wishes.paused(after(2), is_paused=True).running is not None
 
 
 def test_what_was_compared_may_be_compared_again_and_the_steps_are_kept() -> None:
     waiting = after(4)
-    again = to.verified_again(waiting)
+    again = wishes.verified_again(waiting)
     assert again.generations[-1].phase == "verifying"
-    assert same(to.verified_again(again), again)
+    assert same(wishes.verified_again(again), again)
     assert again.rebuild is not None
     assert [one.what for one in again.rebuild.steps] == ["new", "replaying", "verifying", "waiting", "verifying"]
     ready = to.compared(again, "r1", REPORT)
     assert ready.generations[-1].phase == "ready"
-    assert to.verified_again(ready).generations[-1].phase == "verifying"
+    assert wishes.verified_again(ready).generations[-1].phase == "verifying"
     for count in (0, 2):
         with pytest.raises(NotReady):
-            to.verified_again(after(count))
+            wishes.verified_again(after(count))
