@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from aiohttp import web
 from streams.control.record import Generation
 from streams.data.build import Build
 from streams.data.store import StoreState
+from streams.serve.asked import cursor_of, cursor_to, min_position, seconds, whole_number
 from streams.serve.finding import Answer, Elsewhere, MinPosition
 from streams.serve.partitioners import likely
 from streams.serve.problems import Problem
@@ -59,8 +59,8 @@ class Reads:
         if not model_id:
             raise Problem(400, "bad-request", "Name the model: /models/ID, or /model?id=ID for any text.")
         tending, generation = self._generation(request)
-        least = _min_position(request, generation)
-        deadline_s = time.monotonic() + _seconds(request, "wait", _WAIT_S, _LONGEST_WAIT_S)
+        least = min_position(request, generation)
+        deadline_s = time.monotonic() + seconds(request, "wait", _WAIT_S, _LONGEST_WAIT_S)
         is_local = request.query.get("local") == "true"
         for is_last in (False,) * (_TRIES - 1) + (True,):
             try:
@@ -146,12 +146,12 @@ class Reads:
 
     async def page(self, request: web.Request) -> web.Response:
         """Give models by partition and then by id, of one generation throughout."""
-        cursor = _cursor(request)
+        cursor = cursor_of(request)
         tending, generation = self._generation(request, cursor.get("generation"))
-        limit = _number(request, "limit", _PAGE, _LARGEST_PAGE)
+        limit = whole_number(request, "limit", _PAGE, _LARGEST_PAGE)
         first, after = int(cursor.get("partition", 0)), cursor.get("after")
         only = request.query.get("partition")
-        if only is not None and not (only.isdigit() and int(only) < generation.partitions):
+        if only is not None and not (only.isdecimal() and int(only) < generation.partitions):
             raise Problem(400, "bad-request", f"partition is one below {generation.partitions}; it was {only!r}.")
         numbers = range(first, generation.partitions) if only is None else [int(only)]
         models: list[Any] = []
@@ -166,7 +166,7 @@ class Reads:
             positions |= found["positions"]
             if found["next"] is not None or (len(models) >= limit and number + 1 < generation.partitions):
                 last = found["last"] if found["next"] is not None else None
-                following = _written(generation.id, number if last is not None else number + 1, last)
+                following = cursor_to(generation.id, number if last is not None else number + 1, last)
                 break
         return _json(
             {"generation": generation.id, "models": models, "positions": positions, "next": following}
@@ -219,7 +219,7 @@ class Reads:
     async def _asked(
         self, request: web.Request, address: str, generation: Generation, number: int, after: str | None, limit: int
     ) -> dict[str, Any] | None:
-        cursor = _written(generation.id, number, after)
+        cursor = cursor_to(generation.id, number, after)
         query = {"local": "true", "partition": str(number), "limit": str(limit), "cursor": cursor}
         path = f"/v1/projections/{request.match_info['name']}/models"
         try:
@@ -312,62 +312,6 @@ def _looked_at(found: web.Response) -> list[int]:
     except ValueError:
         return []
     return list(told.get("partitions", ())) if told.get("type") == "urn:refold:unknown-model" else []
-
-
-def _min_position(request: web.Request, generation: Generation) -> MinPosition | None:
-    given = request.query.get("min_position")
-    if given is None:
-        return None
-    partition, colon, position = given.partition(":")
-    if not (colon and partition.isdigit() and position.isdigit()) or int(partition) >= generation.partitions:
-        raise Problem(
-            400,
-            "bad-request",
-            f"min_position is PARTITION:POSITION, such as 3:1234 (the offset that was written, and one), with a "
-            f"partition below {generation.partitions}; it was {given!r}.",
-        )
-    return MinPosition(int(partition), int(position))
-
-
-def _seconds(request: web.Request, key: str, default: float, most: float) -> float:
-    given = request.query.get(key)
-    if given is None:
-        return default
-    try:
-        found = float(given)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found <= most:
-        raise Problem(400, "bad-request", f"{key} is a number of seconds, from 0 to {most:g}; it was {given!r}.")
-    return found
-
-
-def _number(request: web.Request, key: str, default: int, most: int) -> int:
-    given = request.query.get(key, str(default))
-    if not given.isdigit() or not 1 <= int(given) <= most:
-        raise Problem(400, "bad-request", f"{key} is a number from 1 to {most}; it was {given!r}.")
-    return int(given)
-
-
-def _cursor(request: web.Request) -> dict[str, Any]:
-    given = request.query.get("cursor")
-    if given is None:
-        return {}
-    try:
-        found = orjson.loads(base64.urlsafe_b64decode(given.encode()))
-        return {
-            "generation": str(found["generation"]),
-            "partition": int(found["partition"]),
-            "after": None if found["after"] is None else str(found["after"]),
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise Problem(400, "bad-request", f"cursor is what `next` of the page before was; it was {given!r}.") from error
-
-
-def _written(generation: str, partition: int, after: str | None) -> str:
-    return base64.urlsafe_b64encode(
-        orjson.dumps({"generation": generation, "partition": partition, "after": after})
-    ).decode()
 
 
 def _json(what: object) -> web.Response:
