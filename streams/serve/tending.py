@@ -21,7 +21,7 @@ from streams.control.site import Site
 from streams.data.agent import AgentStatus, Job
 from streams.data.generation import RocksStore
 from streams.data.runner import Runner
-from streams.errors import CqrsError
+from streams.errors import CqrsError, GroupActive
 from streams.log import get_logger
 from streams.serve.paths import report_path
 
@@ -127,6 +127,7 @@ class Tending:
             try:
                 self.record = found_first(self.site)
                 if self.record.fleet != self._fleet:
+                    self._check_untended(self.record)
                     self.record = self.site.update(partial(to.tended, fleet=self._fleet))
                 with self.site.registry.watch(self.site.name) as watch:
                     self.error, backoff_s = "", _FIRST_BACKOFF_S
@@ -142,6 +143,21 @@ class Tending:
                 log.exception("projection.fault", projection=self.site.name)
                 self._idle(backoff_s)
         self._end_all()
+
+    def _check_untended(self, record: Record) -> None:
+        """Make sure that no other fleet sees to the projection: two leaders would drive its rebuilds.
+
+        Raises:
+            GroupActive: One does; it is named.
+        """
+        others = self.site.events.cluster.members(record.fleet) if record.fleet else []
+        if others:
+            named = ", ".join(map(str, others))
+            raise GroupActive(
+                f"{self.site.name!r} is seen to by the workers of group {record.fleet!r}: {named}. "
+                f"This one is of group {self._fleet!r}. Give all of them one namespace (--namespace), or this fleet a "
+                "registry of its own (--registry). It waits for the others to end."
+            )
 
     def _idle(self, seconds: float) -> None:
         """Wait, and look after what is folded meanwhile."""

@@ -136,6 +136,7 @@ class Fleet:
         projections: str | None = None,
         state: str | None = None,
         port: int | None = None,
+        namespace: str | None = None,
         **variables: str,
     ) -> Worker:
         """Start a worker; the state directory is that of its name, or another one's, and the port one that is free."""
@@ -149,7 +150,7 @@ class Fleet:
         command = [sys.executable, "-m", "streams", "--log-format", "json", "worker"]
         command += ["--projections", projections or self.projection, "--topic", self.kit.topic]
         command += ["--group", self.kit.group, "--state-dir", str(state_dir), "--http-port", str(port)]
-        command += ["--namespace", self.kit.topic, "--worker-name", f"{name}-{port}", *arguments]
+        command += ["--namespace", namespace or self.kit.topic, "--worker-name", f"{name}-{port}", *arguments]
         settings = {"REFOLD_SESSION_TIMEOUT_S": str(SESSION_S), **self.variables, **variables}
         with log.open("w") as handle:
             process = subprocess.Popen(

@@ -160,6 +160,22 @@ def test_readers_are_switched_once_every_worker_with_a_part_of_it_answers(new_ki
         assert why() == ""
 
 
+def test_a_projection_is_seen_to_by_one_fleet(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(200))
+    with fleet(kit) as workers:
+        one = workers.start("a")
+        workers.ready(one)
+        other = workers.start("b", namespace=f"{kit.topic}-other")
+        soon("it to say why not", lambda: "one namespace" in other.output())
+        assert "one namespace" in other.status()["projections"]["tally"]["error"]
+        assert other.get("/readyz")[0] == 503
+        assert workers.record().fleet == f"refold.{kit.topic}.workers"
+        assert one.terminate() == 0
+        workers.ready(other)
+        assert workers.record().fleet == f"refold.{kit.topic}-other.workers"
+
+
 def test_changed_code_is_brought_up_asks_or_is_adopted_and_what_was_replaced_does_not_come_back(
     new_kit: NewKit,
 ) -> None:
