@@ -28,8 +28,14 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
 class Models(Protocol):
     """One partition's models, here or elsewhere, that do not change any more."""
 
-    def runs(self, firsts: list[bytes] | None, check_cancelled: Callable[[], None]) -> Iterable[Run]:
-        """Give runs that cover all ids; see `runs_of`."""
+    def runs(
+        self,
+        firsts: list[bytes] | None,
+        check_cancelled: Callable[[], None],
+        first: bytes = b"",
+        end: bytes | None = None,
+    ) -> Iterable[Run]:
+        """Give runs that cover all ids, or those from one on and up to another; see `runs_of`."""
         ...
 
     def within(self, first: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
@@ -47,9 +53,15 @@ class StoredModels:
     def __init__(self, store: PartitionReader) -> None:
         self._store = store
 
-    def runs(self, firsts: list[bytes] | None, check_cancelled: Callable[[], None]) -> Iterable[Run]:
+    def runs(
+        self,
+        firsts: list[bytes] | None,
+        check_cancelled: Callable[[], None],
+        first: bytes = b"",
+        end: bytes | None = None,
+    ) -> Iterable[Run]:
         """See Models."""
-        return runs_of(self._store.raw_items(), firsts, check_cancelled)
+        return runs_of(self.within(first, end), firsts, check_cancelled, first)
 
     def within(self, first: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """See Models."""
@@ -62,9 +74,15 @@ class StoredModels:
 class NoModels:
     """The models of a partition that has none."""
 
-    def runs(self, firsts: list[bytes] | None, check_cancelled: Callable[[], None]) -> Iterable[Run]:
+    def runs(
+        self,
+        firsts: list[bytes] | None,
+        check_cancelled: Callable[[], None],
+        first: bytes = b"",
+        end: bytes | None = None,  # noqa: ARG002
+    ) -> Iterable[Run]:
         """See Models."""
-        return runs_of((), firsts, check_cancelled)
+        return runs_of((), firsts, check_cancelled, first)
 
     def within(self, _first: bytes, _end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """See Models."""
@@ -72,16 +90,20 @@ class NoModels:
 
 
 def runs_of(
-    items: Iterable[tuple[bytes, bytes]], firsts: list[bytes] | None, check_cancelled: Callable[[], None]
+    items: Iterable[tuple[bytes, bytes]],
+    firsts: list[bytes] | None,
+    check_cancelled: Callable[[], None],
+    first: bytes = b"",
 ) -> Iterator[Run]:
-    """Yield runs that cover all ids; the first one begins at b"".
+    """Yield runs that cover all ids.
 
     Args:
         items: (id, model), by the ids' bytes.
         firsts: Where to begin each run; None: one after so many models.
         check_cancelled: Called for each run.
+        first: Where the first run begins; `firsts` begins with it too.
     """
-    first, models, digest = b"", 0, blake2b(digest_size=16)
+    models, digest = 0, blake2b(digest_size=16)
     ends = None if firsts is None else iter(firsts[1:])
     end = None if ends is None else next(ends, None)
     for model_id, value in items:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -27,7 +28,7 @@ from streams.serve.tending import Tending
 if TYPE_CHECKING:
     from streams.serve.worker import Worker
 
-__all__ = ["Answer", "CutService", "Question"]
+__all__ = ["RUNS_AT_ONCE", "Answer", "CutService", "Question"]
 
 log = get_logger(__name__)
 
@@ -35,6 +36,9 @@ T = TypeVar("T")
 
 _HEARTBEAT_S = 10.0
 _MESSAGE_BYTES = 64 << 20
+_ANSWER_BYTES = 8 << 20
+RUNS_AT_ONCE = 1000
+"""Some seconds' worth; whoever asks waits for a minute."""
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -49,9 +53,9 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     firsts: list[bytes] | None = None
     """runs: where to begin each."""
     first: bytes = b""
-    """within: from here on."""
+    """runs, within: from here on."""
     end: bytes | None = None
-    """within: up to here."""
+    """runs, within: up to here."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -63,6 +67,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     copied: list[int] = []
     runs: list[Run] = []
     models: list[tuple[bytes, bytes]] = []
+    more: bytes | None = None
+    """runs, within: from where on there is more, for another question; None where there is not."""
 
 
 prepared(Question, Answer)
@@ -140,9 +146,28 @@ class _Opened:
                 positions = {number: at for number, at in question.positions.items() if number in here}
                 return Answer(copied=sorted(self._cut.copied(positions)))
             case "runs":
-                return Answer(runs=list(self._of(question.partition).runs(question.firsts, lambda: None)))
+                return self._runs(question)
             case _:
-                return Answer(models=list(self._of(question.partition).within(question.first, question.end)))
+                return self._within(question)
+
+    def _runs(self, question: Question) -> Answer:
+        models = self._of(question.partition)
+        found = models.runs(question.firsts, lambda: None, question.first, question.end)
+        # One more, for where the next answer begins. Its digest is made again then, and its end known.
+        runs = list(found if question.firsts is not None else islice(found, RUNS_AT_ONCE + 1))
+        if question.firsts is not None or len(runs) <= RUNS_AT_ONCE:
+            return Answer(runs=runs)
+        return Answer(runs=runs[:-1], more=runs[-1].first)
+
+    def _within(self, question: Question) -> Answer:
+        taken: list[tuple[bytes, bytes]] = []
+        size = 0
+        for model_id, value in self._of(question.partition).within(question.first, question.end):
+            if taken and size + len(value) > _ANSWER_BYTES:
+                return Answer(models=taken, more=model_id)
+            taken.append((model_id, value))
+            size += len(model_id) + len(value)
+        return Answer(models=taken)
 
     def _of(self, partition: int) -> Models:
         if partition not in self._models:

@@ -16,7 +16,7 @@ from streams.control.record import Generation
 from streams.control.runs import Models, Run
 from streams.data.cut import Held
 from streams.errors import StoreLocked
-from streams.serve.cut_service import Answer, Question
+from streams.serve.cut_service import RUNS_AT_ONCE, Answer, Question
 from streams.serve.peers import Peers
 from streams.types import TopicInfo
 
@@ -153,10 +153,33 @@ class _RemoteModels:
         self._cut = cut
         self._partition = partition
 
-    def runs(self, firsts: list[bytes] | None, check_cancelled: Callable[[], None]) -> Iterable[Run]:
-        check_cancelled()
-        return self._cut.ask(self._partition, Question(do="runs", partition=self._partition, firsts=firsts)).runs
+    def runs(
+        self,
+        firsts: list[bytes] | None,
+        check_cancelled: Callable[[], None],
+        first: bytes = b"",
+        end: bytes | None = None,
+    ) -> Iterable[Run]:
+        if firsts is None:
+            at: bytes | None = first
+            while at is not None:
+                check_cancelled()
+                answer = self._ask("runs", at, end)
+                yield from answer.runs
+                at = answer.more
+            return
+        for number in range(0, len(firsts), RUNS_AT_ONCE):
+            check_cancelled()
+            part, behind = firsts[number : number + RUNS_AT_ONCE], firsts[number + RUNS_AT_ONCE :]
+            yield from self._ask("runs", part[0], behind[0] if behind else end, part).runs
 
     def within(self, first: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        question = Question(do="within", partition=self._partition, first=first, end=end)
-        return iter(self._cut.ask(self._partition, question).models)
+        at: bytes | None = first
+        while at is not None:
+            answer = self._ask("within", at, end)
+            yield from answer.models
+            at = answer.more
+
+    def _ask(self, do: str, first: bytes, end: bytes | None, firsts: list[bytes] | None = None) -> Answer:
+        question = Question(do=do, partition=self._partition, first=first, end=end, firsts=firsts)
+        return self._cut.ask(self._partition, question)
