@@ -61,7 +61,8 @@ class Lead:
         self._is_leading = is_leading
         self._replay: Replay | None = None
         self._of = ("", 0)
-        self._written = 0
+        self._newest: Record | None = None
+        """As this process wrote it last."""
         self._asked_s = 0.0
         self._back = SettingBack(site, self._update, self._check_leading)
 
@@ -77,8 +78,8 @@ class Lead:
             NotLeading: This process does not lead any more. Nothing was written.
             BrokerError, StorageError: It could not be taken; it is tried again.
         """
-        if record.revision < self._written:
-            return  # what was written here is not heard of yet
+        if self._newest is not None and self._newest.revision > record.revision:
+            record = self._newest  # which is not heard of yet
         running = record.running
         if running is None:
             self._replay = None
@@ -266,7 +267,9 @@ class Lead:
                 self._check_leading()
             return changed
 
-        self._written = max(self._written, self._site.update(checked).revision)
+        written = self._site.update(checked)
+        if self._newest is None or written.revision > self._newest.revision:  # commands write from another thread
+            self._newest = written
 
 
 def _past_replay(record: Record, *, rebuild_id: str, goes_on: bool) -> Record:

@@ -56,6 +56,8 @@ class Commits:
         self._splits = SplitWatch(job.build)
         self._unsettled = 0
         """Models that were written while there was a backlog."""
+        self._is_behind = True
+        self._has_caught_up = False
         self.taken = 0
         """Checkpoints so far."""
         self.taken_s = 0.0
@@ -98,12 +100,21 @@ class Commits:
     def _settle(self, changed: int, *, is_live: bool) -> None:
         """At the end of a backlog, have readers beside us, and the next start, find tables rather than a long log."""
         self._unsettled += changed
-        if is_live and self._unsettled > _MANY:
+        if not is_live:
+            self._is_behind = True
+            return
+        if self._unsettled > _MANY:
             for held in self._held.values():
                 if held.store is not None:
                     held.store.settle()
-        if is_live:
-            self._unsettled = 0
+        self._unsettled = 0
+        if self._is_behind:
+            self._is_behind, self._has_caught_up = False, True
+
+    def take_caught_up(self) -> bool:
+        """Say whether a backlog has come to its end since this was last asked: somebody may wait to hear of it."""
+        caught_up, self._has_caught_up = self._has_caught_up, False
+        return caught_up
 
     def _is_at_ends(self) -> bool:
         return all(held.is_at_log_end for held in self._held.values() if held.phase is Phase.READY)

@@ -101,7 +101,7 @@ class Seat:
         """
         self.lane.commits.if_due(idle=idle)
         self.lane.answer()
-        self._mirror()
+        self._mirror(now=self.lane.commits.take_caught_up())
         self._publish()
 
     def leave(self, *, clean: bool) -> None:

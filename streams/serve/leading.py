@@ -46,6 +46,7 @@ class Leading:
         self._tending = tending
         self._leadership = leadership
         self._stopped = threading.Event()
+        self._due = threading.Event()
         site = tending.site
         self._compare = compare
         self._tracing = tracing
@@ -71,6 +72,7 @@ class Leading:
     def stop(self) -> None:
         """Ask it to end. A step that is being taken is finished, or fenced."""
         self._stopped.set()
+        self._due.set()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for its end; say whether it has ended."""
@@ -91,6 +93,7 @@ class Leading:
             except CqrsError as error:
                 log.warning("command.not_handled", id=command.id, verb=command.verb, why=str(error))
             else:
+                self._due.set()
                 return
             self._stopped.wait(_COMMAND_AGAIN_S)
 
@@ -117,7 +120,11 @@ class Leading:
     def _run(self) -> None:
         name = self._tending.site.name
         wait_s = _STEP_S
-        while not self._stopped.wait(wait_s):
+        while True:
+            self._due.wait(wait_s)
+            self._due.clear()
+            if self._stopped.is_set():
+                return
             self.beat_s = time.monotonic()
             wait_s = _STEP_S
             record = self._tending.record

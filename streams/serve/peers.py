@@ -51,11 +51,11 @@ class Peers:
             method: HTTP's.
             address: Which, as host:port.
             path: What, percent-encoded.
-            params: The query.
+            params: The query; None where the path has it.
             within_s: How long to wait for the whole answer.
         """
         timeout = aiohttp.ClientTimeout(total=within_s)
-        url = self._url(address, path).with_query(params)
+        url = self._url(address, path) if params is None else self._url(address, path).with_query(params)
         return self._session.request(method, url, headers=self._tokens.header(), timeout=timeout)
 
     async def connect(self, address: str, path: str, *, max_bytes: int) -> aiohttp.ClientWebSocketResponse:
