@@ -116,6 +116,11 @@ class CqrsProjection(ABC, Generic[ReadModel]):
     """Names of projections that are to be current before this one is rebuilt: a rebuild of several takes them in that
     order, and one of this alone waits until they have folded all that their topics have."""
 
+    Query: ClassVar[type | None] = None
+    """What readers may ask for in a list of models: a dataclass, a `msgspec.Struct` or a pydantic model, whose fields
+    have defaults. Declare it in the class, and say in `matches` what it means. Neither is part of the fold: changing
+    them is no reason to rebuild."""
+
     @abstractmethod
     def extract_model_id(self, event: Event) -> str | None:
         """Say which read model an event belongs to; None declines the event.
@@ -153,6 +158,18 @@ class CqrsProjection(ABC, Generic[ReadModel]):
         Returns:
             Whether that is as it should be. Where it is not, readers stay with the old version until a person has
             looked at it.
+        """
+        raise NotImplementedError
+
+    def matches(self, model: ReadModel, query: Any) -> bool:
+        """Say whether a model is among those that readers ask for; see `Query`.
+
+        Called for each model of a list that is asked for by a query, in the process that answers; never while events
+        are folded. It must not change the model.
+
+        Args:
+            model: The model as last committed.
+            query: What is asked for, as a `Query`.
         """
         raise NotImplementedError
 

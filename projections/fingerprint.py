@@ -24,6 +24,7 @@ _LIBRARIES = {"msgspec", "pydantic"}
 """Where read models' own base classes come from."""
 _STDLIB = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
 _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+_READING = ("Query", "matches", "validate")
 _PARSINGS = 10
 _parsing = threading.Lock()
 """Python 3.11 fails now and then where two threads parse at once (CPython gh-106905)."""
@@ -48,6 +49,9 @@ def fingerprint(projection: CqrsProjection[Any]) -> str:
     module), the bytecode of the classes' functions is hashed in its place, and of functions without bytecode nothing
     but the class's qualified name. Bytecode also changes with the Python version, and in rare cases the normal form
     of source does.
+
+    What readers alone use (`Query`, `matches`, and `validate`, which compares) is no part of it, unless the same module
+    has a use for that name elsewhere.
 
     Raises:
         StaleSource: A module's file was changed between its import and the first call.
@@ -101,8 +105,9 @@ def _follow(name: str, sources: dict[str, str]) -> bool:
         tree = _parsed(source)
     except SyntaxError:
         return False
-    sources[name] = _normalised(tree)
-    for imported in sorted(_imports(tree, name)):
+    imports = sorted(_imports(tree, name))
+    sources[name] = _normalised(_without_reading(tree))
+    for imported in imports:
         if imported != CqrsProjection.__module__ and _is_kin(imported, name):
             _follow(imported, sources)
     return True
@@ -220,6 +225,31 @@ def _is_kin(imported: str, name: str) -> bool:
         return False
     directory = Path(ours).resolve().parent
     return directory not in _INSTALLED | _STDLIB and (directory / f"{imported}.py").is_file()
+
+
+def _without_reading(tree: ast.Module) -> ast.Module:
+    """Leave out of projections what is no part of the fold.
+
+    What a projection is, is told by the text alone, whatever is loaded: it has `apply_to_model`, or is derived from one
+    that has, in the same module.
+    """
+    projections: list[ast.ClassDef] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            names = {one.name for one in projections}
+            if any(getattr(one, "name", None) == "apply_to_model" for one in node.body) or any(
+                isinstance(base, ast.Name) and base.id in names for base in node.bases
+            ):
+                projections.append(node)
+    reading = [one for node in projections for one in node.body if getattr(one, "name", None) in _READING]
+    within = {id(part) for one in reading for part in ast.walk(one)}
+    used = {
+        getattr(part, "attr", None) or getattr(part, "id", None) for part in ast.walk(tree) if id(part) not in within
+    }
+    gone = {id(one) for one in reading if getattr(one, "name", None) not in used}
+    for node in projections:
+        node.body = [one for one in node.body if id(one) not in gone] or [ast.Pass()]
+    return tree
 
 
 def _normalised(tree: ast.AST) -> str:

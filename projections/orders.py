@@ -53,6 +53,23 @@ class OrderSummary(CqrsProjection[Order]):
     name = "order-summary"
     version = 1
 
+    @dataclass(slots=True, kw_only=True)
+    class Query:
+        """Which orders a list is to have; all conditions hold."""
+
+        status: list[str] = field(default_factory=list)
+        """One of these."""
+        customer: str | None = None
+        least_total_cents: int = 0
+
+    def matches(self, model: Order, query: Query) -> bool:
+        """Whether an order is as the query says."""
+        return (
+            (not query.status or model.status in query.status)
+            and query.customer in (None, model.customer)
+            and model.total_cents >= query.least_total_cents
+        )
+
     def extract_model_id(self, event: Event) -> str | None:
         """The order's id, which is the stream; None for `OrderViewed`, which changes no order."""
         return None if event.type == "OrderViewed" else event.stream

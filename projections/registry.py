@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import importlib
@@ -12,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
+
+import msgspec
+import pydantic
 
 from projections.contract import CqrsProjection
 
@@ -30,6 +34,7 @@ OURS: Mapping[str, str] = MappingProxyType({"projections": "registry.py", "strea
 """The packages that refold itself is made of, each with a module by which a copy of it is known."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+_QUERIES = (msgspec.Struct, pydantic.BaseModel)
 _NAME_RULE = "lower-case letters, digits, '.', '_' and '-', the first a letter or a digit, at most 100"
 
 
@@ -197,6 +202,12 @@ def _check(projection: CqrsProjection[Any], target: str) -> None:
     idempotent: object = projection.idempotent
     if not isinstance(idempotent, bool):
         wrong.append(f"idempotent is {idempotent!r}, and must be True or False")
+    query: object = projection.Query
+    if query is not None:
+        if not (isinstance(query, type) and (dataclasses.is_dataclass(query) or issubclass(query, _QUERIES))):
+            wrong.append(f"Query is {query!r}, and must be a dataclass, a msgspec.Struct or a pydantic model")
+        if type(projection).matches is CqrsProjection.matches:
+            wrong.append("it has a Query, and no `matches` to say what that means")
     try:
         projection.model_type()
     except TypeError as error:

@@ -14,6 +14,7 @@ import orjson
 
 from projections.contract import CqrsProjection
 from streams.data.build import MANIFEST, Build
+from streams.data.query import filter_of
 from streams.data.serde import serde_for
 from streams.data.split import first_split, split_error
 from streams.data.store import StoreState
@@ -33,6 +34,7 @@ class ModelReader:
     def __init__(self, build: Build, projection: CqrsProjection[Any] | None) -> None:
         self.build = build
         """What is read."""
+        self._projection = projection
         self._decode = orjson.loads if projection is None else serde_for(projection.model_type()).decode
         self._partitions: dict[int, PartitionReader] = {}
         self._open = ExitStack()
@@ -147,6 +149,19 @@ class ModelReader:
         """Yield every (id, model as stored), by partition and then by id."""
         for number in sorted(self._partitions):
             yield from self._partitions[number].items()
+
+    def select(self, query: Any) -> Iterator[tuple[str, bytes]]:
+        """Yield every (id, model as stored) that a query asks for, by partition and then by id.
+
+        Args:
+            query: A `Query` of the projection that the reader was opened with.
+
+        Raises:
+            ProjectionError: `matches` raised.
+        """
+        assert self._projection is not None, "a reader of plain JSON has no projection to ask"
+        keep = filter_of(self._projection, query)
+        return (one for one in self.raw_items() if keep(one[0].encode(), one[1]))
 
     def states(self) -> dict[int, StoreState]:
         """Give what each partition's store says of itself, by partition."""

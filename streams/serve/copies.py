@@ -106,13 +106,11 @@ class Copies:
         after, limit = request.query.get("after"), int(request.query.get("limit", "100"))
         behind = None if after is None else after.encode()
         page = await asyncio.to_thread(self._worker.shelf.page, build, number, behind, limit)
-        last = page.models[-1][0].decode() if page.models else after
         return _json(
             {
                 "models": [{"id": key.decode(), "model": orjson.Fragment(raw)} for key, raw in page.models],
                 "positions": {str(number): page.state.position},
-                "next": None if page.is_last else last,
-                "last": last,
+                "next": None if page.last is None else page.last.decode(),
             }
         )
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from streams.control.record import Generation
 from streams.data.build import Build
 from streams.data.partition import Phase
+from streams.data.query import Keep
 from streams.data.store import StoreState
 from streams.errors import StorageError
 from streams.serve.observing import Observing
@@ -152,10 +153,16 @@ class Finding:
             await asyncio.sleep(_LOOK_S)
 
     async def page(
-        self, generation: Generation, number: int, build: Build, after: bytes | None, limit: int
+        self,
+        generation: Generation,
+        number: int,
+        build: Build,
+        after: bytes | None,
+        limit: int,
+        keep: Keep | None = None,
     ) -> tuple[Page, Answer]:
         """Give models of a partition that is served here; see `Shelf.page`."""
-        page = await self._read(number, lambda: self._shelf.page(build, number, after, limit))
+        page = await self._read(number, lambda: self._shelf.page(build, number, after, limit, keep))
         return page, self._answer(generation, number, page.state)
 
     async def settle(self) -> None:

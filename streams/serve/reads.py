@@ -12,8 +12,10 @@ from aiohttp import web
 
 from streams.control.record import Generation
 from streams.data.build import Build
+from streams.data.query import fields_of
 from streams.data.store import StoreState
-from streams.serve.asked import cursor_of, cursor_to, min_position, seconds, whole_number
+from streams.errors import ProjectionError
+from streams.serve.asked import Selection, cursor_of, cursor_read, cursor_to, min_position, seconds, whole_number
 from streams.serve.finding import Answer, Elsewhere, MinPosition
 from streams.serve.partitioners import likely
 from streams.serve.problems import Problem
@@ -29,6 +31,8 @@ _LONGEST_WAIT_S = 30.0
 _TRIES = 5
 _PAGE = 100
 _LARGEST_PAGE = 1000
+_SEARCH_S = 1.0
+"""How long models are looked for that a query asks for; then what was found is given, and where to go on."""
 
 
 class Reads:
@@ -49,9 +53,17 @@ class Reads:
         app.router.add_get("/v1/projections/{name}/model", self.model)
 
     async def projections(self, _request: web.Request) -> web.Response:
-        """Name the projections, each with its active generation."""
+        """Name the projections, each with its active generation and what lists may be asked for."""
         named = {name: tending.record for name, tending in sorted(self._worker.tendings.items())}
-        return _json({name: {"active": None if record is None else record.active} for name, record in named.items()})
+        return _json(
+            {
+                name: {
+                    "active": None if record is None else record.active,
+                    "query": fields_of(self._worker.tendings[name].site.projection),
+                }
+                for name, record in named.items()
+            }
+        )
 
     async def model(self, request: web.Request) -> web.Response:
         """Give one model."""
@@ -154,24 +166,33 @@ class Reads:
         if only is not None and not (only.isdecimal() and int(only) < generation.partitions):
             raise Problem(400, "bad-request", f"partition is one below {generation.partitions}; it was {only!r}.")
         numbers = range(first, generation.partitions) if only is None else [int(only)]
+        selection = Selection.of(request, tending.site, generation)
         models: list[Any] = []
         positions: dict[str, int] = {}
-        stale: list[int] = []
+        stale: set[int] = set()
         following: str | None = None
+        until_s = time.monotonic() + _SEARCH_S
         for number in numbers:
             behind = after if number == first else None
-            found = await self._part(request, tending, generation, number, behind, limit - len(models))
-            stale += [number] if found.get("stale") else []
-            models += found["models"]
-            positions |= found["positions"]
-            if found["next"] is not None or (len(models) >= limit and number + 1 < generation.partitions):
-                last = found["last"] if found["next"] is not None else None
-                following = cursor_to(generation.id, number if last is not None else number + 1, last)
+            while True:
+                wanted = limit - len(models)
+                found = await self._part(request, tending, generation, number, behind, wanted, selection)
+                stale |= {number} if found.get("stale") else set()
+                models += found["models"]
+                positions |= found["positions"]
+                behind = found["next"]
+                is_over = len(models) >= limit or time.monotonic() > until_s
+                if behind is None or is_over:
+                    break
+            if behind is not None:
+                following = cursor_to(generation.id, number, behind)
+                break
+            if is_over and number != numbers[-1]:
+                following = cursor_to(generation.id, number + 1, None)
                 break
         return _json(
             {"generation": generation.id, "models": models, "positions": positions, "next": following}
-            | ({"stale": stale} if stale else {})
-            | ({"last": models[-1]["id"] if models else None} if only is not None else {})
+            | ({"stale": sorted(stale)} if stale else {})
         )
 
     async def _part(
@@ -182,32 +203,34 @@ class Reads:
         number: int,
         after: str | None,
         limit: int,
+        selection: Selection,
     ) -> dict[str, Any]:
-        """Give models of one partition, from whoever serves it."""
+        """Give models of one partition, from whoever serves it; `next` is the id behind which there are more."""
         finding, is_local = self._worker.finding, request.query.get("local") == "true"
         for is_last in (False,) * (_TRIES - 1) + (True,):
             place = (await finding.locate(tending, generation))[number]
             why = place if isinstance(place, str) else ""
             if isinstance(place, Build) and not (why := finding.why_not(tending, generation, number)):
-                page, answer = await finding.page(
-                    generation, number, place, None if after is None else after.encode(), limit
-                )
+                behind = None if after is None else after.encode()
+                try:
+                    page, answer = await finding.page(generation, number, place, behind, limit, selection.keep)
+                except ProjectionError as error:
+                    raise Problem(500, "query-failed", str(error)) from error
                 if finding.is_still_ours(answer):
-                    last = page.models[-1][0].decode() if page.models else after
                     return {
                         "models": [{"id": key.decode(), "model": orjson.Fragment(raw)} for key, raw in page.models],
                         "positions": {str(number): page.state.position},
-                        "next": None if page.is_last else last,
-                        "last": last,
+                        "next": None if page.last is None else page.last.decode(),
                     }
-            if why and not is_local and self._worker.copies.may_serve(request, generation):
+            # What is stale may be of code that is nowhere any more, and then nobody can select from it.
+            if why and not is_local and not selection.given and self._worker.copies.may_serve(request, generation):
                 stale = await self._worker.copies.page(tending, generation, number, after, limit)
                 if stale is not None:
                     return stale | {"stale": True}
             if isinstance(place, Elsewhere):
                 if is_local:
                     raise Problem(421, "misdirected", f"Partition {number} is served at {place.address}.")
-                found = await self._asked(request, place.address, generation, number, after, limit)
+                found = await self._asked(request, place.address, generation, number, after, limit, selection)
                 if found is not None:
                     return found
                 why = f"{place.address} does not answer for it"
@@ -217,18 +240,29 @@ class Reads:
         raise AssertionError("unreachable")
 
     async def _asked(
-        self, request: web.Request, address: str, generation: Generation, number: int, after: str | None, limit: int
+        self,
+        request: web.Request,
+        address: str,
+        generation: Generation,
+        number: int,
+        after: str | None,
+        limit: int,
+        selection: Selection,
     ) -> dict[str, Any] | None:
         cursor = cursor_to(generation.id, number, after)
-        query = {"local": "true", "partition": str(number), "limit": str(limit), "cursor": cursor}
+        query = [("local", "true"), ("partition", str(number)), ("limit", str(limit)), ("cursor", cursor)]
+        query += selection.parameters()
         path = f"/v1/projections/{request.match_info['name']}/models"
         try:
             async with self._worker.peers.ask("GET", address, path, params=query) as answer:
+                found: dict[str, Any] = orjson.loads(await answer.read())
+                if answer.status in (400, 500) and selection.given:
+                    raise Problem(answer.status, found["type"].rpartition(":")[2], found["detail"])
                 if answer.status != 200:
                     return None
-                found: dict[str, Any] = orjson.loads(await answer.read())
-                return found
-        except (aiohttp.ClientError, TimeoutError):
+                following = found["next"]
+                return found | {"next": None if following is None else cursor_read(following)["after"]}
+        except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
 
     async def _forwarded(self, request: web.Request, address: str, generation: Generation) -> web.Response:

@@ -8,11 +8,11 @@ import threading
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO
 
 from streams.data.build import Build
+from streams.data.query import Keep
 from streams.data.reader import hold
 from streams.data.store import StoreState
 from streams.data.store_reader import PartitionReader, read_only
@@ -22,6 +22,8 @@ __all__ = ["Found", "Page", "Shelf"]
 
 _FRESH_S = 0.05
 """How old a view may be that an answer is given from."""
+_LOOKED_AT = 5000
+"""So many models of a partition are looked at, at most, before others may."""
 _FOLLOWED_S = 10.0
 """The same of one that nobody has asked for."""
 
@@ -41,7 +43,8 @@ class Page:
     """Models of one partition, by id."""
 
     models: list[tuple[bytes, bytes]]
-    is_last: bool
+    last: bytes | None
+    """The id behind which the next page begins; None where there are no more."""
     state: StoreState
 
 
@@ -135,24 +138,35 @@ class Shelf:
         with opened.guard, contextlib.suppress(StorageError):
             opened.now(_FOLLOWED_S)
 
-    def page(self, build: Build, partition: int, after: bytes | None, limit: int) -> Page:
+    def page(self, build: Build, partition: int, after: bytes | None, limit: int, keep: Keep | None = None) -> Page:
         """Give models of one partition, in the order of their ids' bytes.
+
+        Where only some are asked for, others wait while it looks: it looks at so many only, and gives what it has.
 
         Args:
             build: Whose.
             partition: Which.
             after: The id behind which to begin; None for the first.
             limit: How many at most.
+            keep: Says which; None for all.
 
         Raises:
+            ProjectionError: From `keep`.
             See `find`.
         """
         opened = self._opened(build, partition)
         with opened.guard:
             store = opened.now()
+            models: list[tuple[bytes, bytes]] = []
+            last = after
             # The smallest id behind another one is that one and a zero byte.
-            models = list(islice(store.raw_items(b"" if after is None else after + b"\0"), limit + 1))
-            return Page(models[:limit], len(models) <= limit, store.state())
+            for number, (model_id, raw) in enumerate(store.raw_items(b"" if after is None else after + b"\0")):
+                if len(models) == limit or number == _LOOKED_AT:
+                    return Page(models, last, store.state())
+                if keep is None or keep(model_id, raw):
+                    models.append((model_id, raw))
+                last = model_id
+            return Page(models, None, store.state())
 
     def memory_bytes(self, build: Build) -> int:
         """Give the memory that RocksDB takes for those partitions of a build that are open."""

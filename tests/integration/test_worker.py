@@ -16,7 +16,7 @@ from projections.fingerprint import fingerprint
 from tests.integration.fleet import Worker, fleet, soon
 from tests.integration.kafka_tool import consumer_groups
 from tests.integration.kit import Kit, produce, reset, tally_events, traffic
-from tests.integration.versions import Fixed, Refactored
+from tests.integration.versions import Asked, Fixed, Refactored
 from tests.support import envelope
 
 NewKit = Callable[..., Kit]
@@ -105,6 +105,52 @@ def test_any_worker_answers_for_all_models_and_a_reader_sees_what_it_has_written
         assert (status, found["position"]) == (200, ends[3] + 1), found
         status, problem = other.get(f"/v1/projections/tally/models/x?min_position=3:{ends[3] + 2}&wait=0.2")
         assert (status, problem["type"]) == (504, "urn:refold:position-not-reached")
+
+
+def test_a_list_has_those_models_that_are_asked_for_wherever_they_are(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(20_000, streams=9000))
+    with fleet(kit, projection="tests.integration.versions:Asked", projection_object=Asked()) as workers:
+        one, other = workers.start("a"), workers.start("b")
+        workers.ready(one, other)
+        soon("both to fold", lambda: len(set(workers.owners("tally.v1").values())) == 2)
+        workers.ready(one, other)
+        expected = workers.expected()
+
+        def asked(worker: Worker, query: str) -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            cursor = ""
+            while True:
+                status, page = worker.get(f"/v1/projections/tally/models?{query}{cursor}")
+                assert status == 200, page
+                found |= {model["id"]: model["model"] for model in page["models"]}
+                if page["next"] is None:
+                    return found
+                cursor = f"&cursor={page['next']}"
+
+        for worker in (one, other):
+            assert asked(worker, "limit=1000") == expected
+            asking: dict[str, Callable[[Any], bool]] = {
+                "q.ends=7&limit=50": lambda model: str(model["digest"]).endswith("7"),
+                "q.ends=77&q.least=2": lambda model: str(model["digest"]).endswith("77") and model["sum"] >= 2,
+                "q.ends=nothing": lambda _model: False,
+            }
+            for query, keep in asking.items():
+                wanted = {id_: model for id_, model in expected.items() if keep(model)}
+                assert asked(worker, query) == wanted, query
+            status, problem = worker.get("/v1/projections/tally/models?q.least=many")
+            assert (status, problem["type"]) == (400, "urn:refold:bad-request"), problem
+            status, problem = worker.get("/v1/projections/tally/models?q.most=1")
+            assert "it knows least, ends, fails" in problem["detail"]
+            status, problem = worker.get("/v1/projections/tally/models?q.fails=true")
+            assert (status, problem["type"]) == (500, "urn:refold:query-failed"), problem
+            assert "Asked.matches raised KeyError" in problem["detail"]
+        assert one.get("/v1/projections")[1]["tally"]["query"] == ["least", "ends", "fails"]
+        # Who has other code passes the question on.
+        third = workers.start("c", projections=FIXED)
+        workers.ready(third)
+        assert asked(third, "q.ends=7") == asked(one, "q.ends=7")
+        assert third.get("/v1/projections/tally/models?q.most=1")[0] == 400
 
 
 def test_a_fix_is_rebuilt_beside_by_new_workers_while_old_ones_serve(new_kit: NewKit) -> None:

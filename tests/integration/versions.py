@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 from projections.contract import Event
@@ -102,3 +103,20 @@ class FixedOrderSummary(OrderSummary):
 def is_one_in_a_hundred(stream: str) -> bool:
     """Whether it is corrected."""
     return zlib.crc32(stream.encode()) % 100 == 0
+
+
+class Asked(Tally):
+    """Readers may ask for some of its models."""
+
+    name = "tally"
+
+    @dataclass
+    class Query:
+        least: int = 0
+        ends: str = ""
+        fails: bool = False
+
+    def matches(self, model: dict[str, Any], query: Query) -> bool:
+        if query.fails:
+            raise KeyError("no such thing")
+        return bool(model["sum"] >= query.least and str(model["digest"]).endswith(query.ends))

@@ -124,6 +124,9 @@ def test_what_is_no_projection_is_refused(name: str, said: str) -> None:
         ('name = "totals"; version = True', "version is True"),
         ('name = "totals"; version = "2"', "version is '2'"),
         ('name = "totals"; partition_by = "key"', "partition_by is 'key'"),
+        ('name = "totals"; Query = 7', "Query is 7"),
+        ('name = "totals"; Query = dict', "Query is <class 'dict'>"),
+        ('name = "totals"; Query = Event', "no `matches`"),
     ],
 )
 def test_a_wrong_declaration_is_refused_with_the_value(here: Path, line: str, said: str) -> None:
@@ -170,6 +173,28 @@ def fingerprint_of(directory: Path, code: str) -> str:
 def test_comments_docstrings_and_layout_keep_the_fingerprint(here: Path, old: str, new: str) -> None:
     before = fingerprint_of(here, GOOD)
     assert fingerprint_of(here, GOOD.replace(old, new, 1)) == before
+
+
+READING = """
+        @dataclass
+        class Query:
+            least: int = 0
+
+        def matches(self, model, query):
+            return model["total"] >= query.least
+
+        def validate(self, old, new):
+            return True
+"""
+
+
+def test_what_readers_alone_use_keeps_the_fingerprint(here: Path) -> None:
+    good = GOOD.replace("    from projections", "    from dataclasses import dataclass\n    from projections", 1)
+    before = fingerprint_of(here, good)
+    assert fingerprint_of(here, good + READING) == before
+    assert fingerprint_of(here, good + READING.replace(">=", ">")) == before
+    folding = good.replace('["amount"]}', '["amount"] * self.matches({"total": 1}, self.Query())}')
+    assert fingerprint_of(here, folding + READING) != fingerprint_of(here, folding + READING.replace(">=", ">"))
 
 
 @pytest.mark.parametrize(
