@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from confluent_kafka import (
+    OFFSET_INVALID,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -25,7 +26,7 @@ from confluent_kafka.admin import ConfigResource, NewTopic, OffsetSpec, Resource
 
 from streams.calls import MISSING, Calls, broker_error, check_client_settings
 from streams.config import KafkaSettings
-from streams.errors import GroupActive, TopicNotFound, at
+from streams.errors import BrokerUnavailable, GroupActive, TopicNotFound, at
 from streams.types import Committed, Member, TopicInfo, Watermarks
 
 __all__ = ["Cluster"]
@@ -180,13 +181,23 @@ class Cluster:
         def ask(partition: int, number: int) -> Future[Any]:
             return under_way[number].pop(partition, None) or asked([partition], specs[number])[partition]
 
+        def offset(partition: int, number: int) -> int:
+            doing = f"list the offsets of {at(topic.name, partition)}"
+            deadline = time.monotonic() + self._calls.timeout_s
+            while True:
+                found = int(self._calls.ask(doing, partial(ask, partition, number)).offset)
+                # Of a broker that did not answer in time, an answer for several partitions says this, and no error.
+                if found != OFFSET_INVALID:
+                    return found
+                if time.monotonic() > deadline:
+                    where, limit_s = self.settings.bootstrap_servers, self._calls.timeout_s
+                    raise BrokerUnavailable(
+                        f"Kafka at {where} gave no answer within {limit_s:g} s, so refold could not {doing}."
+                    )
+                time.sleep(_ASK_AGAIN_S)
+
         return [
-            {
-                partition: self._calls.ask(
-                    f"list the offsets of {at(topic.name, partition)}", partial(ask, partition, number)
-                ).offset
-                for partition in range(topic.partitions)
-            }
+            {partition: offset(partition, number) for partition in range(topic.partitions)}
             for number in range(len(specs))
         ]
 

@@ -35,7 +35,8 @@ def test_run_shows_how_far_the_group_is(new_kit: NewKit, columns: int) -> None:
     kit = new_kit()
     produce(kit.bootstrap, kit.topic, tally_events(12_345))
     with shown(kit, "-v", columns=columns) as screen:
-        text = screen.wait_for("100.0 %", "12,345 of 12,345", "lag 0 records", "ETA -", "49 models")
+        screen.wait_for("100.0 %", "12,345 of 12,345", "lag 0 records", "ETA -", "49 models")
+        text = screen.wait_for("partition position", " all ")  # a screen may be seen while it is drawn
         assert re.search(r"^━+ +100\.0 %  12,345 of 12,345$", text, re.MULTILINE)  # one line, not broken
         assert re.search(r"^partition position +end lag models last event +owner$", text, re.MULTILINE)
         assert re.search(r"^ +all +12,345 +12,345 +0 +49$", text, re.MULTILINE)

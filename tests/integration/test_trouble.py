@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -17,9 +18,18 @@ import pytest
 from rocksdict import Options, Rdict
 
 from streams.broker import EmbeddedBroker
-from streams.config import FoldSettings
+from streams.cluster import Cluster
+from streams.config import FoldSettings, KafkaSettings
 from streams.data.process_runner import ProcessRunner
-from streams.errors import BrokerUnavailable, ConfigError, CqrsError, ProjectionError, RebuildCancelled, StorageError
+from streams.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    ConfigError,
+    CqrsError,
+    ProjectionError,
+    RebuildCancelled,
+    StorageError,
+)
 from tests.integration.kit import Kit, produce, tally_events, until, wait_for_log
 from tests.support import Tally, envelope
 
@@ -130,6 +140,23 @@ def test_stopped_member_costs_its_partitions_a_wait_and_never_the_others_life(ne
         until("lag 0 at last", lambda: kit.lag() == 0)
         assert [first.terminate(), second.terminate()] == [0, 0]
     assert kit.check() == 6100
+
+
+def test_a_broker_that_is_silent_never_says_where_a_partition_ends(private_broker: EmbeddedBroker) -> None:
+    """An answer for several partitions may come without an error, and without their offsets."""
+    cluster = Cluster(KafkaSettings(bootstrap_servers=private_broker.bootstrap_servers))
+    cluster.create_topic("ends", 8)
+    topic = cluster.topic("ends")
+    hurried = cluster.within(0.3)
+    for _ in range(6):
+        with paused(private_broker.pid):
+            began = time.monotonic()
+            while time.monotonic() - began < 0.8:
+                with contextlib.suppress(BrokerError):
+                    marks = hurried.watermarks(topic)
+                    assert {(one.low, one.high) for one in marks.values()} == {(0, 0)}
+        until("it to answer", lambda: cluster.watermarks(topic))
+    assert cluster.watermarks(topic)[7].high == 0
 
 
 @pytest.mark.slow
