@@ -25,6 +25,7 @@ QUIET = 2
 MISSING = object()
 """The answer that there is no such thing."""
 _KEPT = 4
+_TOO_LITTLE = "Failed to create consumer"
 _ASK_AGAIN_S = 0.1
 _MOVING = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -72,11 +73,13 @@ def check_client_settings(settings: KafkaSettings) -> None:
     Raises:
         ConfigError: It does not; all that it would not take are named, and no value is shown.
     """
-    wrong = [why for key in settings.kafka if (why := _refusal({key: settings.kafka[key]}))]
-    if not wrong and settings.kafka and (why := _refusal(settings.client())):
-        wrong = [why]
-    if wrong:
-        raise ConfigError(f"Settings are wrong: REFOLD_KAFKA: {'; '.join(wrong)}. Its keys are librdkafka's.")
+    whole = _refusal(settings.client()) if settings.kafka else None
+    if whole is None:
+        return
+    alone = [why for key in settings.kafka if (why := _refusal({key: settings.kafka[key]}))]
+    # One that is fine may be too little for a client: SASL without a password.
+    wrong = [why for why in alone if not why.startswith(_TOO_LITTLE)] or [whole]
+    raise ConfigError(f"Settings are wrong: REFOLD_KAFKA: {'; '.join(wrong)}. Its keys are librdkafka's.")
 
 
 def _refusal(config: dict[str, Any]) -> str | None:

@@ -125,10 +125,11 @@ class Tending:
         backoff_s = _FIRST_BACKOFF_S
         while not self._stopped.is_set():
             try:
-                self.record = found_first(self.site)
-                if self.record.fleet != self._fleet:
-                    self._check_untended(self.record)
-                    self.record = self.site.update(partial(to.tended, fleet=self._fleet))
+                record = found_first(self.site)
+                if record.fleet != self._fleet:
+                    self._check_untended(record)
+                    record = self.site.update(partial(to.tended, fleet=self._fleet))
+                self.record = record
                 with self.site.registry.watch(self.site.name) as watch:
                     self.error, backoff_s = "", _FIRST_BACKOFF_S
                     while not self._stopped.wait(_LOOK_S):
