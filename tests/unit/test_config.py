@@ -94,11 +94,15 @@ def test_settings_that_librdkafka_does_not_take_are_one_clear_error(settings: di
 def test_client_settings_are_judged_together_and_those_that_are_wrong_are_all_named() -> None:
     """A protocol without its mechanism is too little for a client, and is not wrong."""
     login: dict[str, Any] = {"sasl.mechanism": "SCRAM-SHA-512", "sasl.username": "ann", "sasl.password": "canary"}
-    Cluster(KafkaSettings(kafka={"security.protocol": "SASL_SSL", **login}))
+    Cluster(load(KafkaSettings, kafka={"security.protocol": "SASL_SSL", **login}))
     with pytest.raises(ConfigError) as raised:
-        Cluster(KafkaSettings(kafka={"security.protocol": "SASL_SSL", **login, "nonsense": 1, "socket.timeout.ms": -5}))
+        Cluster(
+            load(
+                KafkaSettings, kafka={"security.protocol": "SASL_SSL", **login, "nonsense": 1, "socket.timeout.ms": -5}
+            )
+        )
     assert '"nonsense"' in str(raised.value)
     assert '"socket.timeout.ms" value -5 is outside allowed range' in str(raised.value)
     assert "canary" not in str(raised.value)
     with pytest.raises(ConfigError, match=r"sasl.username and sasl.password must be set"):
-        Cluster(KafkaSettings(kafka={"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}))
+        Cluster(load(KafkaSettings, kafka={"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}))
