@@ -98,7 +98,7 @@ def wait(what: str, look: Any) -> None:
     while not look():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {_DEADLINE_S:g} s: {what}")
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 @contextmanager
