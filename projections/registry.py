@@ -46,7 +46,8 @@ def resolve(name_or_path: str, *, named: Sequence[str] = (), beside: Path | None
     """Find a projection and check its declaration.
 
     Args:
-        name_or_path: A shipped name (`aircraft-log`), `package.module:Class`, or `path/to/file.py:Class`.
+        name_or_path: A shipped name (`aircraft-log`), `package.module:Class`, or `path/to/file.py:Class`; without the
+            class where the module has one projection.
             Modules are looked for in the current directory too, as `python -m` does. The class is a
             subclass of CqrsProjection, constructed without arguments, or an instance of one.
         named: Further names that the user could have meant, for the message.
@@ -59,7 +60,8 @@ def resolve(name_or_path: str, *, named: Sequence[str] = (), beside: Path | None
     target = SHIPPED.get(name_or_path, name_or_path)
     place, colon, attribute = target.rpartition(":")
     if not colon:
-        raise ResolveError(_unknown(name_or_path, named))
+        place, attribute = target, _only_one(target, named, beside)
+        target = f"{place}:{attribute}"
     if not place or not attribute:
         raise ResolveError(
             f"Projection {name_or_path!r} is no full name: write `module:Class`, "
@@ -77,6 +79,35 @@ def resolve(name_or_path: str, *, named: Sequence[str] = (), beside: Path | None
     projection = _construct(found, target)
     _check(projection, target)
     return projection
+
+
+def _only_one(name: str, named: Sequence[str], beside: Path | None) -> str:
+    """Name the projection in a module that has one."""
+    if name.endswith(".py"):
+        module = _load_file(Path(name), name)
+    elif re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) and _is_module(name, beside):
+        module = _load_module(name, name, beside)
+    else:
+        raise ResolveError(_unknown(name, named))
+    own = [one for one in _declared(module) if getattr(getattr(module, one), "__module__", "") == module.__name__]
+    if len(own) != 1:
+        raise ResolveError(
+            f"{name} is a module.{_offer('', own)}"
+            + (f" Name one of them, for example `{name}:{own[0]}`." if own else "")
+        )
+    return own[0]
+
+
+def _is_module(name: str, beside: Path | None) -> bool:
+    """Say whether there is a module of a name; one that is there and fails to import, is."""
+    places = [str(Path.cwd()), *([] if beside is None else [str(beside)])]
+    sys.path[:0] = [place for place in places if place not in sys.path]
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+    except Exception:  # noqa: BLE001  (of a package on the way to it)
+        return True
 
 
 def _unknown(name: str, named: Sequence[str]) -> str:

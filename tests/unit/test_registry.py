@@ -65,6 +65,23 @@ def test_a_class_in_a_file_is_found_and_has_the_fingerprint_of_the_module(here: 
     assert fingerprint(resolve("shop_totals.py:Totals")) == fingerprint(resolve("shop_totals:Totals"))
 
 
+def test_a_module_with_one_projection_needs_no_class(here: Path) -> None:
+    write(here / "shop_totals.py", GOOD)
+    assert resolve("shop_totals").name == "totals"
+    assert resolve("shop_totals.py").name == "totals"
+    write(here / "shop_both.py", "from shop_totals import Totals\nclass More(Totals): name = 'more'\n")
+    assert resolve("shop_both").name == "more", "what it imports is not its own"
+    write(here / "shop_three.py", GOOD + "\n    class Others(Totals): name = 'others'\n")
+    message = refusal("shop_three")
+    assert "Its projections are Totals, Others." in message
+    assert "`shop_three:Totals`" in message
+    write(here / "shop_none.py", "import json\n")
+    assert "It holds no projection at all." in refusal("shop_none")
+    write(here / "shop_raises.py", "raise RuntimeError('no licence')\n")
+    assert "RuntimeError: no licence" in refusal("shop_raises")
+    assert "No projection is called 'shop_absent.nothing'" in refusal("shop_absent.nothing")
+
+
 def test_an_instance_is_used_as_it_is(here: Path) -> None:
     write(here / "shop_instance.py", GOOD + "\n    totals = Totals()\n")
     assert resolve("shop_instance:totals") is sys.modules["shop_instance"].totals
