@@ -11,6 +11,7 @@ import orjson
 from projections.contract import CqrsProjection, Event
 from streams.data.codec import Record
 from streams.data.json_codec import JsonCodec
+from streams.data.serde import serde_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,12 @@ class Tally(CqrsProjection[dict[str, Any]]):
         if event.type == "unstorable":
             model["bad"] = object()
         return model
+
+
+def as_json(models: dict[str, Any], projection: CqrsProjection[Any]) -> dict[str, Any]:
+    """Models as an interface gives them."""
+    encode = serde_for(projection.model_type()).encode
+    return {model_id: orjson.loads(encode(model)) for model_id, model in models.items()}
 
 
 def envelope(number: int, kind: str = "add", **data: Any) -> bytes:

@@ -13,7 +13,7 @@ from confluent_kafka import Message
 
 from projections.contract import CqrsProjection
 from tests.integration.fleet import Fleet
-from tests.support import folded
+from tests.support import as_json, folded
 
 
 class Answer(NamedTuple):
@@ -84,6 +84,6 @@ class Asking:
                 for record in log[partition]
                 if record.offset() < position and (record.key() or b"").decode() in wanted
             ]
-            models = folded(before, code[generation])
+            models = as_json(folded(before, code[generation]), code[generation])
             untrue += [one for one in answers if models.get(one.id) != one.model]
         assert not untrue, (len(untrue), len(self.answers), untrue[:3])

@@ -23,7 +23,7 @@ from projections.contract import CqrsProjection
 from streams.control.record import Record
 from streams.control.registry import Registry
 from tests.integration.kit import TALLY, Kit, read_log, until
-from tests.support import Tally, folded
+from tests.support import Tally, as_json, folded
 
 SESSION_S = 6
 
@@ -119,6 +119,8 @@ class Fleet:
     variables: dict[str, str] = field(default_factory=dict)
     context: ssl.SSLContext | None = None
     """How workers are asked; None: by plain HTTP."""
+    config: Path | None = None
+    """A refold.toml that says which projections workers have, and of which topics; None: the one of the Kit's."""
 
     @property
     def registry(self) -> Registry:
@@ -148,8 +150,12 @@ class Fleet:
         state_dir = home / f"state-{state or name}"
         log = home / f"worker-{name}-{len(self.workers)}.log"
         command = [sys.executable, "-m", "streams", "--log-format", "json", "worker"]
-        command += ["--projections", projections or self.projection, "--topic", self.kit.topic]
-        command += ["--group", self.kit.group, "--state-dir", str(state_dir), "--http-port", str(port)]
+        if self.config is None:
+            command += ["--projections", projections or self.projection, "--topic", self.kit.topic]
+            command += ["--group", self.kit.group]
+        else:
+            command += ["--config", str(self.config)]
+        command += ["--state-dir", str(state_dir), "--http-port", str(port)]
         command += ["--namespace", namespace or self.kit.topic, "--worker-name", f"{name}-{port}", *arguments]
         settings = {"REFOLD_SESSION_TIMEOUT_S": str(SESSION_S), **self.variables, **variables}
         with log.open("w") as handle:
@@ -199,7 +205,7 @@ class Fleet:
         models: dict[str, Any] = {}
         for records in log.values():
             models |= folded(records, self.projection_object, self.kit.codec)
-        return models
+        return as_json(models, self.projection_object)
 
     def models(self, worker: Worker, page: int = 7) -> dict[str, Any]:
         """All models, by pages, as one worker gives them; where a partition is handed over meanwhile, once more."""

@@ -165,6 +165,7 @@ class Kit:
     codec: EventCodec | None = None
     settings: FoldSettings = field(default_factory=FoldSettings)
     kafka_settings: dict[str, Any] = field(default_factory=dict)
+    registry_topic: str | None = None
 
     def __post_init__(self) -> None:
         self.kafka = KafkaSettings(bootstrap_servers=self.bootstrap, **self.kafka_settings)
@@ -177,7 +178,7 @@ class Kit:
     @property
     def registry(self) -> str:
         """A registry of its own: all tests fold the same projections."""
-        return f"{self.topic}.registry"
+        return self.registry_topic or f"{self.topic}.registry"
 
     def coordinator(self, **options: Any) -> RebuildCoordinator:
         return RebuildCoordinator(
