@@ -79,3 +79,10 @@ def _check_apart(sites: list[Site]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"Projections are named twice: {', '.join(twice)}.")
+    groups = [site.group for site in sites if site.group is not None]
+    for group in sorted({group for group in groups if groups.count(group) > 1}):
+        sharing = " and ".join(site.name for site in sites if site.group == group)
+        raise ConfigError(
+            f"{sharing} are given one group, {group!r}, and a group is of one projection. Leave --group out, or have "
+            "refold.toml name one for each."
+        )

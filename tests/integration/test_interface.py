@@ -51,6 +51,14 @@ def test_commands_and_reading_need_their_tokens_which_may_change_meanwhile(new_k
         assert (status, problem["type"]) == (403, "urn:refold:forbidden")
 
 
+def test_two_projections_are_not_given_one_group(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    with fleet(kit) as workers:
+        one = workers.start("a", projections="tests.support:Tally,order-summary")
+        assert one.process.wait(30) == 2
+        assert "tally and order-summary are given one group" in one.output()
+
+
 def context_of(authority: trustme.CA, certificate: trustme.LeafCert | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
