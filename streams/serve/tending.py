@@ -88,6 +88,7 @@ class Tending:
         self._hands: dict[str, _Hand] = {}
         self._swept_s = 0.0
         self._asks_s = 0.0
+        self._not_brought_up = ""
         self._thread = threading.Thread(target=self._run, name=f"refold-{site.name}", daemon=True)
         self.record: Record | None = None
         """What the registry says, as far as it was heard."""
@@ -104,7 +105,8 @@ class Tending:
         record = self.record
         if record is None or self.site.can_fold(record.live):
             return ""
-        return f"{record.active} is of other code (version {record.live.version}, {record.live.fingerprint})"
+        why = f"; it could not be brought up: {self._not_brought_up}" if self._not_brought_up else ""
+        return f"{record.active} is of other code (version {record.live.version}, {record.live.fingerprint}){why}"
 
     def start(self) -> None:
         """Begin."""
@@ -209,6 +211,15 @@ class Tending:
         if any(is_wanted(record, one) and site.can_fold(one) for one in record.generations):
             return
         self._asks_s = time.monotonic() + _LONGEST_BACKOFF_S
+        try:
+            self._ask_for(record)
+            self._not_brought_up = ""
+        except CqrsError as error:
+            self._not_brought_up = str(error)
+            log.warning("code.not_brought_up", projection=site.name, again_in_s=_LONGEST_BACKOFF_S, why=str(error))
+
+    def _ask_for(self, record: Record) -> None:
+        site = self.site
         version, fingerprint, codec = site.code
         # Code that was replaced is no news: in a rolling update old and new workers would take turns for ever.
         match "ask" if fingerprint in record.past else site.settings.on_change:

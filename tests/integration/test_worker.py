@@ -16,7 +16,7 @@ from projections.fingerprint import fingerprint
 from tests.integration.fleet import Worker, fleet, soon
 from tests.integration.kafka_tool import consumer_groups
 from tests.integration.kit import Kit, produce, reset, tally_events, traffic
-from tests.integration.versions import Asked, Fixed, Refactored
+from tests.integration.versions import Asked, Fixed, Impure, Refactored
 from tests.support import envelope
 
 NewKit = Callable[..., Kit]
@@ -204,6 +204,42 @@ def test_readers_are_switched_once_every_worker_with_a_part_of_it_answers(new_ki
             silent.signal(signal.SIGCONT)
         soon("the switch", lambda: workers.record().active == "tally.v2-2")
         assert why() == ""
+
+
+def test_code_that_cannot_be_brought_up_says_why_while_the_old_one_serves(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(200))
+    with fleet(kit) as workers:
+        old = workers.start("a")
+        workers.ready(old)
+        expected = workers.expected()
+        kit.delete_before(0, 5)
+        new = workers.start("b", "--on-change", "rebuild", projections=FIXED)
+
+        def waits_for() -> str:
+            return str(new.status()["projections"]["tally"]["waits_for"])
+
+        soon("it to listen", lambda: "worker.listens" in new.output())
+        soon("it to say why", lambda: "could not be brought up: History is incomplete" in waits_for())
+        assert workers.models(new) == expected
+        assert [one.id for one in workers.record().generations] == ["tally.v1"]
+
+
+def test_code_that_reads_what_is_in_no_event_is_not_switched_to(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(1000))
+    with fleet(kit, projection="tests.integration.versions:Impure", projection_object=Impure()) as workers:
+        one, other = workers.start("a"), workers.start("b")
+        workers.ready(one, other)
+        assert one.ask("POST", "/v1/projections/tally/rebuild", {"policy": "identical"})[0] == 200
+        soon("it to wait for a person", lambda: workers.record().generations[-1].phase == "waiting")
+        status, report = other.get("/v1/projections/tally/report")
+        assert status == 200
+        assert [found["id"] for found in report["differences"]] == ["stream-3"]
+        assert workers.record().active == "tally.v1"
+        assert "1 of " in workers.record().rebuild.why  # type: ignore[union-attr]
+        assert other.ask("POST", "/v1/projections/tally/cancel")[0] == 200
+        soon("nothing of it to be left", lambda: len(workers.record().generations) == 1)
 
 
 def test_a_projection_is_seen_to_by_one_fleet(new_kit: NewKit) -> None:
