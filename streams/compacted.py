@@ -194,7 +194,7 @@ class CompactedTopic:
         found: dict[str, Message] = {}
         deadline = deadline or time.monotonic() + _TRANSACTION_S + self._settings.request_timeout_s
         # Transaction markers at the end are passed by a fetch that finds nothing.
-        with closing(self._consumer(**_AT_ONCE, **{"fetch.wait.max.ms": 1})) as consumer:
+        with closing(self._consumer(**_AT_ONCE, **{"fetch.wait.max.ms": 5})) as consumer:
             position = 0
             while position < end:
                 message = consumer.poll(_POLL_S)
