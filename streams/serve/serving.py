@@ -55,9 +55,13 @@ class Serving:
         if not addresses:
             return ""
         served = {number for one in members if not one.address for number in one.partitions}
-        answers = asyncio.run_coroutine_threadsafe(self._all(addresses, site.name, generation.id), self._worker.loop)
+        asking = asyncio.run_coroutine_threadsafe(self._all(addresses, site.name, generation.id), self._worker.loop)
+        try:
+            answers = asking.result(2 * _ANSWER_S)
+        except TimeoutError:
+            return "this worker to ask the others: it is ending, or overloaded"
         why = []
-        for address, (found, trouble) in zip(addresses, answers.result(), strict=True):
+        for address, (found, trouble) in zip(addresses, answers, strict=True):
             served |= found
             why += [f"{address}: {trouble}"] if trouble else []
         missing = sorted(set(range(generation.partitions)) - (served & folded))
@@ -94,5 +98,5 @@ class Serving:
                 if answer.status != 200:
                     return set(), f"it answered {answer.status}"
                 return set(orjson.loads(body)), ""
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, RuntimeError) as error:  # the last one as it ends
             return set(), str(error) or type(error).__name__

@@ -22,8 +22,9 @@ __all__ = ["Found", "Page", "Shelf"]
 
 _FRESH_S = 0.05
 """How old a view may be that an answer is given from."""
-_LOOKED_AT = 5000
-"""So many models of a partition are looked at, at most, before others may."""
+_LOOKS_S = 0.05
+"""For so long models of a partition are looked at, whether they are asked for, before others may."""
+_LOOKS = 16
 _FOLLOWED_S = 10.0
 """The same of one that nobody has asked for."""
 
@@ -141,7 +142,7 @@ class Shelf:
     def page(self, build: Build, partition: int, after: bytes | None, limit: int, keep: Keep | None = None) -> Page:
         """Give models of one partition, in the order of their ids' bytes.
 
-        Where only some are asked for, others wait while it looks: it looks at so many only, and gives what it has.
+        Where only some are asked for, others wait while it looks: it looks for a moment only, and gives what it has.
 
         Args:
             build: Whose.
@@ -158,10 +159,13 @@ class Shelf:
         with opened.guard:
             store = opened.now()
             models: list[tuple[bytes, bytes]] = []
-            last = after
+            last, until_s = after, time.monotonic() + _LOOKS_S
             # The smallest id behind another one is that one and a zero byte.
             for number, (model_id, raw) in enumerate(store.raw_items(b"" if after is None else after + b"\0")):
-                if len(models) == limit or number == _LOOKED_AT:
+                if len(models) == limit:
+                    return Page(models, last, store.state())
+                # Not before the first few, or the next page would begin where this one did.
+                if keep is not None and number and number % _LOOKS == 0 and time.monotonic() > until_s:
                     return Page(models, last, store.state())
                 if keep is None or keep(model_id, raw):
                     models.append((model_id, raw))
