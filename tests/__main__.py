@@ -15,7 +15,7 @@ CHECKS: dict[str, list[str]] = {
         "-c",
         "from importlinter.cli import lint_imports_command; lint_imports_command()",
     ],
-    "tests": [sys.executable, "-m", "pytest"],
+    "tests": [sys.executable, "-m", "pytest", "--durations=25", "--durations-min=10"],
 }
 
 
