@@ -29,8 +29,8 @@ class Image:
     """What an image is, as far as a process can tell."""
 
     root: Path
-    python: Path
-    """The base image's interpreter."""
+    is_for_all: bool
+    """Whether every user may run the interpreter that is here in the base image's place."""
     environment: dict[str, str] = field(default_factory=dict)
     directory: str = "/"
     user: tuple[int, int] = (0, 0)
@@ -55,8 +55,8 @@ class Image:
         return words[2:]
 
 
-def interpreter() -> Path:
-    """A Python that every user may run."""
+def interpreter() -> tuple[Path, bool]:
+    """A Python, and whether every user may run it."""
     for name in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
         path = Path(name).resolve()
         if not path.exists() or not all(one.stat().st_mode & stat.S_IXOTH for one in [path, *path.parents]):
@@ -67,20 +67,20 @@ def interpreter() -> Path:
             check=False,
         )
         if tried.returncode == 0:
-            return path
-    return Path(sys.executable)
+            return path, True
+    return Path(sys.executable), False
 
 
 def build(root: Path) -> Image:
     """Do what the Dockerfile says, below a directory."""
     shims = root.with_name(f"{root.name}-base")
     shims.mkdir(mode=0o755)
-    python = interpreter()
+    python, is_for_all = interpreter()
     (shims / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(str(python))} "$@"\n')
     (shims / "python").chmod(0o755)
     root.mkdir(mode=0o755)
     base = {"PATH": f"{shims}:/usr/bin:/bin"}
-    image = Image(root, python)
+    image = Image(root, is_for_all)
     for instruction, text in _instructions((REPOSITORY / "Dockerfile").read_text()):
         match instruction:
             case "ARG" | "EXPOSE" | "STOPSIGNAL":
@@ -91,7 +91,7 @@ def build(root: Path) -> Image:
                 if any(root.iterdir()):
                     root.rename(before)
                     root.mkdir(mode=0o755)
-                image = Image(root, python)
+                image = Image(root, is_for_all)
                 image.environment |= base
             case "WORKDIR":
                 image.directory = text
