@@ -145,6 +145,9 @@ class WorkerSettings(BaseSettings):
     and otherwise where it listens. Env: REFOLD_ADVERTISED_ADDRESS."""
     agents_per_generation: PositiveInt = 1
     """Processes that fold each generation here. Env: REFOLD_AGENTS_PER_GENERATION."""
+    replay_cache_bytes: Annotated[int, Field(ge=1 << 20)] | None = None
+    """Memory for decoded models of a process that replays a generation beside a live one, where that is to be another
+    than `cache_bytes`; it keeps to it until it is started again. Env: REFOLD_REPLAY_CACHE_BYTES."""
     admin_tokens: Path | None = None
     """A file of bearer tokens, one a line, of those who may give commands; it is read again when it changes. Without
     one, commands are taken only where the interface listens on this machine alone. Env: REFOLD_ADMIN_TOKENS."""

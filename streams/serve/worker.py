@@ -9,6 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
@@ -201,6 +202,9 @@ class Worker:
                 yield Subject(site=tending.site, generation=one, status=status)
 
     def _runner(self, job: Job, is_replay: bool) -> Runner:
+        if is_replay and self.settings.replay_cache_bytes is not None:
+            settings = job.settings.model_copy(update={"cache_bytes": self.settings.replay_cache_bytes})
+            job = replace(job, settings=settings)
         return supervised(self.settings.agents_per_generation, nice=NICE if is_replay else 0)(job)
 
     def _wait_for_loops(self) -> None:

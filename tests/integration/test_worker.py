@@ -13,6 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from projections.fingerprint import fingerprint
+from streams.config import WorkerSettings, load
+from streams.data.supervisor import Supervisor
+from streams.serve import worker as service
 from tests.integration.fleet import Worker, fleet, soon
 from tests.integration.kafka_tool import consumer_groups
 from tests.integration.kit import Kit, produce, reset, tally_events, traffic
@@ -204,6 +207,18 @@ def test_readers_are_switched_once_every_worker_with_a_part_of_it_answers(new_ki
             silent.signal(signal.SIGCONT)
         soon("the switch", lambda: workers.record().active == "tally.v2-2")
         assert why() == ""
+
+
+def test_a_replay_keeps_to_a_cache_of_its_own(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(10))
+    worker = service.Worker([], kit.kafka, load(WorkerSettings, replay_cache_bytes=2 << 20))
+    with kit.live() as agent:
+        replaying, live = (worker._runner(agent.job, is_replay) for is_replay in (True, False))
+        assert isinstance(replaying, Supervisor)
+        assert isinstance(live, Supervisor)
+        assert replaying._job.settings.cache_bytes == 2 << 20
+        assert live._job.settings.cache_bytes == agent.job.settings.cache_bytes == 256 << 20
 
 
 def test_code_that_cannot_be_brought_up_says_why_while_the_old_one_serves(new_kit: NewKit) -> None:
