@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ def test_a_replay_keeps_to_a_cache_of_its_own(new_kit: NewKit) -> None:
     kit = new_kit(partitions=1)
     produce(kit.bootstrap, kit.topic, tally_events(10))
     worker = service.Worker([], kit.kafka, load(WorkerSettings, replay_cache_bytes=2 << 20))
-    with kit.live() as agent:
+    with closing(worker.shelf), kit.live() as agent:
         replaying, live = (worker._runner(agent.job, is_replay) for is_replay in (True, False))
         assert isinstance(replaying, Supervisor)
         assert isinstance(live, Supervisor)
