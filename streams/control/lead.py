@@ -25,7 +25,15 @@ from streams.control.verdict import refusal
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.history import check_complete
 from streams.data.stamp import Pinned, Stamp
-from streams.errors import BrokerUnavailable, CqrsError, GroupActive, NotLeading, StorageError, TopicChanged
+from streams.errors import (
+    BrokerUnavailable,
+    CqrsError,
+    GroupActive,
+    NotLeading,
+    StorageError,
+    StoreLocked,
+    TopicChanged,
+)
 from streams.log import get_logger
 from streams.types import RebuildProgress
 
@@ -39,6 +47,8 @@ Compare = Callable[[Record, Generation, Callable[[], None]], Report]
 
 _ASK_S = 1.0
 _UNSERVED_S = 5.0
+_ANSWER_S = 120.0
+"""For so long a comparison is tried again where those who fold do not answer; then a person is to look."""
 
 
 class Lead:
@@ -57,6 +67,8 @@ class Lead:
         self._site = site
         self._why_unserved = why_unserved
         self._unserved_s: float | None = None
+        self._unanswered_s: float | None = None
+        """Since when those who fold do not answer who compares."""
         self._compare_models = compare
         self._is_leading = is_leading
         self._replay: Replay | None = None
@@ -183,11 +195,21 @@ class Lead:
             report = self._compare_models(record, green, partial(self._check_wanted, running))
         except (NotLeading, BrokerUnavailable):
             raise
+        except StoreLocked as error:
+            # Partitions are being handed over, or a worker has just gone: another one has them in a moment.
+            now = time.monotonic()
+            if self._unanswered_s is None:
+                self._unanswered_s = now
+            if now - self._unanswered_s < _ANSWER_S:
+                self._note(running, f"to be compared again: {error}")
+                raise
+            refused, summary = f"they could not be compared: {error}", None
         except CqrsError as error:
             refused, summary = f"they could not be compared: {error}", None
         else:
             summary = report.summary
             refused = refusal(summary, running)
+        self._unanswered_s = None
         self._update(lambda record: to.compared(record, running.id, summary, refused))
         log.info("generation.compared", generation=green.id, waits=refused or "no")
 
