@@ -21,8 +21,6 @@ log = get_logger(__name__)
 
 _LIVE_MS = 2000
 """Folded so soon after it was written, by Kafka's timestamps, an event is live."""
-_MANY = 5000
-"""So many models take longer to read from a log than whoever asks for one should wait."""
 
 
 class Commits:
@@ -54,8 +52,6 @@ class Commits:
         self._committed = committed
         self._pace = Pace(job.settings)
         self._splits = SplitWatch(job.build)
-        self._unsettled = 0
-        """Models that were written while there was a backlog."""
         self._is_behind = True
         self._has_caught_up = False
         self.taken = 0
@@ -93,23 +89,13 @@ class Commits:
                 fold.cache.is_full(share) for fold in moved
             ):
                 self.all()
-                self._settle(changed, is_live=is_live)
+                self._note_live(is_live=is_live)
         elif idle and self._splits.is_behind and self._job.until is None:  # else whoever set the end compares, at it
             self._splits.compare({one.number: one.store.ids() for one in self._held.values() if one.store is not None})
 
-    def _settle(self, changed: int, *, is_live: bool) -> None:
-        """At the end of a backlog, have readers beside us, and the next start, find tables rather than a long log."""
-        self._unsettled += changed
-        if not is_live:
-            self._is_behind = True
-            return
-        if self._unsettled > _MANY:
-            for held in self._held.values():
-                if held.store is not None:
-                    held.store.settle()
-        self._unsettled = 0
-        if self._is_behind:
-            self._is_behind, self._has_caught_up = False, True
+    def _note_live(self, *, is_live: bool) -> None:
+        self._has_caught_up = self._has_caught_up or (is_live and self._is_behind)
+        self._is_behind = not is_live
 
     def take_caught_up(self) -> bool:
         """Say whether a backlog has come to its end since this was last asked: somebody may wait to hear of it."""

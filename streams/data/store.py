@@ -233,17 +233,6 @@ class RocksPartition:
         """Give the memory that RocksDB takes for it."""
         return memory_bytes(self._db)
 
-    def settle(self) -> None:
-        """Write to tables what only the log has: whoever opens the store need not read that again.
-
-        Raises:
-            StorageError: The disk.
-        """
-        try:
-            self._db.flush(True)
-        except Exception as error:
-            raise failure(self.path, "write", error) from error
-
     def close(self) -> None:
         """Let go of the files. Nothing is written that was not committed."""
         try:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from streams.control.record import Generation
@@ -115,6 +116,7 @@ class Finding:
 
     async def find(
         self,
+        tending: Tending,
         generation: Generation,
         number: int,
         build: Build,
@@ -125,6 +127,7 @@ class Finding:
         """Look for a model in a partition that is served here.
 
         Args:
+            tending: The projection.
             generation: Which.
             number: The partition.
             build: As `locate` gave it.
@@ -136,7 +139,8 @@ class Finding:
             Problem: It is not served just now, or does not come to that position in time.
         """
         while True:
-            found = await self._read(number, lambda: self._shelf.find(build, number, model_id))
+            known = self._committed(tending, generation, number)
+            found = await self._read(number, partial(self._shelf.find, build, number, model_id, known))
             if found.state.position >= at_least:
                 return found, self._answer(generation, number, found.state)
             if time.monotonic() > deadline_s:
@@ -154,6 +158,7 @@ class Finding:
 
     async def page(
         self,
+        tending: Tending,
         generation: Generation,
         number: int,
         build: Build,
@@ -162,7 +167,8 @@ class Finding:
         keep: Keep | None = None,
     ) -> tuple[Page, Answer]:
         """Give models of a partition that is served here; see `Shelf.page`."""
-        page = await self._read(number, lambda: self._shelf.page(build, number, after, limit, keep))
+        known = self._committed(tending, generation, number)
+        page = await self._read(number, partial(self._shelf.page, build, number, after, limit, keep, known))
         return page, self._answer(generation, number, page.state)
 
     async def settle(self) -> None:
@@ -176,6 +182,12 @@ class Finding:
     async def _owning(self, tending: Tending, generation: Generation) -> Owning:
         owning = self._owners.known(generation.id)
         return owning if owning.is_fresh else await self._run(lambda: self._owners.ask(tending.site, generation))
+
+    def _committed(self, tending: Tending, generation: Generation, number: int) -> int:
+        """Give how far a partition is for certain, as its agent here says; -1 where none does."""
+        tended = tending.tended.get(generation.id)
+        one = None if tended is None else tended.status.partitions.get(number)
+        return -1 if one is None else one.committed
 
     def _held(self, tending: Tending, generation: Generation) -> dict[int, Build]:
         tended = tending.tended.get(generation.id)

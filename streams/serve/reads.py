@@ -123,7 +123,7 @@ class Reads:
                 unknown[number] = why
             else:
                 at_least = 0 if least is None else least.position
-                raw, answer = await finding.find(generation, number, place, model_id, at_least, deadline_s)
+                raw, answer = await finding.find(tending, generation, number, place, model_id, at_least, deadline_s)
                 if not finding.is_still_ours(answer):
                     raise _Moved(_not_ready(generation, {number: "it is being looked at who serves it"}))
                 looked_at.append(number)
@@ -213,7 +213,7 @@ class Reads:
             if isinstance(place, Build) and not (why := finding.why_not(tending, generation, number)):
                 behind = None if after is None else after.encode()
                 try:
-                    page, answer = await finding.page(generation, number, place, behind, limit, selection.keep)
+                    page, answer = await finding.page(tending, generation, number, place, behind, limit, selection.keep)
                 except ProjectionError as error:
                     raise Problem(500, "query-failed", str(error)) from error
                 if finding.is_still_ours(answer):

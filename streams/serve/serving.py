@@ -83,7 +83,7 @@ class Serving:
         served = []
         for number, held in sorted(tended.status.partitions.items()):
             if not self._worker.served.why_not(tended.generation, number, held):
-                self._worker.shelf.warm(tended.job.build, number)
+                self._worker.shelf.warm(tended.job.build, number, held.committed)
                 served.append(number)
         return served
 

@@ -66,8 +66,16 @@ class _Opened:
         self._held: IO[bytes] | None = None
         self._store: PartitionReader | None = None
 
-    def now(self, fresh_s: float = _FRESH_S) -> PartitionReader:
-        """Give the store, as it was so long ago at most.
+    def now(self, known: int, fresh_s: float = _FRESH_S) -> PartitionReader:
+        """Give the store, as it was so long ago at most, and not before a position.
+
+        Where a writer has written its log to tables before this secondary instance had read all of it (as the next
+        writer does when it opens the store), what it had read hides what is newer in the tables, for good: it is
+        opened anew. That is seen by the position, which is in each batch that it reads.
+
+        Args:
+            known: A position that is committed for certain.
+            fresh_s: How old the view may be.
 
         Raises:
             StateNotFound: The partition has no store yet, or no more.
@@ -76,11 +84,18 @@ class _Opened:
         if self._is_closed:
             raise StorageError(f"Partition {self._partition} of {self._build.path} is being let go.")
         if self._store is None:
-            self._store = self._open()
-            self._seen_s = time.monotonic()
-        elif (now_s := time.monotonic()) - self._seen_s > fresh_s:
+            self._store, self._seen_s = self._open(), time.monotonic()
+            return self._store
+        now_s = time.monotonic()
+        if now_s - self._seen_s > fresh_s or self._store.state().position < known:
             self._store.catch_up()
             self._seen_s = now_s
+            if self._store.state().position < known:
+                self._store.close()
+                self._store, held, self._held = None, self._held, None
+                if held is not None:
+                    held.close()
+                self._store = self._open()
         return self._store
 
     def _open(self) -> PartitionReader:
@@ -119,8 +134,14 @@ class Shelf:
         self._open: dict[Key, _Opened] = {}
         self._made = 0
 
-    def find(self, build: Build, partition: int, model_id: str) -> Found:
+    def find(self, build: Build, partition: int, model_id: str, known: int = -1) -> Found:
         """Look for a model in one partition.
+
+        Args:
+            build: Whose.
+            partition: Which.
+            model_id: The model's id.
+            known: A position that is committed for certain: what is found is not of one before.
 
         Raises:
             StateNotFound: The partition has no store yet, or no more.
@@ -128,18 +149,26 @@ class Shelf:
         """
         opened = self._opened(build, partition)
         with opened.guard:
-            store = opened.now()
+            store = opened.now(known)
             return Found(store.get(model_id), store.state())
 
-    def warm(self, build: Build, partition: int) -> None:
+    def warm(self, build: Build, partition: int, known: int = -1) -> None:
         """Open a partition before it is asked for, which takes long where there is much in it, and follow what is
         written: what lies far back keeps files that the writer has long removed.
         """
         opened = self._opened(build, partition)
         with opened.guard, contextlib.suppress(StorageError):
-            opened.now(_FOLLOWED_S)
+            opened.now(known, _FOLLOWED_S)
 
-    def page(self, build: Build, partition: int, after: bytes | None, limit: int, keep: Keep | None = None) -> Page:
+    def page(
+        self,
+        build: Build,
+        partition: int,
+        after: bytes | None,
+        limit: int,
+        keep: Keep | None = None,
+        known: int = -1,
+    ) -> Page:
         """Give models of one partition, in the order of their ids' bytes.
 
         Where only some are asked for, others wait while it looks: it looks for a moment only, and gives what it has.
@@ -150,6 +179,7 @@ class Shelf:
             after: The id behind which to begin; None for the first.
             limit: How many at most.
             keep: Says which; None for all.
+            known: See `find`.
 
         Raises:
             ProjectionError: From `keep`.
@@ -157,7 +187,7 @@ class Shelf:
         """
         opened = self._opened(build, partition)
         with opened.guard:
-            store = opened.now()
+            store = opened.now(known)
             models: list[tuple[bytes, bytes]] = []
             last, until_s = after, time.monotonic() + _LOOKS_S
             # The smallest id behind another one is that one and a zero byte.
@@ -177,6 +207,13 @@ class Shelf:
         with self._guard:
             opened = [one for (path, _), one in self._open.items() if path == build.path]
         return sum(one.memory_bytes() for one in opened)
+
+    def let_go(self, build: Path) -> None:
+        """Close what is of a build: other processes write to it by now."""
+        with self._guard:
+            closing = [self._open.pop(key) for key in list(self._open) if key[0] == build]
+        for one in closing:
+            one.close()
 
     def keep_only(self, builds: Collection[Path]) -> None:
         """Close what is of other builds than these."""

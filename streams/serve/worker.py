@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from streams.config import KafkaSettings, WorkerSettings
@@ -91,6 +92,8 @@ class Worker:
         self.served = Served()
         self.observing = Observing(self._subjects, self.owners, self.served)
         self.shelf = Shelf()
+        self._writers: dict[Path, frozenset[int]] = {}
+        """The processes that write to a build, as last seen."""
         self.finding: Finding
         self.read_tokens = Tokens(settings.read_tokens)
         """Of those who may read; workers show each other one."""
@@ -182,11 +185,14 @@ class Worker:
         for one in tended:
             if one.job is None:
                 continue
+            if one.pids != self._writers.get(one.job.build.path, one.pids):
+                self.shelf.let_go(one.job.build.path)
+            self._writers[one.job.build.path] = one.pids
             for number, held in one.status.partitions.items():
                 target = one.generation.targets.get(number)
                 is_about_to_be = target is not None and held.committed >= target
                 if is_about_to_be or not self.served.why_not(one.generation, number, held):
-                    self.shelf.warm(one.job.build, number)
+                    self.shelf.warm(one.job.build, number, held.committed)
 
     def _subjects(self) -> Iterator[Subject]:
         """Give the generations that are folded anywhere, for the observer."""
