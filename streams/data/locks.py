@@ -56,7 +56,10 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 prepared(Holder)
 
 
-@dataclass(frozen=True, slots=True)
+_RELEASED = -1
+
+
+@dataclass(slots=True, eq=False)
 class FileLock:
     """An exclusive lock, held until `release`, the end of its `with` block, or the process's end."""
 
@@ -114,15 +117,18 @@ class FileLock:
             raise
 
     def release(self, *, remove: bool = False) -> None:
-        """Let go.
+        """Let go; once is enough, and more do no harm: a descriptor's number is soon somebody else's.
 
         Args:
             remove: Remove the file too, while it is still ours.
         """
+        descriptor, self._descriptor = self._descriptor, _RELEASED
+        if descriptor == _RELEASED:
+            return
         if remove:
             with contextlib.suppress(OSError):
                 self.path.unlink()
-        os.close(self._descriptor)
+        os.close(descriptor)
 
     def __enter__(self) -> Self:
         return self

@@ -480,3 +480,12 @@ def test_partition_store_is_the_one_that_was_made(store: RocksStore) -> None:
     opened: RocksPartition = found(store).open(2, 7)
     assert (opened.state.partition, opened.state.start, opened.state.position) == (2, 7, 7)
     opened.close()
+
+
+def test_a_lock_that_was_let_go_closes_no_file_that_has_its_number_by_now(tmp_path: Path) -> None:
+    lock = FileLock.take(tmp_path / "lock", Holder.me("test"))
+    assert isinstance(lock, FileLock)
+    lock.release(remove=True)
+    with (tmp_path / "another").open("w") as another:  # the lowest number that is free
+        lock.release()
+        os.fstat(another.fileno())
