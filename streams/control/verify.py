@@ -12,7 +12,7 @@ from projections.contract import CqrsProjection
 from streams.control.compare import Comparison, Report
 from streams.control.runs import Models
 from streams.data.build import read_record
-from streams.data.cut import Held
+from streams.data.cut import UNFOLDED, Held
 from streams.errors import NotReady, StoreLocked, at
 from streams.log import get_logger
 from streams.types import TopicInfo
@@ -23,7 +23,9 @@ log = get_logger(__name__)
 
 REPORT = "report.json"
 _LOOK_S = 0.02
-_TRIES = 3
+_TRIES = 4
+_PAUSE_S = 1.5
+"""Until the next try: what nobody folds may just be between two who do."""
 
 
 class SideCut(Protocol):
@@ -90,7 +92,8 @@ def verify(
 
     1. Have both be held where they are, by whoever folds them (see `cut`).
     2. Name the barrier: of each partition the position of the one that is further. A partition that cannot get there,
-       since it has halted or nobody folds it, is not compared, and the report says why.
+       since it has halted or nobody folds it, is not compared, and the report says why. (One that is handed over just
+       then is folded by nobody for a moment: it is looked at again, for some seconds.)
     3. Wait until both are copied at the barrier. They go on being folded by then.
     4. Compare the copies (see `Comparison`), and remove them.
 
@@ -148,7 +151,7 @@ def _copied(
     before: Side, after: Side, wait_s: float, check_cancelled: Callable[[], None]
 ) -> Iterator[tuple[dict[int, int], dict[int, str], list[SideCut]]]:
     """Give the barrier, what is not compared, and both sides' cuts."""
-    for is_last in (False,) * (_TRIES - 1) + (True,):
+    for tries_left in reversed(range(_TRIES)):
         with ExitStack() as stack:
             cuts = [stack.enter_context(side.cut()) for side in (before, after)]
             # Whoever folds is held meanwhile, so one try must not take long.
@@ -156,18 +159,27 @@ def _copied(
             try:
                 held = _held((before, after), cuts, deadline, check_cancelled)
                 barrier, not_compared = _barrier((before, after), held)
-                passed = _wait_for_copies((before, after), cuts, barrier, not_compared, deadline, check_cancelled)
+                again = "" if not tries_left else _handed_over(not_compared)
+                if not again:
+                    again = _wait_for_copies((before, after), cuts, barrier, not_compared, deadline, check_cancelled)
+                if not again and tries_left:
+                    again = _handed_over(not_compared)
             except StoreLocked as error:
-                if is_last:
+                if not tries_left:
                     raise
-                passed = str(error)
-            if passed and not is_last:
-                log.debug("verify.again", projection=before.projection, why=passed)
-                continue
-            if passed:
-                raise StoreLocked(f"No positions could be agreed on: {passed}. Try again.")
-            yield barrier, not_compared, cuts
-        return
+                again = str(error)
+            if not again:
+                yield barrier, not_compared, cuts
+                return
+        log.debug("verify.again", projection=before.projection, why=again)
+        if tries_left:
+            time.sleep(_PAUSE_S)
+    raise StoreLocked(f"No positions could be agreed on: {again}. Try again.", projection=before.projection)
+
+
+def _handed_over(not_compared: Mapping[int, str]) -> str:
+    """Say which partitions may just be between two who fold them; "" where none is."""
+    return "; ".join(why for why in not_compared.values() if why.endswith(UNFOLDED))
 
 
 def _held(

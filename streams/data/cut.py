@@ -27,11 +27,12 @@ from streams.errors import StorageError, StoreLocked
 from streams.log import get_logger
 from streams.prepared import prepared
 
-__all__ = ["Cut", "Held", "cuts"]
+__all__ = ["UNFOLDED", "Cut", "Held", "cuts"]
 
 log = get_logger(__name__)
 
 DIRECTORY = "cuts"
+UNFOLDED = "nobody folds it"
 _REQUEST = "request.json"
 _BARRIER = "barrier.json"
 
@@ -101,7 +102,7 @@ class Cut:
                     store = self.build.open(number, 0)
                     position = store.state.position
                     store.close()
-                    told = Held(position=position, why="nobody folds it")
+                    told = Held(position=position, why=UNFOLDED)
                     self.hold(number, told)  # whoever folds it after all says so
             if told is not None:
                 found[number] = told

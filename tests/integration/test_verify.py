@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -135,6 +136,22 @@ def test_what_is_folded_by_nobody_is_compared_where_it_can_be(new_kit: NewKit) -
     assert not report.summary.is_identical
     assert list(report.summary.not_compared) == [1]
     assert f"{kit.group} stays at 1, behind 2: nobody folds it" in report.summary.not_compared[1]
+
+
+def test_what_is_handed_over_just_then_is_compared_all_the_same(new_kit: NewKit) -> None:
+    """Between two who fold a partition there is a moment at which nobody does."""
+    kit = new_kit(partitions=4)
+    other = beside(kit, Tally())
+    produce(kit.bootstrap, kit.topic, tally_events(200))
+    kit.fold_all()
+    produce(kit.bootstrap, kit.topic, tally_events(200, first=200))
+    other.fold_all()
+    with ThreadPoolExecutor() as pool:
+        report = pool.submit(compared, kit, other)
+        until("a cut to be asked for", lambda: list(kit.store.directory.glob("cuts/*/0.json")) or report.done())
+        with folding(kit):
+            assert report.result().summary.is_identical
+    assert set(report.result().positions) == {0, 1, 2, 3}
 
 
 def test_a_partition_that_has_halted_is_said_not_to_be_compared(new_kit: NewKit) -> None:
