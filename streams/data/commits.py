@@ -21,6 +21,8 @@ log = get_logger(__name__)
 
 _LIVE_MS = 2000
 """Folded so soon after it was written, by Kafka's timestamps, an event is live."""
+_MANY = 5000
+"""So many models take longer to read from a log than whoever asks for one of them should wait."""
 
 
 class Commits:
@@ -134,6 +136,7 @@ class Commits:
         fold = held.fold
         assert fold is not None
         self._job.build.check_current()
+        changed = fold.changed
         try:
             fold.commit()
         except ModelCannotBeStored as error:
@@ -144,9 +147,24 @@ class Commits:
                 self._read(held)
             return False
         fold.carefully = False
+        self._settle(held, changed)
         self._mirror.note(held.number)
         self._committed(held)
         return True
+
+    def _settle(self, held: HeldPartition, changed: int) -> None:
+        """Where a backlog ends, have whoever opens the store to read it find tables rather than a long log.
+
+        Done before anybody is told of the commit: nobody is served from a partition that has not been at its end.
+        """
+        if held.unsettled is None:
+            return
+        assert held.store is not None
+        held.unsettled += changed
+        if held.is_at_log_end:
+            if held.unsettled > _MANY:
+                held.store.settle()
+            held.unsettled = None
 
     def one_if_same(self, held: HeldPartition) -> bool:
         """Commit one fold, unless nobody answers whether what was read is of the same topic still; see `one`."""

@@ -92,6 +92,8 @@ class HeldPartition:
     """Some of its streams, that are folded a second time, to replace their models."""
     is_at_log_end: bool = False
     """Whether what was read last was the end of what the partition has."""
+    unsettled: int | None = 0
+    """How many models were written since it was opened; None once it has been at its log's end."""
     cut: Cut | None = None
     """The cut that it is held for."""
     told: Held | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ log = get_logger(__name__)
 FORMAT = 2
 STATE = b"!state"  # sorts before every model
 MODEL = b"m"
+_UNWRITTEN = "rocksdb.num-immutable-mem-table"
 
 
 class StoreState(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,6 +230,27 @@ class RocksPartition:
         except Exception as error:
             raise failure(self.path, "write", error) from error
         self._state[0] = state
+
+    def settle(self, within_s: float = 1.0) -> None:
+        """Write to tables what only the log has: whoever opens the store need not read that again.
+
+        The state is written once more, into the next log: a secondary instance lets go of what it has read of a log
+        once there is something in the next one, and would hide the tables behind it else.
+
+        Args:
+            within_s: How long to wait; RocksDB goes on by itself.
+
+        Raises:
+            StorageError: The disk.
+        """
+        try:
+            self._db.flush(False)
+            self._db.put(STATE, msgspec.json.encode(self.state))
+            deadline = time.monotonic() + within_s
+            while self._db.property_int_value(_UNWRITTEN) and time.monotonic() < deadline:
+                time.sleep(0.002)
+        except Exception as error:
+            raise failure(self.path, "write", error) from error
 
     def memory_bytes(self) -> int:
         """Give the memory that RocksDB takes for it."""

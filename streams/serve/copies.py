@@ -17,6 +17,7 @@ from streams.control.record import Generation
 from streams.data.build import Build
 from streams.errors import CqrsError
 from streams.log import get_logger
+from streams.serve.owners import LEFT_ALONE_S
 from streams.serve.problems import Problem
 from streams.serve.tending import Tending
 
@@ -29,7 +30,6 @@ log = get_logger(__name__)
 
 _KNOWN_S = 3.0
 _ASK_S = 5.0
-_LEFT_ALONE_S = 5.0
 
 
 class Copies:
@@ -55,7 +55,7 @@ class Copies:
         """Say whether what is old may be answered: where nobody folds it for a while by now, or the client says so."""
         if request.query.get("stale") == "ok":
             return True
-        return bool(generation.halted) or self._worker.owners.alone_s(generation.id) >= _LEFT_ALONE_S
+        return bool(generation.halted) or self._worker.owners.alone_s(generation.id) >= LEFT_ALONE_S
 
     def builds(self) -> list[Path]:
         """Name the builds that copies are read from, of generations that there still are."""

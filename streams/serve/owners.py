@@ -12,11 +12,13 @@ from streams.control.site import Site
 from streams.errors import CqrsError
 from streams.types import Member
 
-__all__ = ["FRESH_S", "Owners", "Owning"]
+__all__ = ["FRESH_S", "LEFT_ALONE_S", "Owners", "Owning"]
 
 FRESH_S = 3.0
 """How old an answer of the group's may be for a partition to be served by it. A worker that was stopped for longer than
 that asks anew before it serves anything: by then the group may have given its partitions to others."""
+LEFT_ALONE_S = 5.0
+"""A generation in whose group nobody was for so long is left alone."""
 _ASK_S = 1.0
 
 

@@ -12,6 +12,7 @@ import msgspec
 from streams.control.record import Generation
 from streams.control.status import PartitionView
 from streams.data.partition import PartitionStatus
+from streams.serve.owners import LEFT_ALONE_S
 from streams.serve.tending import Tended, Tending
 from streams.types import RebuildProgress
 
@@ -28,7 +29,7 @@ def readiness(worker: Worker) -> list[str]:
 
     Its share are the partitions of active generations that the groups have given to its agents. A partition is served
     once it has been close to its topic's end since it came here. One that has halted is served as it is, and so is one
-    whose topic nobody answers for just now.
+    whose topic nobody answers for just now. Code that is new is ready once it is active, or nobody folds what is.
     """
     if worker.is_draining:
         return ["it is draining"]
@@ -38,8 +39,15 @@ def readiness(worker: Worker) -> list[str]:
         if record is None:
             why.append(f"{name}: {tending.error or 'the registry has not been read yet'}")
             continue
-        if record.live.halted or not tending.site.can_fold(record.live):
-            continue  # others serve it; what nobody folds, is served as stale
+        if not tending.site.can_fold(record.live):
+            # Others serve it, and what nobody folds is served as stale. But where workers are replaced one after the
+            # other, the next one is not to go while this one's code has yet to become active.
+            is_new = tending.site.code[1] not in record.past
+            if is_new and worker.owners.alone_s(record.active) < LEFT_ALONE_S:
+                why.append(f"{name}: {tending.waits_for}, and others fold it; this worker's code is not active yet")
+            continue
+        if record.live.halted:
+            continue
         tended = tending.tended.get(record.active)
         if tended is None or (tended.job is None and not tended.error):
             why.append(f"{record.active}: it is being taken on")

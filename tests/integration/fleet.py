@@ -180,6 +180,12 @@ class Fleet:
             )
             assert one.process.poll() is None, one.output()
 
+    def listening(self, *workers: Worker) -> None:
+        """Wait until workers have heard what the registry says, whether they serve anything or not."""
+        for one in workers:
+            until(f"the worker at {one.port} to listen", partial(_listens, one, self.projection_object.name))
+            assert one.process.poll() is None, one.output()
+
     def leader(self) -> Worker:
         """Wait for a worker that leads, and give it."""
         found: list[Worker] = []
@@ -257,6 +263,15 @@ def soon(what: str, look: Callable[[], bool], deadline_s: float = 30.0) -> float
     began = time.monotonic()
     until(what, look, deadline_s=deadline_s)
     return time.monotonic() - began
+
+
+def _listens(worker: Worker, projection: str) -> bool:
+    if worker.process.poll() is not None:
+        return True
+    try:
+        return worker.status()["projections"][projection]["active"] is not None
+    except OSError:
+        return False
 
 
 def _settled(worker: Worker) -> bool:

@@ -136,7 +136,7 @@ def test_a_rebuild_goes_on_whoever_leads_and_whoever_folds(new_kit: NewKit) -> N
         workers.ready(*old)
         with Asking(workers, IDS) as asking, traffic(kit, 20_000):
             new = [workers.start(name, projections=FIXED) for name in "cd"]
-            workers.ready(*new)
+            workers.listening(*new)
             status, _, done = new[0].ask("POST", "/v1/projections/tally/rebuild", {"policy": "none"})
             assert status == 200, done
             workers.leader().kill()

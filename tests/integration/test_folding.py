@@ -58,6 +58,19 @@ def test_a_given_checkpoint_interval_is_kept_exactly(new_kit: NewKit, every: int
     assert kit.check() == 50
 
 
+def test_at_the_end_of_a_backlog_models_are_in_tables_for_those_who_open_the_store(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(20_000, streams=20_000))
+    with kit.process() as process:
+        until("all to be folded", lambda: kit.lag() == 0)
+        (store,) = [path for path in kit.store.directory.glob("builds/*/0") if path.is_dir()]
+        assert sum(path.stat().st_size for path in store.glob("*.log")) < 10_000
+        produce(kit.bootstrap, kit.topic, tally_events(500, first=20_000))
+        until("all to be folded", lambda: kit.lag() == 0)
+        process.kill()
+    assert kit.check() == 20_500
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_models_are_the_fold_of_the_log(new_kit: NewKit) -> None:
     kit = new_kit()

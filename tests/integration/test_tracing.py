@@ -74,7 +74,7 @@ def test_a_rebuild_is_one_trace_with_its_phases_though_its_leader_was_killed(new
         old = workers.start("a")
         workers.ready(old)
         new = [workers.start(name, projections=FIXED) for name in "bc"]
-        workers.ready(*new)
+        workers.listening(*new)
         status, _, done = new[0].ask("POST", "/v1/projections/tally/rebuild", {"policy": "report"})
         assert status == 200, done
         soon("it to wait for a person", lambda: workers.record().generations[-1].phase == "waiting")

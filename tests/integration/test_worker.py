@@ -152,7 +152,7 @@ def test_a_list_has_those_models_that_are_asked_for_wherever_they_are(new_kit: N
         assert one.get("/v1/projections")[1]["tally"]["query"] == ["least", "ends", "fails"]
         # Who has other code passes the question on.
         third = workers.start("c", projections=FIXED)
-        workers.ready(third)
+        workers.listening(third)
         assert asked(third, "q.ends=7") == asked(one, "q.ends=7")
         assert third.get("/v1/projections/tally/models?q.most=1")[0] == 400
 
@@ -164,7 +164,7 @@ def test_a_fix_is_rebuilt_beside_by_new_workers_while_old_ones_serve(new_kit: Ne
         old = [workers.start("a"), workers.start("b")]
         workers.ready(*old)
         new = workers.start("c", projections=FIXED)
-        workers.ready(new)
+        workers.listening(new)
         status, _, done = new.ask("POST", "/v1/projections/tally/rebuild", {"policy": "none"})
         assert (status, done["wanted"]) == (200, "tally.v2-2"), done
         again, _, problem = new.ask("POST", "/v1/projections/tally/rebuild")
@@ -187,7 +187,7 @@ def test_readers_are_switched_once_every_worker_with_a_part_of_it_answers(new_ki
         workers.ready(old)
         workers.leader()
         new = [workers.start(name, projections=FIXED) for name in "bc"]
-        workers.ready(*new)
+        workers.listening(*new)
         assert new[0].ask("POST", "/v1/projections/tally/rebuild", {"policy": "report"})[0] == 200
         soon("it to wait for a person", lambda: workers.record().generations[-1].phase == "waiting")
         soon("both to fold it", lambda: len(set(workers.owners("tally.v2-2").values())) == 2)
@@ -284,7 +284,8 @@ def test_changed_code_is_brought_up_asks_or_is_adopted_and_what_was_replaced_doe
         workers.ready(old)
         asking = workers.start("b", projections=FIXED)
         soon("the new code to wait", lambda: workers.record().waiting is not None)
-        workers.ready(asking)  # its share of what is active is nothing
+        # In a rolling update no other worker is to go before this one's code is active.
+        assert "this worker's code is not active yet" in str(asking.get("/readyz"))
         assert workers.models(asking) == workers.expected()
         assert asking.terminate() == 0, asking.output()
         made = workers.start("c", "--on-change", "rebuild", projections=FIXED)
@@ -294,9 +295,11 @@ def test_changed_code_is_brought_up_asks_or_is_adopted_and_what_was_replaced_doe
             "somebody to be asked",
             lambda: (green := workers.record().find("tally.v2-2")) is not None and green.phase == "waiting",
         )
+        assert not made.is_ready()
         status, _, done = made.ask("POST", "/v1/projections/tally/switch")
         assert status == 200, done
         soon("the switch", lambda: workers.record().active == "tally.v2-2")
+        workers.ready(made, old)
         status, _, done = made.ask("POST", "/v1/projections/tally/retire")
         assert status == 200, done
         soon("the old one to be gone", lambda: [one.id for one in workers.record().generations] == ["tally.v2-2"])
