@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -148,6 +149,9 @@ class WorkerSettings(BaseSettings):
     replay_cache_bytes: Annotated[int, Field(ge=1 << 20)] | None = None
     """Memory for decoded models of a process that replays a generation beside a live one, where that is to be another
     than `cache_bytes`; it keeps to it until it is started again. Env: REFOLD_REPLAY_CACHE_BYTES."""
+    memory_limit_bytes: Annotated[int, Field(ge=1 << 20)] | None = None
+    """What this worker and its agents may take of memory together: each agent's cache is a part of it, where
+    `cache_bytes` is not given. Env: REFOLD_MEMORY_LIMIT_BYTES."""
     admin_tokens: Path | None = None
     """A file of bearer tokens, one a line, of those who may give commands; it is read again when it changes. Without
     one, commands are taken only where the interface listens on this machine alone. Env: REFOLD_ADMIN_TOKENS."""
@@ -273,6 +277,8 @@ def resolve_settings(
             for key in kind.model_fields
             if key in in_file and key not in given and variable(key) not in os.environ
         }
+        if "kafka" in kind.model_fields and "kafka" in in_file and "kafka" not in values:
+            values |= _both(in_file["kafka"])
         try:
             found.append(kind(**values))
         except SettingsError:
@@ -291,6 +297,20 @@ def resolve_settings(
             "Settings are wrong: " + wrong[0] if len(wrong) == 1 else "\n  ".join(["Settings are wrong:", *wrong])
         )
     return found
+
+
+def _both(in_file: Any) -> dict[str, Any]:
+    """Give a file's client settings with those of the environment over them; nothing where either is no object.
+
+    Secrets are in the environment, and the rest is in a file.
+    """
+    try:
+        in_environment = json.loads(os.environ[variable("kafka")])
+    except ValueError:
+        return {}
+    if not isinstance(in_environment, dict) or not isinstance(in_file, Mapping):
+        return {}
+    return {"kafka": {**in_file, **in_environment}}
 
 
 def _one_error(source: str, item: Any) -> str:

@@ -91,9 +91,28 @@ class _Standing(Collector):
         yield InfoMetricFamily("refold_build", "Which refold this is.", {"version": version("refold")})
         yield GaugeMetricFamily("refold_worker_leader", "1 where it leads.", int(worker.leadership.is_leading))
         yield GaugeMetricFamily("refold_worker_ready", "1 where it serves its share.", int(not readiness(worker)))
+        yield from self._means()
         yield from self._rebuilds()
         yield from self._generations()
         yield from self._partitions()
+
+    def _means(self) -> Iterator[Metric]:
+        """What it may take."""
+        limit = self._worker.settings.memory_limit_bytes
+        if limit is not None:
+            yield GaugeMetricFamily("refold_memory_limit_bytes", "What it and its agents may take together.", limit)
+        size = GaugeMetricFamily(
+            "refold_state_volume_bytes", "The size of the volume with the state directory.", labels=["directory"]
+        )
+        free = GaugeMetricFamily("refold_state_volume_free_bytes", "What is free of it.", labels=["directory"])
+        for directory in sorted({tending.site.state_dir for tending in self._worker.tendings.values()}):
+            try:
+                found = os.statvfs(directory)
+            except OSError:  # nothing was written there yet
+                continue
+            size.add_metric([str(directory)], found.f_frsize * found.f_blocks)
+            free.add_metric([str(directory)], found.f_frsize * found.f_bavail)
+        yield from (size, free)
 
     def _rebuilds(self) -> Iterator[Metric]:
         """Those that run, as the leader knows them, and those that have ended."""

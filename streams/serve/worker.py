@@ -25,6 +25,7 @@ from streams.data.supervisor import supervised
 from streams.errors import ConfigError, CqrsError
 from streams.log import get_logger
 from streams.serve.auth import Tokens
+from streams.serve.budget import cache_share
 from streams.serve.comparing import Comparing
 from streams.serve.copies import Copies
 from streams.serve.finding import Finding
@@ -75,10 +76,14 @@ class Worker:
         sites: The projections. Their state directories are this worker's, or shared with others of this machine.
         kafka: Where workers elect their leader.
         settings: How it presents itself.
+
+    Raises:
+        ConfigError: The memory that it may take is too little for its agents.
     """
 
     def __init__(self, sites: Sequence[Site], kafka: KafkaSettings, settings: WorkerSettings) -> None:
         self.settings = settings
+        self._cache_bytes = _share(settings, len(sites))
         self.name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.began = datetime.now(UTC)
         self.address = ""
@@ -208,9 +213,11 @@ class Worker:
                 yield Subject(site=tending.site, generation=one, status=status)
 
     def _runner(self, job: Job, is_replay: bool) -> Runner:
+        cache_bytes = None if "cache_bytes" in job.settings.model_fields_set else self._cache_bytes
         if is_replay and self.settings.replay_cache_bytes is not None:
-            settings = job.settings.model_copy(update={"cache_bytes": self.settings.replay_cache_bytes})
-            job = replace(job, settings=settings)
+            cache_bytes = self.settings.replay_cache_bytes
+        if cache_bytes is not None:
+            job = replace(job, settings=job.settings.model_copy(update={"cache_bytes": cache_bytes}))
         return supervised(self.settings.agents_per_generation, nice=NICE if is_replay else 0)(job)
 
     def _wait_for_loops(self) -> None:
@@ -276,6 +283,11 @@ class Worker:
             await self._pass_on(command)
             return
         await asyncio.to_thread(leading.handle, command)
+
+
+def _share(settings: WorkerSettings, projections: int) -> int | None:
+    limit = settings.memory_limit_bytes
+    return None if limit is None else cache_share(limit, max(1, projections), settings.agents_per_generation)
 
 
 def _address(host: str, port: int) -> str:

@@ -171,6 +171,21 @@ def test_variables_that_nobody_reads_are_named_with_the_nearest(monkeypatch: pyt
     assert not any("SERVICE" in name or "PORT" in name or "CACHE" in name for name in found)
 
 
+def test_client_settings_of_a_file_stay_beside_those_of_the_environment(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Secrets come by the environment, and the rest by the file."""
+    (place / "refold.toml").write_text('[kafka]\n"client.rack" = "a"\n"sasl.username" = "ann"\n')
+    monkeypatch.setenv("REFOLD_KAFKA", '{"sasl.username": "bob", "sasl.password": "canary"}')
+    (found,) = resolve_settings([KafkaSettings], file=ConfigFile.find())
+    assert isinstance(found, KafkaSettings)
+    assert found.kafka == {"client.rack": "a", "sasl.username": "bob", "sasl.password": "canary"}
+    for wrong in ("[1]", "{"):
+        monkeypatch.setenv("REFOLD_KAFKA", wrong)
+        with pytest.raises(ConfigError, match="REFOLD_KAFKA"):
+            resolve_settings([KafkaSettings], file=ConfigFile.find())
+
+
 def test_programs_own_arguments_are_called_as_they_are() -> None:
     with pytest.raises(ConfigError, match=r"cache_bytes: .*\n.*cache_byte: there is no such setting \(did you mean"):
         resolve_settings([FoldSettings], arguments={"cache_bytes": "x", "cache_byte": 1})

@@ -1,0 +1,43 @@
+"""How a worker's memory is shared out among the processes that it may come to run."""
+
+from __future__ import annotations
+
+from streams.errors import ConfigError
+
+__all__ = ["GENERATIONS", "cache_share"]
+
+GENERATIONS = 3
+"""Generations of a projection that may be folded at one time: the active one, one that is kept, one that is made."""
+_WORKER_BYTES = 192 << 20
+"""What a worker's own process takes, with what RocksDB takes for its answers."""
+_AGENT_BYTES = 112 << 20
+"""What an agent takes without any models: the interpreter, the client, and RocksDB's buffers."""
+_GROWTH = 1.5
+"""By how much of its cache a process grows at most."""
+_RESERVE = 0.9
+"""The part of the limit that is shared out."""
+_LEAST_BYTES = 4 << 20
+
+
+def cache_share(limit_bytes: int, projections: int, agents_per_generation: int) -> int:
+    """Give how much memory for decoded models each agent may have, in bytes.
+
+    Args:
+        limit_bytes: What the worker and all its agents may take together.
+        projections: How many it sees to.
+        agents_per_generation: As the setting of that name.
+
+    Raises:
+        ConfigError: It is too little for so many processes; the least that would do is named.
+    """
+    agents = projections * GENERATIONS * agents_per_generation
+    share = ((limit_bytes * _RESERVE - _WORKER_BYTES) / agents - _AGENT_BYTES) / _GROWTH
+    if share < _LEAST_BYTES:
+        least = (_WORKER_BYTES + agents * (_AGENT_BYTES + _GROWTH * _LEAST_BYTES)) / _RESERVE
+        raise ConfigError(
+            f"memory_limit_bytes: {limit_bytes >> 20} MiB are too little for {agents} agents ({projections} "
+            f"projections, {GENERATIONS} generations each while one is rebuilt, {agents_per_generation} agents a "
+            f"generation). Give {-(-int(least) >> 20) + 1} MiB, have other workers see to some projections, or say "
+            "cache_bytes yourself."
+        )
+    return int(share)
