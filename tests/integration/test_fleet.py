@@ -166,7 +166,7 @@ def test_a_broker_that_is_away_in_the_middle_of_a_rebuild_is_waited_for(private_
         old = [workers.start(name) for name in "ab"]
         workers.ready(*old)
         new = [workers.start(name, projections=SLOW) for name in "cd"]
-        workers.ready(*new)
+        workers.listening(*new)
         with Asking(workers, IDS) as asking:
             status, _, done = new[0].ask("POST", "/v1/projections/tally/rebuild", {"policy": "none"})
             assert status == 200, done
@@ -193,13 +193,13 @@ def test_workers_come_and_go_in_the_middle_of_a_rebuild_which_is_cancelled_and_b
         old = workers.start("old")
         workers.ready(old)
         one = workers.start("a", projections=SLOW)
-        workers.ready(one)
+        workers.listening(one)
         with Asking(workers, IDS) as asking, traffic(kit, 4000):
             status, _, done = one.ask("POST", "/v1/projections/tally/rebuild", {"policy": "none"})
             assert status == 200, done
             soon("the replay to run", lambda: workers.record().generations[-1].phase == "replaying")
             more = [workers.start(name, projections=SLOW) for name in "bc"]
-            workers.ready(*more)
+            workers.listening(*more)
             soon("all to replay", lambda: len(set(workers.owners("tally.v2-2").values())) == 3)
             status, _, done = old.ask("POST", "/v1/projections/tally/pause")
             assert status == 200, done

@@ -400,7 +400,7 @@ def test_generations_whose_partitions_are_on_several_machines_are_compared_while
         old = [workers.start(name) for name in "ab"]
         workers.ready(*old)
         new = [workers.start(name, projections=EXPECTING) for name in "cd"]
-        workers.ready(*new)
+        workers.listening(*new)
         with traffic(kit, 3000):
             status, _, done = new[0].ask("POST", "/v1/projections/tally/rebuild", {"policy": "report"})
             assert status == 200, done

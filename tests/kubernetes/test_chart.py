@@ -141,7 +141,6 @@ def test_pods_are_given_longer_to_end_than_they_take() -> None:
             pod = one["spec"]["template"]["spec"]
             (worker,) = [container for container in pod["containers"] if container["name"] == "worker"]
             (drain,) = [item["value"] for item in worker["env"] if item["name"] == "REFOLD_DRAIN_SECONDS"]
-            before = int(
-                worker.get("lifecycle", {"preStop": {"exec": {"command": ["0"]}}})["preStop"]["exec"]["command"][-1]
-            )
+            stop = worker.get("lifecycle", {}).get("preStop", {"exec": {"command": ["sleep", "0"]}})
+            before = int(stop["exec"]["command"][-1])
             assert pod["terminationGracePeriodSeconds"] > before + int(drain) + 5
