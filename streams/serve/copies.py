@@ -43,6 +43,8 @@ class Copies:
         self._worker = worker
         self._best: dict[str, tuple[float, dict[int, tuple[int, str]]]] = {}
         self._used: dict[Path, tuple[Tending, str]] = {}
+        self._fleet: set[str] = set()
+        """Where workers listened, when that was last known."""
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, which other workers ask."""
@@ -52,10 +54,14 @@ class Copies:
         app.router.add_get(place + "/{partition}/models", self.models)
 
     def may_serve(self, request: web.Request, generation: Generation) -> bool:
-        """Say whether what is old may be answered: where nobody folds it for a while by now, or the client says so."""
+        """Say whether what is old may be answered: where nobody folds it for a while by now, or no broker says who
+        does, or the client says so.
+        """
         if request.query.get("stale") == "ok":
             return True
-        return bool(generation.halted) or self._worker.owners.alone_s(generation.id) >= LEFT_ALONE_S
+        owners = self._worker.owners
+        for_s = max(owners.alone_s(generation.id), owners.unheard_s(generation.id))
+        return bool(generation.halted) or for_s >= LEFT_ALONE_S
 
     def builds(self) -> list[Path]:
         """Name the builds that copies are read from, of generations that there still are."""
@@ -150,11 +156,13 @@ class Copies:
         known = self._best.get(generation.id)
         if known is not None and time.monotonic() - known[0] < _KNOWN_S:
             return known[1]
-        try:
-            addresses = await asyncio.to_thread(self._worker.addresses)
-        except CqrsError as error:
-            log.debug("copies.peers_unknown", why=str(error))
-            addresses = {self._worker.address}
+        owners = self._worker.owners
+        addresses = {self._worker.address, *self._fleet, *owners.known(generation.id).addresses.values()}
+        if not owners.are_silent:
+            try:
+                addresses = self._fleet = await asyncio.to_thread(self._worker.addresses)
+            except CqrsError as error:
+                log.debug("copies.peers_unknown", why=str(error))
         told = await asyncio.gather(*(self._asked(one, tending, generation, "") for one in sorted(addresses)))
         best: dict[int, tuple[int, str]] = {}
         for address, answer in zip(sorted(addresses), told, strict=True):

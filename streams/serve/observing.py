@@ -107,6 +107,7 @@ class Observing:
                     view = view_group(cluster, topic, one.group, agent=subject.status)
                 except CqrsError as error:
                     why_not = str(error)
+                    self._owners.note_silence()
                     if one.id in self.seen:
                         seen[one.id] = self.seen[one.id]
                     continue

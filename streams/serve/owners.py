@@ -20,6 +20,8 @@ that asks anew before it serves anything: by then the group may have given its p
 LEFT_ALONE_S = 5.0
 """A generation in whose group nobody was for so long is left alone."""
 _ASK_S = 1.0
+_SILENT_S = 5.0
+"""For so long after nobody has answered, nobody is asked: readers are not to wait, each in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Owners:
         self._known: dict[str, Owning] = {}
         self._alone: dict[str, float] = {}
         """Since when nobody has been in a generation's group."""
+        self._silent_s = float("-inf")
+        """When nobody answered last."""
         self._guard = threading.Lock()
 
     def note(self, generation: str, members: Iterable[Member], at_s: float) -> Owning:
@@ -58,6 +62,7 @@ class Owners:
         addresses = {number: one.address for one in members if one.address for number in one.partitions}
         owning = Owning(addresses, at_s)
         with self._guard:
+            self._silent_s = float("-inf")
             if members:
                 self._alone.pop(generation, None)
             else:
@@ -75,11 +80,27 @@ class Owners:
         since_s = self._alone.get(generation)
         return 0.0 if since_s is None else time.monotonic() - since_s
 
+    def unheard_s(self, generation: str) -> float:
+        """Say for how long its group has said nothing, in seconds; infinity where it never did."""
+        return time.monotonic() - self.known(generation).at_s
+
+    @property
+    def are_silent(self) -> bool:
+        """Whether nobody has answered just now who could say."""
+        return time.monotonic() - self._silent_s < _SILENT_S
+
+    def note_silence(self) -> None:
+        """Take in that nobody answers."""
+        self._silent_s = time.monotonic()
+
     def ask(self, site: Site, generation: Generation) -> Owning:
         """Ask its group now; it takes a second at most. Where nobody answers, what it said last is given."""
         began_s = time.monotonic()
+        if self.are_silent:
+            return self.known(generation.id)
         try:
             members = site.events.cluster.within(_ASK_S).members(generation.group)
         except CqrsError:
+            self.note_silence()
             return self.known(generation.id)
         return self.note(generation.id, members, began_s)

@@ -38,6 +38,11 @@ class Served:
                     targets[number] = -1
         return all(targets.get(number) == -1 or one.is_halted for number, one in held.items())
 
+    def was_all(self, generation: Generation) -> bool:
+        """Say whether all that was held here when it was last looked at was served, though it may be held no more."""
+        targets = self._targets.get(f"{generation.id}/{generation.epoch}", {})
+        return all(target == -1 for target in targets.values())
+
     def why_not(self, generation: Generation, number: int, one: PartitionStatus) -> str:
         """Say what keeps a partition from being served; "" where nothing does."""
         if one.phase is Phase.OPENING or one.committed < 0:

@@ -60,6 +60,8 @@ def readiness(worker: Worker) -> list[str]:
 
 def _unserved(worker: Worker, tended: Tended) -> list[str]:
     held = tended.status.partitions
+    if not held and worker.observing.why_not and worker.served.was_all(tended.generation):
+        return []  # no broker answers, and agents had to let go: what they had is served as it is
     if not held:
         seen = worker.observing.seen.get(tended.generation.id)
         owners = [] if seen is None else [one.owner for one in seen.view.partitions]

@@ -1,4 +1,4 @@
-"""A real Kubernetes without containers: etcd, API server, controllers, scheduler, and nodes that only say that they run.
+"""A real Kubernetes without containers: etcd, API server, controllers, scheduler, and nodes that are only played.
 
 What is applied is checked, scheduled and rolled out as anywhere. kwok plays the nodes: pods become ready, those of jobs
 end, claims are bound.
@@ -211,6 +211,10 @@ def _stages() -> str:
                 continue
             if stage["metadata"]["name"] == "pod-ready":
                 stage["spec"]["delay"] = {"durationMilliseconds": _POD_READY_MS}
+                # By this tag a test has pods that never are.
+                stage["spec"]["selector"]["matchExpressions"].append(
+                    {"key": ".spec.containers[0].image", "operator": "NotIn", "values": ["refold:never-ready"]}
+                )
             found.append(stage)
             if stage["metadata"]["name"] == "pod-complete":
                 found.append(_of_helm_tests(stage))

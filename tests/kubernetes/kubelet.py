@@ -236,6 +236,7 @@ class Pod:
         stop = self._container.get("lifecycle", {}).get("preStop")
         if stop is not None:
             subprocess.run(stop["exec"]["command"], check=True, timeout=grace_s)
+        self._note(is_ready=False)  # by now clients have heard that it is going
         self._process.send_signal(signal.SIGTERM)
         try:
             self.exit_code = self._process.wait(grace_s - (time.monotonic() - began))
@@ -243,7 +244,6 @@ class Pod:
             self._process.kill()
             self.exit_code = self._process.wait()
         self.took_s = time.monotonic() - began
-        self._note(is_ready=False)
 
     def crash(self) -> None:
         """Kill its process; it is started again."""
