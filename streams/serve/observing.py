@@ -103,6 +103,7 @@ class Observing:
                 topic = TopicInfo(name=one.topic, id=one.topic_id, partitions=one.partitions)
                 cluster = subject.site.events.cluster.within(_ASK_S)
                 began_s = time.monotonic()
+                self._served.note(one, subject.status.partitions)
                 try:
                     view = view_group(cluster, topic, one.group, agent=subject.status)
                 except CqrsError as error:

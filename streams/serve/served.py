@@ -31,12 +31,17 @@ class Served:
         targets = self._targets.setdefault(f"{generation.id}/{generation.epoch}", {})
         for number in targets.keys() - held.keys():
             del targets[number]
-        for number, one in held.items():
-            if number in ends:
-                target = targets.setdefault(number, ends[number])
-                if one.committed >= target:
-                    targets[number] = -1
+        for number in held.keys() & ends.keys():
+            targets.setdefault(number, ends[number])
+        self.note(generation, held)
         return all(targets.get(number) == -1 or one.is_halted for number, one in held.items())
+
+    def note(self, generation: Generation, held: Mapping[int, PartitionStatus]) -> None:
+        """Take in how far what is held is by now, where nobody says how far topics are."""
+        targets = self._targets.get(f"{generation.id}/{generation.epoch}", {})
+        for number, one in held.items():
+            if number in targets and one.committed >= targets[number]:
+                targets[number] = -1
 
     def was_all(self, generation: Generation) -> bool:
         """Say whether all that was held here when it was last looked at was served, though it may be held no more."""

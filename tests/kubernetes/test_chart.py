@@ -17,8 +17,20 @@ from streams.config import ALL, known_variables
 from tests.kubernetes.tools import CHART, KUBE_VERSION, REPOSITORY, helm, render, run, tool
 
 VALUES = sorted((CHART / "ci").glob("*.yaml"))
+
+
+def strict(schema: Any) -> Any:
+    """A structural schema that lets nothing through that it does not name, as `kubectl --validate=strict` has it."""
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {"additionalProperties": False} if "properties" in schema else {}
+    return {key: strict(value) for key, value in schema.items()} | closed
+
+
 CRDS = {
-    crd["spec"]["names"]["kind"]: crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    crd["spec"]["names"]["kind"]: strict(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
     for path in (Path(__file__).parent / "crds").glob("*.yaml")
     for crd in [yaml.safe_load(path.read_text())]
 }

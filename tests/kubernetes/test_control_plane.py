@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.kubernetes.control_plane import ControlPlane, control_plane
 from tests.kubernetes.tools import CHART, render
@@ -17,7 +17,7 @@ MINIMAL = CHART / "ci" / "minimal.yaml"
 MONITORING = CHART / "ci" / "monitoring.yaml"
 SELECTOR = "app.kubernetes.io/instance=r,app.kubernetes.io/component=worker"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("control-plane")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,7 @@ def namespace(plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[s
 
 
 def install(plane: ControlPlane, namespace: str, *arguments: str | Path, verb: str = "install") -> str:
-    return plane.helm(
-        verb, "r", CHART, "-n", namespace, "-f", MONITORING, "--wait", "--timeout", "120s", *arguments
-    )
+    return plane.helm(verb, "r", CHART, "-n", namespace, "-f", MONITORING, "--wait", "--timeout", "120s", *arguments)
 
 
 def pods(plane: ControlPlane, namespace: str) -> dict[str, dict[str, Any]]:
@@ -67,7 +65,14 @@ def test_it_is_installed_scaled_rolled_out_and_removed_and_its_volumes_stay(
     assert all(map(is_ready, found.values()))
     nodes = {one["spec"]["nodeName"] for one in found.values()}
     assert len(nodes) == 3, "they are kept apart"
-    for kind in ("servicemonitor", "prometheusrule", "poddisruptionbudget", "networkpolicy", "configmap", "serviceaccount"):
+    for kind in (
+        "servicemonitor",
+        "prometheusrule",
+        "poddisruptionbudget",
+        "networkpolicy",
+        "configmap",
+        "serviceaccount",
+    ):
         assert "r-refold" in plane.kubectl("get", kind, "-n", namespace, "-o", "name")
     plane.helm("test", "r", "-n", namespace, "--timeout", "60s")
     ends = plane.get("endpointslices", "-n", namespace, "-l", "kubernetes.io/service-name=r-refold")["items"]
@@ -112,9 +117,14 @@ def test_a_rolling_update_goes_no_further_than_a_pod_that_is_not_ready(plane: Co
         "upgrade", "r", CHART, "-n", namespace, "-f", MONITORING, "--set", "image.tag=never-ready",
     )  # fmt: skip
     deadline = time.monotonic() + 60
-    while not pods(plane, namespace).get("r-refold-2", {}).get("spec", {}).get("containers", [{}])[0].get(
-        "image", ""
-    ).endswith("never-ready"):
+    while (
+        not pods(plane, namespace)
+        .get("r-refold-2", {})
+        .get("spec", {})
+        .get("containers", [{}])[0]
+        .get("image", "")
+        .endswith("never-ready")
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     time.sleep(6)
@@ -139,8 +149,10 @@ def test_one_worker_at_a_time_is_evicted(plane: ControlPlane, namespace: str) ->
             "metadata": {"name": name, "namespace": namespace},
         }
         path = plane.kubeconfig.with_name("eviction.json")
-        path.write_text(yaml.safe_dump(body))
-        return plane.kubectl("create", "--raw", f"/api/v1/namespaces/{namespace}/pods/{name}/eviction", "-f", path, ok=ok)
+        path.write_text(json.dumps(body))
+        return plane.kubectl(
+            "create", "--raw", f"/api/v1/namespaces/{namespace}/pods/{name}/eviction", "-f", path, ok=ok
+        )
 
     budget_is(plane, namespace, 1)
     evict("r-refold-0")
@@ -179,9 +191,7 @@ def test_a_restricted_namespace_takes_our_pods_and_no_others(plane: ControlPlane
         ("networkPolicy.from[0].podSelecter.a=b", "podSelecter"),
     ],
 )
-def test_wrong_values_are_refused_and_leave_nothing(
-    plane: ControlPlane, namespace: str, wrong: str, why: str
-) -> None:
+def test_wrong_values_are_refused_and_leave_nothing(plane: ControlPlane, namespace: str, wrong: str, why: str) -> None:
     said = plane.helm("install", "r", CHART, "-n", namespace, "-f", MINIMAL, "--set", wrong, ok=1)
     assert why in said
     plane.helm("uninstall", "r", "-n", namespace, ok=None)

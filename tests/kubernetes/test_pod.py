@@ -158,16 +158,23 @@ def all_ready(node: Node) -> None:
 
 
 def models(node: Node) -> dict[str, Any]:
-    """All of them; where a partition is being handed over, once more."""
-    found: list[dict[str, Any]] = []
+    """All of them, page by page; where a partition is being handed over, a page once more."""
+    found: dict[str, Any] = {}
+    cursor = ""
 
     def look() -> bool:
-        status, body = node.ready()[0].ask("/v1/projections/counts/models?limit=1000")
-        found[:] = [json.loads(body)]
-        return status == 200
+        nonlocal cursor
+        for pod in node.ready()[:1]:
+            status, body = pod.ask(f"/v1/projections/counts/models?limit=1000{cursor}")
+            if status == 200:
+                page = json.loads(body)
+                found.update({one["id"]: one["model"] for one in page["models"]})
+                cursor = "" if page["next"] is None else f"&cursor={page['next']}"
+                return not cursor
+        return False
 
-    until("all models to be served", look, deadline_s=30)
-    return {one["id"]: one["model"] for one in found[0]["models"]}
+    until("all models to be served", look, deadline_s=60)
+    return found
 
 
 @pytest.mark.slow

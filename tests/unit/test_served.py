@@ -40,6 +40,18 @@ def test_it_is_served_once_it_has_come_to_where_the_topic_ended_when_the_partiti
     assert served.why_not(ONE, 0, at(120)) == "", "also where it falls behind later"
 
 
+def test_what_was_served_before_brokers_went_away_is_remembered_though_agents_had_to_let_go() -> None:
+    served = Served()
+    assert not served.look(ONE, {0: at(50)}, {0: 100})
+    assert not served.was_all(ONE)
+    served.note(ONE, {0: at(100)})
+    served.note(ONE, {})
+    assert served.was_all(ONE)
+    assert served.look(ONE, {}, {0: 200})
+    assert not served.look(ONE, {0: at(0)}, {0: 200})
+    assert not served.was_all(ONE)
+
+
 def test_a_partition_that_went_and_came_again_is_to_catch_up_again() -> None:
     served = Served()
     assert served.look(ONE, {0: at(100)}, {0: 100})
