@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.contenders.refold import OrderSummary
 from tests.benchmarks.kafka import say
 from tests.benchmarks.replay import add_common_options, positive
 from tests.benchmarks.runner import Runner, run_in_process
@@ -31,7 +32,7 @@ from tests.benchmarks.workload import Workload
 
 __all__ = ["main"]
 
-_NAME = "order-summary"
+_NAME = OrderSummary.name
 _LOOK_S = 0.1
 
 
