@@ -172,6 +172,11 @@ class _Standing(Collector):
             labels=[*labels, "side"],
         )
         size = GaugeMetricFamily("refold_state_bytes", "What this worker's copy takes on disk.", labels=labels)
+        added = GaugeMetricFamily(
+            "refold_partitions_not_folded",
+            "Partitions that its topic was given since it began; their events are not in it.",
+            labels=labels,
+        )
         restarts = CounterMetricFamily("refold_agent_restarts", "Agents started again after they died.", labels=labels)
         rebalances = CounterMetricFamily("refold_rebalances", "How often partitions came or went here.", labels=labels)
         refused = CounterMetricFamily("refold_commit_failures", "Commits that its group refused.", labels=labels)
@@ -187,6 +192,7 @@ class _Standing(Collector):
                 continue
             work = tended.status.work
             agents.add_metric(key, len(tended.pids))
+            added.add_metric(key, self._worker.observing.added.get(one.id, 0))
             memory.add_metric(key, sum(map(_resident, tended.pids)))
             restarts.add_metric(key, work.restarts + tended.failures)
             rebalances.add_metric(key, work.rebalances)
@@ -197,7 +203,20 @@ class _Standing(Collector):
             if tended.job is not None:
                 rocksdb.add_metric([*key, "reading"], self._worker.shelf.memory_bytes(tended.job.build))
                 size.add_metric(key, _size(tended.job.build.path))
-        yield from (phase, halted, agents, memory, rocksdb, size, restarts, rebalances, refused, applied, commits)
+        yield from (
+            phase,
+            halted,
+            agents,
+            added,
+            memory,
+            rocksdb,
+            size,
+            restarts,
+            rebalances,
+            refused,
+            applied,
+            commits,
+        )
 
     def _partitions(self) -> Iterator[Metric]:
         """Those that are held here: so each is told by one worker."""

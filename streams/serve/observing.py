@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from streams.cluster import Cluster
 from streams.control.record import Generation
 from streams.control.site import Site
 from streams.control.status import GroupView, view_group
@@ -27,6 +28,8 @@ _SOON_S = 0.25
 """The same while something that is held here is not served yet, and at first."""
 _STARTING_S = 10.0
 _ASK_S = 3.0
+_COUNT_S = 10.0
+"""How often it is looked whether a topic has more partitions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,9 @@ class Observing:
         self._thread = threading.Thread(target=self._run, name="refold-observing", daemon=True)
         self.seen: Mapping[str, Observed] = {}
         """By generation's id, as last seen; replaced as a whole."""
+        self.added: dict[str, int] = {}
+        """By generation's id, how many partitions its topic was given since it began: it does not fold them."""
+        self._counted_s: dict[str, float] = {}
         self.why_not = ""
         """Why Kafka could not be asked the last time; "" where it could."""
         self.beat_s = time.monotonic()
@@ -105,6 +111,7 @@ class Observing:
                 began_s = time.monotonic()
                 self._served.note(one, subject.status.partitions)
                 try:
+                    self._count(cluster, one)
                     view = view_group(cluster, topic, one.group, agent=subject.status)
                 except CqrsError as error:
                     why_not = str(error)
@@ -121,6 +128,24 @@ class Observing:
             self.seen, self.why_not = seen, why_not
         for peek in self._peeks.values():
             peek.close()
+
+    def _count(self, cluster: Cluster, one: Generation) -> None:
+        """Look now and then whether a topic has partitions that nobody folds for this generation."""
+        if time.monotonic() - self._counted_s.get(one.id, float("-inf")) < _COUNT_S:
+            return
+        now = cluster.topic(one.topic)
+        self._counted_s[one.id] = time.monotonic()
+        added = max(0, now.partitions - one.partitions) if now.id == one.topic_id else 0
+        if added and self.added.get(one.id) != added:
+            log.warning(
+                "topic.partitions_added",
+                topic=one.topic,
+                generation=one.id,
+                folded=one.partitions,
+                partitions=now.partitions,
+                advice="rebuild the projection: events of the new ones are not folded",
+            )
+        self.added[one.id] = added
 
     def _lags(self, subject: Subject, view: GroupView, before: Observed | None, now_s: float) -> dict[int, float]:
         """Say how old the next event of each partition is that is held here."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions
 from prometheus_client.parser import text_string_to_metric_families
 
 from projections.fingerprint import fingerprint
@@ -602,3 +603,27 @@ def test_a_worker_that_is_told_to_end_as_it_starts_ends(new_kit: NewKit) -> None
             soon("it to listen", lambda one=one: "worker.listens" in one.output())  # type: ignore[misc]
             time.sleep(number * 0.15)  # while it joins
             assert one.terminate(20) == 0, one.output()
+
+
+def test_partitions_that_were_added_to_a_topic_are_named_until_a_rebuild_takes_them_in(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(200))
+    with fleet(kit) as workers:
+        one = workers.start("a")
+        workers.ready(one)
+        admin = AdminClient({"bootstrap.servers": kit.bootstrap})  # must outlive its future
+        admin.create_partitions([NewPartitions(kit.topic, 3)])[kit.topic].result(30)
+        produce(kit.bootstrap, kit.topic, [("new", envelope(1000))], partition=2)
+
+        def not_folded() -> dict[str, int]:
+            found = one.status()["projections"]["tally"]["generations"]
+            return {id_: generation["partitions_not_folded"] for id_, generation in found.items()}
+
+        soon("it to be named", lambda: not_folded() == {"tally.v1": 1})
+        assert list(metrics(one)["refold_partitions_not_folded"].values()) == [1.0]
+        assert "topic.partitions_added" in one.output()
+        status, _, done = one.ask("POST", "/v1/projections/tally/rebuild", {"policy": "none"})
+        assert status == 200, done
+        soon("the switch", lambda: workers.record().active == "tally.v1-2")
+        soon("the new one to be looked at", lambda: not_folded().get("tally.v1-2") == 0)
+        assert "new" in workers.models(one)
