@@ -161,6 +161,39 @@ def test_one_worker_at_a_time_is_evicted(plane: ControlPlane, namespace: str) ->
     evict("r-refold-1")
 
 
+def test_volumes_are_made_larger_while_pods_run_on(plane: ControlPlane, namespace: str) -> None:
+    """As docs/kubernetes.md says: a StatefulSet's claims cannot be changed, so it is made anew around its pods."""
+    install(plane, namespace)
+    before = {name: one["metadata"]["uid"] for name, one in pods(plane, namespace).items()}
+    larger = ("--set", "persistence.size=50Gi")
+    said = plane.helm("upgrade", "r", CHART, "-n", namespace, "-f", MONITORING, *larger, ok=1)
+    assert "updates to statefulset spec" in said
+    for number in range(3):
+        size = '{"spec": {"resources": {"requests": {"storage": "50Gi"}}}}'
+        plane.kubectl("patch", "pvc", f"state-r-refold-{number}", "-n", namespace, "-p", size)
+    plane.kubectl("delete", "statefulset", "r-refold", "-n", namespace, "--cascade=orphan")
+    install(plane, namespace, *larger, verb="upgrade")
+    assert {name: one["metadata"]["uid"] for name, one in pods(plane, namespace).items()} == before
+    (claim,) = plane.get("statefulset", "r-refold", "-n", namespace)["spec"]["volumeClaimTemplates"]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "50Gi"
+
+
+def test_a_volume_that_is_lost_is_replaced(plane: ControlPlane, namespace: str) -> None:
+    """As docs/kubernetes.md says."""
+    install(plane, namespace)
+
+    def claim() -> str:
+        found = plane.get("pvc", "-n", namespace)["items"]
+        (one,) = [one["metadata"]["uid"] for one in found if one["metadata"]["name"] == "state-r-refold-1"] or [""]
+        return str(one)
+
+    before = claim()
+    plane.kubectl("delete", "pvc", "state-r-refold-1", "-n", namespace, "--wait=false")
+    plane.kubectl("delete", "pod", "r-refold-1", "-n", namespace)
+    plane.kubectl("rollout", "status", "statefulset/r-refold", "-n", namespace, "--timeout=60s")
+    assert claim() not in (before, "")
+
+
 def budget_is(plane: ControlPlane, namespace: str, allowed: int) -> None:
     deadline = time.monotonic() + 60
     while plane.get("pdb", "r-refold", "-n", namespace).get("status", {}).get("disruptionsAllowed") != allowed:
