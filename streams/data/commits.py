@@ -92,7 +92,12 @@ class Commits:
             ):
                 self.all()
                 self._note_live(is_live=is_live)
-        elif idle and self._splits.is_behind and self._job.until is None:  # else whoever set the end compares, at it
+        for held in self._held.values():
+            if held.fold is not None and not held.fold.has_moved:
+                self._settle(held, 0)  # its last commit may have come before its end was seen
+        if (
+            not moved and idle and self._splits.is_behind and self._job.until is None
+        ):  # else whoever set the end compares, at it
             self._splits.compare({one.number: one.store.ids() for one in self._held.values() if one.store is not None})
 
     def _note_live(self, *, is_live: bool) -> None:
@@ -155,11 +160,10 @@ class Commits:
     def _settle(self, held: HeldPartition, changed: int) -> None:
         """Where a backlog ends, have whoever opens the store to read it find tables rather than a long log.
 
-        Done before anybody is told of the commit: nobody is served from a partition that has not been at its end.
+        Mostly that is before anybody is told of the commit, and so before anybody reads it here.
         """
-        if held.unsettled is None:
+        if held.unsettled is None or held.store is None:
             return
-        assert held.store is not None
         held.unsettled += changed
         if held.is_at_log_end:
             if held.unsettled > _MANY:

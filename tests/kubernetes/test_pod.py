@@ -206,7 +206,7 @@ def test_pods_start_restart_rebuild_wait_for_a_broker_and_end_in_time(broker: Em
             time.sleep(OUTAGE_S)
             assert [one.ask("/readyz")[1] for one in pods if not one.is_ready] == []
         assert (clients.wrong, clients.others) == ([], [])
-        assert clients.slowest_s < 2
+        assert clients.slowest_s < 10, "nobody waits for a broker, but who finds that it is away"
         assert sum(clients.answers.values()) > 2 * OUTAGE_S
         broker.restart()
         produce(release.kit.bootstrap, "counts", [(STREAMS[0], event) for _, event in tally_events(1, first=EVENTS)])
