@@ -95,9 +95,8 @@ class Commits:
         for held in self._held.values():
             if held.fold is not None and not held.fold.has_moved:
                 self._settle(held, 0)  # its last commit may have come before its end was seen
-        if (
-            not moved and idle and self._splits.is_behind and self._job.until is None
-        ):  # else whoever set the end compares, at it
+        # Where an end was set, whoever set it compares, at it.
+        if not moved and idle and self._splits.is_behind and self._job.until is None:
             self._splits.compare({one.number: one.store.ids() for one in self._held.values() if one.store is not None})
 
     def _note_live(self, *, is_live: bool) -> None:
