@@ -192,7 +192,8 @@ class _Standing(Collector):
                 continue
             work = tended.status.work
             agents.add_metric(key, len(tended.pids))
-            added.add_metric(key, self._worker.observing.added.get(one.id, 0))
+            if one.id in self._worker.observing.added:
+                added.add_metric(key, self._worker.observing.added[one.id])
             memory.add_metric(key, sum(map(_resident, tended.pids)))
             restarts.add_metric(key, work.restarts + tended.failures)
             rebalances.add_metric(key, work.rebalances)

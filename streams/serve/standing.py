@@ -135,7 +135,7 @@ def _generation(worker: Worker, tending: Tending, one: Generation) -> dict[str, 
         "agents": [] if tended is None else sorted(tended.pids),
         "lag": None if seen is None else seen.view.lag,
         "lag_seconds": None if seen is None else seen.view.lag_seconds(),
-        "partitions_not_folded": worker.observing.added.get(one.id, 0),
+        "partitions_not_folded": worker.observing.added.get(one.id),
         "seen_seconds_ago": None if seen is None else round(seen.age_s, 3),
         "partitions": [] if seen is None else [_partition(view, tended) for view in seen.view.partitions],
     }

@@ -615,7 +615,7 @@ def test_partitions_that_were_added_to_a_topic_are_named_until_a_rebuild_takes_t
         admin.create_partitions([NewPartitions(kit.topic, 3)])[kit.topic].result(30)
         produce(kit.bootstrap, kit.topic, [("new", envelope(1000))], partition=2)
 
-        def not_folded() -> dict[str, int]:
+        def not_folded() -> dict[str, int | None]:
             found = one.status()["projections"]["tally"]["generations"]
             return {id_: generation["partitions_not_folded"] for id_, generation in found.items()}
 
@@ -626,4 +626,5 @@ def test_partitions_that_were_added_to_a_topic_are_named_until_a_rebuild_takes_t
         assert status == 200, done
         soon("the switch", lambda: workers.record().active == "tally.v1-2")
         soon("the new one to be looked at", lambda: not_folded().get("tally.v1-2") == 0)
+        soon("the switch to be heard of", lambda: one.status()["projections"]["tally"]["active"] == "tally.v1-2")
         assert "new" in workers.models(one)
