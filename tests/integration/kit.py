@@ -37,6 +37,13 @@ from tests.support import Tally, envelope, folded
 T = TypeVar("T")
 TALLY = "tests.support:Tally"
 DEADLINE_S = 60.0
+_LOADING = {
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+}
+"""What a broker says that has just been started, or a topic that has just been made."""
 
 
 def until(what: str, look: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
@@ -383,9 +390,15 @@ def reset(kit: Kit, offsets: dict[int, int]) -> None:
     """Set the group's offsets as Kafka's own tool does."""
     admin = AdminClient({"bootstrap.servers": kit.bootstrap})
     wanted = [TopicPartition(kit.topic, partition, offset) for partition, offset in offsets.items()]
-    request = [ConsumerGroupTopicPartitions(kit.group, wanted)]
-    result = admin.alter_consumer_group_offsets(request)[kit.group].result()
-    assert all(where.error is None for where in result.topic_partitions)
+
+    def is_set() -> bool:
+        request = [ConsumerGroupTopicPartitions(kit.group, wanted)]
+        result = admin.alter_consumer_group_offsets(request)[kit.group].result()
+        errors = [where.error for where in result.topic_partitions if where.error is not None]
+        assert all(error.retriable() or error.code() in _LOADING for error in errors), errors
+        return not errors
+
+    until("the group's coordinator to take them", is_set)
 
 
 def wait_for_log(process: Process, texts: Sequence[str]) -> None:
