@@ -7,7 +7,7 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,6 +15,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from streams.config import KafkaSettings
+from streams.denied import Need, denial, is_denial
 from streams.errors import BrokerError, BrokerUnavailable, ConfigError, CqrsError
 
 __all__ = ["MISSING", "QUIET", "Calls", "broker_error", "check_client_settings"]
@@ -50,14 +51,17 @@ _AWAY = {
 }
 
 
-def broker_error(error: KafkaError, doing: str, settings: KafkaSettings) -> CqrsError:
+def broker_error(error: KafkaError, doing: str, settings: KafkaSettings, needs: Iterable[Need] = ()) -> CqrsError:
     """Turn Kafka's error into one of ours.
 
     Args:
         error: What librdkafka or the broker said.
         doing: What was tried, to follow "could not".
         settings: Where it was tried.
+        needs: The ACLs that it rests on.
     """
+    if is_denial(error):
+        return denial(error, doing, settings, needs)
     if error.code() in _AWAY:
         return BrokerUnavailable(
             f"No Kafka broker at {settings.bootstrap_servers} answered within {settings.request_timeout_s:g} s "
@@ -143,7 +147,13 @@ class Calls:
         return self._admins.newest
 
     def outside(
-        self, group: str, doing: str, call: Callable[[Consumer], Any], instead: Mapping[int, Any] | None = None
+        self,
+        group: str,
+        doing: str,
+        call: Callable[[Consumer], Any],
+        instead: Mapping[int, Any] | None = None,
+        *,
+        needs: Iterable[Need] = (),
     ) -> Any:
         """Call a consumer that knows the group and is no member of it; it is kept, for it knows the group's broker."""
         with self._guard:
@@ -152,19 +162,34 @@ class Calls:
                 consumer = self._outsiders[group] = Consumer(
                     self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False})
                 )
-        return self.again(doing, lambda: call(consumer), instead)
+        return self.again(doing, lambda: call(consumer), instead, needs=needs)
 
-    def ask(self, doing: str, ask: Callable[[], Future[Any]], instead: Mapping[int, Any] | None = None) -> Any:
-        """Ask the admin interface; see `_again`."""
-        return self.again(doing, lambda: ask().result(self.timeout_s + 1), instead)
+    def ask(
+        self,
+        doing: str,
+        ask: Callable[[], Future[Any]],
+        instead: Mapping[int, Any] | None = None,
+        *,
+        needs: Iterable[Need] = (),
+    ) -> Any:
+        """Ask the admin interface; see `again`."""
+        return self.again(doing, lambda: ask().result(self.timeout_s + 1), instead, needs=needs)
 
-    def again(self, doing: str, call: Callable[[], Any], instead: Mapping[int, Any] | None = None) -> Any:
+    def again(
+        self,
+        doing: str,
+        call: Callable[[], Any],
+        instead: Mapping[int, Any] | None = None,
+        *,
+        needs: Iterable[Need] = (),
+    ) -> Any:
         """Call until there is an answer, at most for `request_timeout_s`: a leader may be moving meanwhile.
 
         Args:
             doing: What for, to follow "could not".
             call: Calls once.
             instead: Error codes that are an answer, and what they answer.
+            needs: The ACLs that it rests on, for the message where one is missing.
         """
         deadline = time.monotonic() + self.timeout_s
         while True:
@@ -183,7 +208,7 @@ class Calls:
                 if error.code() == KafkaError._TIMED_OUT:
                     self._admins.renew()
                 if error.code() not in _MOVING or time.monotonic() > deadline:
-                    raise broker_error(error, doing, self.settings) from failure
+                    raise broker_error(error, doing, self.settings, needs) from failure
                 if error.code() in _STALE:
                     self._refresh()
                 time.sleep(_ASK_AGAIN_S)

@@ -15,6 +15,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from streams.calls import QUIET, broker_error
 from streams.cluster import Cluster
+from streams.denied import Need
 from streams.errors import BrokerUnavailable, ConfigError
 from streams.log import get_logger
 
@@ -167,7 +168,15 @@ class CompactedTopic:
                     raise _Again(error.str()) from failure
                 if error.code() in _FENCED:
                     raise _Again(error.str()) from failure
-                raise broker_error(error, f"write to topic {self.name!r}", self._settings) from failure
+                raise broker_error(error, f"write to topic {self.name!r}", self._settings, self._needs()) from failure
+
+    def _needs(self) -> list[Need]:
+        writers = f"{self.name}/"  # a prefix
+        return [
+            Need("Write", "topic", self.name),
+            Need("Write", "transactional-id", writers),
+            Need("Describe", "transactional-id", writers),
+        ]
 
     def _ensure(self) -> None:
         """See that the topic is there, and is one that keeps what is written; not at every write."""
@@ -218,7 +227,8 @@ class CompactedTopic:
         if error.code() == KafkaError._PARTITION_EOF:
             return int(message.offset())
         if error.fatal() or not (error.retriable() or error.code() < 0):
-            raise broker_error(error, f"read topic {self.name!r}", self._settings)
+            needs = [Need("Read", "topic", self.name)]
+            raise broker_error(error, f"read topic {self.name!r}", self._settings, needs)
         return 0
 
     def _consumer(self, **settings: Any) -> Consumer:

@@ -4,9 +4,11 @@
     ├── ConfigError            what was asked for cannot be: settings, flags, a projection's declaration
     ├── BrokerError            Kafka itself
     │   ├── BrokerUnavailable  nobody answers at the address
+    │   ├── AccessDenied       the cluster does not allow it: an ACL, a password or a certificate is missing
     │   ├── EmbeddedBrokerError  the embedded broker cannot be had, started or kept running
     │   ├── RegistryError      a record of the registry that this version does not understand
     │   ├── TopicNotFound
+    │   ├── GroupNotFound
     │   └── TopicChanged       another topic of the same name, or another number of partitions
     ├── EventError             a record that is no event
     ├── ProjectionError        the user's code failed
@@ -26,6 +28,7 @@
         ├── RebuildRunning     another rebuild of this state runs
         ├── HistoryIncomplete  events that a rebuild needs are gone
         ├── GenerationNotFound
+        ├── PlanStale          what a plan was made for has changed
         ├── NotReady           a generation is not at what was asked of it
         ├── NotLeading         another worker leads by now
         ├── ApprovalPending    a rebuild waits for a person
@@ -43,6 +46,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "AccessDenied",
     "AgentDied",
     "ApprovalPending",
     "BrokerError",
@@ -58,6 +62,7 @@ __all__ = [
     "ForeignStore",
     "GenerationNotFound",
     "GroupActive",
+    "GroupNotFound",
     "HistoryIncomplete",
     "ModelNotFound",
     "ModelSplit",
@@ -65,6 +70,7 @@ __all__ = [
     "NotLeading",
     "NotReady",
     "PartialFailure",
+    "PlanStale",
     "ProjectionError",
     "RebuildCancelled",
     "RebuildError",
@@ -138,6 +144,10 @@ class BrokerUnavailable(BrokerError, ConnectionError):
     """No broker answered within the deadline. State and positions are as they were committed last."""
 
 
+class AccessDenied(BrokerError, PermissionError):
+    """The cluster does not allow it; the message names the ACL that is missing, or what it did not accept."""
+
+
 class EmbeddedBrokerError(BrokerError):
     """The embedded Kafka could not be installed, started or kept running; the message ends with its log's tail."""
 
@@ -148,6 +158,10 @@ class RegistryError(BrokerError):
 
 class TopicNotFound(BrokerError, LookupError):
     """The topic does not exist. It is never created by reading it."""
+
+
+class GroupNotFound(BrokerError, LookupError):
+    """There is no such consumer group, or it has committed nothing."""
 
 
 class TopicChanged(BrokerError):
@@ -238,6 +252,12 @@ class HistoryIncomplete(RebuildError):
 
 class GenerationNotFound(RebuildError, LookupError):
     """The projection has no such generation."""
+
+
+class PlanStale(RebuildError):
+    """A plan is of a world that is no more: another topic, other code, other offsets, or it is too old. Nothing was
+    changed.
+    """
 
 
 class NotReady(RebuildError):

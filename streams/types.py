@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import nextafter
 
-__all__ = ["Committed", "Counts", "Lag", "Member", "ProjectionCheckpoint", "RebuildProgress", "TopicInfo", "Watermarks"]
+__all__ = [
+    "Committed",
+    "Counts",
+    "GroupDescription",
+    "Lag",
+    "Member",
+    "ProjectionCheckpoint",
+    "RebuildProgress",
+    "TopicInfo",
+    "Watermarks",
+]
 
 _CLIENT_ID = re.compile(r"refold-([0-9a-f]+)-([0-9]+)(?:@(.+))?")
 
@@ -47,6 +57,10 @@ class Member:
     client_id: str
     host: str
     partitions: tuple[int, ...]
+    assigned: tuple[tuple[str, int], ...] = ()
+    """The same with their topics, where these were asked for."""
+    instance_id: str | None = None
+    """Its group.instance.id (KIP-345), where it was asked for and is a static member."""
 
     @staticmethod
     def client_id_of(directory: str, pid: int, address: str = "") -> str:
@@ -82,7 +96,19 @@ class Member:
         found = _CLIENT_ID.fullmatch(self.client_id)
         who = self.client_id if found is None else "refold"
         process = "" if found is None else f", process {found[2]}"
-        return f"{who} on {self.host}{process} (partitions {', '.join(map(str, self.partitions)) or 'none'})"
+        host = self.host.lstrip("/")
+        return f"{who} on {host}{process} (partitions {', '.join(map(str, self.partitions)) or 'none'})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupDescription:
+    """A consumer group as its coordinator describes it."""
+
+    group: str
+    state: str
+    """Kafka's word: Stable, Empty, Dead (there is none), PreparingRebalance, CompletingRebalance, …"""
+    assignor: str = ""
+    members: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

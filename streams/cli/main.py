@@ -48,6 +48,10 @@ COMMANDS = {
     "dump": 'Print all read models, one JSON object a line: {"id": …, "model": …}, by partition and then by id.',
     "count": "Print how many read models a projection has, as last committed.",
     "status": "Print how far a projection is folded: position, end, lag, models and owner of each partition.",
+    "lag": "Print how far consumer groups are behind: records, seconds, retention's margin, members, rate, time left.",
+    "reset-offsets": (
+        "Set the offsets of a consumer group that nobody is in, in the words of kafka-consumer-groups.sh."
+    ),
     "describe": (
         "Print what a projection's state is of: code, codec, topic, build, directory, size, and the last rebuild."
     ),
@@ -71,6 +75,7 @@ COMMANDS = {
 _PLACES = {
     "describe": "status:describe",
     "list": "list:list_",
+    "reset-offsets": "reset_offsets:reset_offsets",
     **{name: f"generations:{name}" for name in ("resume", "pause", "cancel", "verify", "switch", "rollback", "retire")},
 }
 for name, text in COMMANDS.items():
@@ -137,12 +142,15 @@ def exit_codes() -> list[tuple[type[BaseException], int]]:
         (errors.RebuildRunning, 3),
         (errors.NotReady, 3),
         (errors.HistoryIncomplete, 4),
+        (errors.AccessDenied, 5),
         (errors.TopicNotFound, 6),
         (errors.ModelNotFound, 6),
         (errors.StateNotFound, 6),
         (errors.GenerationNotFound, 6),
+        (errors.GroupNotFound, 6),
         (ResolveError, 6),
         (errors.BrokerUnavailable, 7),
+        (errors.PlanStale, 8),
         (errors.PartialFailure, 9),
         (errors.ApprovalPending, 10),
         (errors.ModelsDiffer, 10),

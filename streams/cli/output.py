@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import orjson
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["ago", "duration", "local_time", "named", "printer", "shown", "size"]
+__all__ = ["ago", "document", "duration", "local_time", "named", "printer", "shown", "size"]
 
 _FILE_COLUMNS = 200
 
@@ -43,6 +44,14 @@ def shown(document: Any, *, pretty: bool = False) -> str:
         document = orjson.loads(document)
     options = orjson.OPT_NON_STR_KEYS | (orjson.OPT_INDENT_2 if pretty else 0)
     return orjson.dumps(document, option=options, default=str).decode()
+
+
+def document(kind: str, facts: Mapping[str, Any], version: int = 1) -> dict[str, Any]:
+    """Give what `--json` prints: facts, under the name and the version of what they are told by.
+
+    A version's fields keep their names and meanings; further ones may be added. See docs/cli.md.
+    """
+    return {"schema": f"refold.{kind}/{version}", **facts}
 
 
 def local_time(time: datetime | str | int | None) -> str:

@@ -1,18 +1,60 @@
-"""When the record at a position was written."""
+"""When the records at positions were written."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from contextlib import closing
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streams.calls import QUIET
 from streams.config import KafkaSettings
 
-__all__ = ["Peek"]
+__all__ = ["Peek", "written_ms"]
 
 _WAIT_S = 0.5
 _POLL_S = 0.05
+_ALL_WAIT_S = 3.0
+_PEEKING = {
+    "group.id": "unused",
+    "enable.auto.commit": False,
+    "fetch.message.max.bytes": 64 << 10,
+    "queued.min.messages": 1,
+    "log_level": QUIET,
+}
+
+
+def written_ms(kafka: KafkaSettings, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+    """Give Kafka's timestamps of the first records at these positions or behind them, in milliseconds since 1970.
+
+    All at once, outside of any group, records of open and of aborted transactions included.
+
+    Args:
+        kafka: The cluster.
+        positions: By topic and partition.
+
+    Returns:
+        Those that are known within three seconds.
+    """
+    found: dict[tuple[str, int], int] = {}
+    if not positions:
+        return found
+    try:
+        with closing(Consumer(kafka.client(**_PEEKING, **{"isolation.level": "read_uncommitted"}))) as consumer:
+            consumer.assign([TopicPartition(*where, position) for where, position in positions.items()])
+            deadline = time.monotonic() + _ALL_WAIT_S
+            while len(found) < len(positions) and time.monotonic() < deadline:
+                message = consumer.poll(_POLL_S)
+                if message is None or message.error() is not None:
+                    continue
+                where = (message.topic(), message.partition())
+                if where not in found:
+                    found[where] = int(message.timestamp()[1])
+                    consumer.pause([TopicPartition(*where)])
+    except KafkaException:
+        return found
+    return found
 
 
 class Peek:
@@ -35,18 +77,7 @@ class Peek:
         """
         try:
             if self._consumer is None:
-                self._consumer = Consumer(
-                    self._kafka.client(
-                        **{
-                            "group.id": "unused",
-                            "enable.auto.commit": False,
-                            "isolation.level": "read_committed",
-                            "fetch.message.max.bytes": 64 << 10,
-                            "queued.min.messages": 1,
-                            "log_level": QUIET,
-                        }
-                    )
-                )
+                self._consumer = Consumer(self._kafka.client(**_PEEKING, **{"isolation.level": "read_committed"}))
             self._consumer.assign([TopicPartition(self._topic, partition, position)])
             deadline = time.monotonic() + _WAIT_S
             while time.monotonic() < deadline:

@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from streams.calls import broker_error
 from streams.data.codec import Record
 from streams.data.source import CLIENT, KafkaEventStore
+from streams.denied import Need
 from streams.errors import BrokerUnavailable, TopicNotFound
 from streams.log import get_logger
 
@@ -57,6 +58,7 @@ class Polling:
         self.failure: BaseException | None = None
         """What is to be raised by the next `poll`: what is raised in a callback would be lost on the way through C."""
         self._reading: set[int] = set()
+        self._needs = [Need("Read", "topic", self._topic), Need("Read", "group", str(config.get("group.id", "")))]
         self._away_since: float | None = None
         self._is_away = False
         self._probed = 0.0
@@ -84,7 +86,7 @@ class Polling:
             if messages and limit > 1:
                 messages += self.consumer.consume(limit - 1, 0)
         except KafkaException as error:
-            raise broker_error(error.args[0], f"read topic {self._topic!r}", self._kafka) from error
+            raise broker_error(error.args[0], f"read topic {self._topic!r}", self._kafka, self._needs) from error
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
@@ -132,7 +134,7 @@ class Polling:
                 topic=self._topic,
             )
         if error.fatal() or not (error.retriable() or code < 0):
-            raise broker_error(error, f"read topic {self._topic!r}", self._kafka)
+            raise broker_error(error, f"read topic {self._topic!r}", self._kafka, self._needs)
         log.warning("source.transient_error", topic=self._topic, error=error.str())
         return None
 
@@ -200,7 +202,7 @@ class Polling:
             if self._away_since is None:
                 self._away_since, self._probed = time.monotonic(), 0.0
         elif error.fatal():
-            self.failure = broker_error(error, f"read topic {self._topic!r}", self._kafka)
+            self.failure = broker_error(error, f"read topic {self._topic!r}", self._kafka, self._needs)
         else:
             log.debug("broker.error", error=error.name(), why=error.str())
 

@@ -8,6 +8,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from streams.calls import QUIET, broker_error
 from streams.config import KafkaSettings
+from streams.denied import Need
 from streams.errors import BrokerUnavailable
 
 __all__ = ["Producing"]
@@ -24,6 +25,8 @@ class Producing:
     def __init__(self, kafka: KafkaSettings, topic: str) -> None:
         self._kafka = kafka
         self._topic = topic
+        self._doing = f"write to topic {topic!r}"
+        self._needs = (Need("Write", "topic", topic),)
         self._guard = threading.Lock()
         self._producer: Producer | None = None
 
@@ -54,8 +57,8 @@ class Producing:
                 self._producer.produce(self._topic, key=key, value=value, on_delivery=told)
                 self._producer.flush(self._kafka.request_timeout_s)
             except KafkaException as error:
-                raise broker_error(error.args[0], f"write to topic {self._topic!r}", self._kafka) from error
+                raise broker_error(error.args[0], self._doing, self._kafka, self._needs) from error
         if not answers:
             raise BrokerUnavailable(f"Topic {self._topic!r} did not take a command in time. Try again.")
         if answers[0] is not None:
-            raise broker_error(answers[0], f"write to topic {self._topic!r}", self._kafka)
+            raise broker_error(answers[0], self._doing, self._kafka, self._needs)

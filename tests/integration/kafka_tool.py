@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from streams.broker._install import install
+from streams.broker._install import Installation, install
 from streams.broker._jars import KAFKA_VERSION
 from streams.broker._lock import FileLock
 
@@ -17,7 +17,7 @@ _FETCH_S = 300
 def consumer_groups(bootstrap: str, *arguments: str) -> str:
     """Run `kafka-consumer-groups.sh`; give what it prints."""
     installation = install()
-    classpath = os.pathsep.join(map(str, [*_jars(installation.directory), *installation.jars]))
+    classpath = os.pathsep.join(map(str, [*_jars(installation), *installation.jars]))
     command = [str(installation.java), "-XX:TieredStopAtLevel=1", "-cp", classpath, _TOOL]
     done = subprocess.run(
         [*command, "--bootstrap-server", bootstrap, *arguments], capture_output=True, text=True, timeout=60, check=False
@@ -26,26 +26,32 @@ def consumer_groups(bootstrap: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _jars(installation: Path) -> list[Path]:
-    """The tool's jar beside the broker's, fetched once for all test processes."""
+def _jars(installation: Installation) -> list[Path]:
+    """The tool's jars beside the broker's, fetched once for all test processes."""
     from jgo.constants import MAVEN_CENTRAL_URL
     from jgo.maven import MavenContext
     from jgo.parse import Coordinate
 
-    directory = installation.with_name(f"{installation.name}-tools")
+    directory = installation.directory.with_name(f"{installation.directory.name}-tools")
     directory.mkdir(exist_ok=True)
+    # What writes its CSV is of the same version as what writes the broker's JSON.
+    jackson = next(jar.stem.rpartition("-")[2] for jar in installation.jars if jar.stem.startswith("jackson-databind-"))
+    wanted = (
+        ("org.apache.kafka", "kafka-tools", KAFKA_VERSION),
+        ("com.fasterxml.jackson.dataformat", "jackson-dataformat-csv", jackson),
+    )
     lock = FileLock(directory / "lock")
     assert lock.acquire(timeout_s=_FETCH_S)
     try:
-        jar = directory / f"kafka-tools-{KAFKA_VERSION}.jar"
-        if not jar.exists():
-            repository = os.environ.get("REFOLD_MAVEN_REPOSITORY") or MAVEN_CENTRAL_URL
-            context = MavenContext(
-                repo_cache=directory / "downloads", local_repos=[], remote_repos={"maven": repository}
-            )
-            coordinate = Coordinate("org.apache.kafka", "kafka-tools", KAFKA_VERSION, scope="compile")
-            found = context.create_dependency(coordinate).artifact.resolve()
-            found.rename(jar)
-        return [jar]
+        jars = [directory / f"{artifact}-{version}.jar" for _, artifact, version in wanted]
+        for jar, coordinate in zip(jars, wanted, strict=True):
+            if not jar.exists():
+                repository = os.environ.get("REFOLD_MAVEN_REPOSITORY") or MAVEN_CENTRAL_URL
+                context = MavenContext(
+                    repo_cache=directory / "downloads", local_repos=[], remote_repos={"maven": repository}
+                )
+                found = context.create_dependency(Coordinate(*coordinate, scope="compile")).artifact.resolve()
+                found.rename(jar)
+        return jars
     finally:
         lock.release()

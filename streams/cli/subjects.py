@@ -1,0 +1,107 @@
+"""Which groups a command is about: a projection's, one that is named, or all that the registry knows."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from projections.registry import ResolveError
+from streams.cli.parts import find_projection
+from streams.cli.wiring import PlaceOptions
+from streams.cluster import Cluster
+from streams.config import KafkaSettings, SourceSettings, StateSettings
+from streams.configfile import ConfigFile
+from streams.control.lag import Subject
+from streams.control.record import Generation, Record
+from streams.control.registry import Registry
+from streams.data.checkpoint import generation_id
+from streams.errors import ConfigError
+
+__all__ = ["Subjects", "registered"]
+
+
+def registered(name: str, file: ConfigFile, records: Mapping[str, Record]) -> str:
+    """Give a projection's own name: as the registry has it, which needs none of its code, or by its code.
+
+    Args:
+        name: What it is called.
+        file: The configuration file, whose names count too.
+        records: What the registry knows.
+
+    Raises:
+        ResolveError: There is no such projection; near names are told, those of the registry too.
+    """
+    if name in records and name not in file.projections:
+        return name
+    try:
+        return find_projection(name, file).name
+    except ResolveError as error:
+        if name in records:
+            return name
+        near = difflib.get_close_matches(name, records, 3, 0.5)
+        if near:
+            raise ResolveError(f"{error} The registry knows {', '.join(near)}.") from error
+        raise
+
+
+class Subjects:
+    """Finds groups.
+
+    Args:
+        options: Where Kafka, registry and file are.
+    """
+
+    def __init__(self, options: PlaceOptions) -> None:
+        self.file = options.file()
+        self.kafka: KafkaSettings
+        self.kafka, state = options.settings(self.file, KafkaSettings, StateSettings)
+        self.state_dir = state.state_dir
+        self.cluster = Cluster(self.kafka)
+        self.registry = Registry(self.cluster, state.registry)
+        self._options = options
+
+    def find(self, projection: str | None, group: str | None) -> list[Subject]:
+        """Give the groups that are meant.
+
+        Args:
+            projection: All generations of this one that have a group.
+            group: This one, whosever it is.
+
+        Raises:
+            ConfigError: Both were named.
+            ResolveError: There is no such projection.
+            BrokerError: From Kafka.
+        """
+        if projection is not None and group is not None:
+            raise ConfigError("A projection or --group, not both: a projection's groups are those of its generations.")
+        records = self.registry.all()
+        if group is not None:
+            return [self.of_group(group, records)]
+        if projection is None:
+            return [of(record, one) for record in records.values() for one in record.generations]
+        name = registered(projection, self.file, records)
+        if name in records:
+            return [of(records[name], one) for one in records[name].generations]
+        found = find_projection(projection, self.file)
+        (source,) = self._options.settings(self.file, SourceSettings, projection=projection)
+        named = source.group or f"refold.{generation_id(found.name, found.version)}"
+        return [Subject(group=named, projection=name)]
+
+    def of_group(self, group: str, records: Mapping[str, Record]) -> Subject:
+        """Give a group, with what the registry knows of it."""
+        for record in records.values():
+            for one in record.generations:
+                if one.group == group:
+                    return of(record, one)
+        return Subject(group=group)
+
+
+def of(record: Record, one: Generation) -> Subject:
+    """Give a generation's group."""
+    return Subject(
+        group=one.group,
+        topics={one.topic: one.partitions},
+        projection=record.projection,
+        generation=one.id,
+        phase=one.phase,
+    )
