@@ -37,6 +37,7 @@ COMMANDS = {
     "rebuild": (
         "Fold a projection again: the whole topic into new read models, or from where a rebuild was interrupted."
     ),
+    "apply": "Make a rebuild as refold rebuild --plan-out wrote it down, without asking.",
     "resume": "Go on with a rebuild beside the live generation that was paused, or whose process is gone.",
     "pause": "Have a rebuild beside the live generation wait, whoever drives it; `refold resume` goes on with it.",
     "cancel": "Give a rebuild beside the live generation up: nothing is left of it, and readers see no change.",

@@ -4,58 +4,122 @@ from __future__ import annotations
 
 import select
 import sys
-from datetime import timedelta
 
 from rich.console import Console
 
 from streams.cli.output import duration, size
-from streams.cli.parts import Wired
-from streams.control.record import Policy, Record
-from streams.control.status import StateView, view_state
-from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy, SpecificStreams
-from streams.errors import StoreCorrupt
+from streams.cli.request import Request
+from streams.control.planning import World
+from streams.control.record import Policy
 
-__all__ = ["agree_to_beside", "agree_to_rebuild", "agreed", "agreed_or_end", "can_ask"]
+__all__ = ["agreed", "agreed_or_end", "can_ask", "plan_lines"]
 
 _LOOK_S = 0.1
 
 
-def agree_to_rebuild(console: Console, wired: Wired, strategy: RebuildStrategy) -> None:
-    """Say what a rebuild will do, and ask.
+def plan_lines(request: Request, worlds: list[World], policies: list[Policy]) -> list[str]:
+    """Write what a rebuild is about to do.
 
-    There is nothing to ask where there are no models yet, and where those that there are stay as they are.
-
-    Raises:
-        SystemExit: The answer is no, or nobody can be asked; nothing was changed.
+    Args:
+        request: What was asked for.
+        worlds: Each projection as it is found.
+        policies: For each, what its comparison must find.
     """
-    if isinstance(strategy, FromCheckpoint):
-        return
-    try:
-        state = view_state(wired.store)
-        if state is None:
-            return
-        now = f"build {state.build.manifest.build} with {state.models:,} models"
-    except StoreCorrupt as error:
-        state, now = None, f"it cannot be read ({error})"
-    cluster = wired.events.cluster
-    marks = cluster.watermarks(cluster.topic(wired.events.topic))
-    which = "those of these streams are replaced" if isinstance(strategy, SpecificStreams) else "they are replaced"
-    lines = [
-        f"This rebuilds {wired.projection.name!r} {strategy} of topic {wired.events.topic!r}.",
-        f"  models  {wired.store.directory.absolute()}, {now}; {which}",
-    ]
-    if isinstance(strategy, FromBeginning):
-        events = sum(one.high - one.low for one in marks.values())
-        where = ", ".join(f"{number}: {one.low:,} to {one.high:,}" for number, one in sorted(marks.items()))
-        lines.append(f"  events  up to {events:,}, by partition from offset {where}")
-        lines.append(f"  time    {_expected(state, events)}")
-    elif isinstance(strategy, SpecificStreams):
-        lines.append("  events  all of these streams, up to where the models are")
+    lines = []
+    if len(worlds) > 1:
+        lines.append(f"This rebuilds {len(worlds)} projections, {request.parallel} at once.")
+    for world, policy in zip(worlds, policies, strict=True):
+        lines += _lines(request, world, policy)
+    return lines
+
+
+def _lines(request: Request, world: World, policy: Policy) -> list[str]:
+    if world.manner == "beside":
+        head = (
+            f"This folds topic {world.topic!r} into a new generation of {world.projection!r}, beside {world.active}, "
+            "which goes on being folded and read."
+        )
     else:
-        where = ", ".join(f"{number}: {one.high:,}" for number, one in sorted(marks.items()))
-        lines.append(f"  events  from there, or from the newest snapshot before it, to the end, by partition {where}")
-    console.print("\n".join(lines), soft_wrap=True)
-    agreed_or_end(console)
+        head = f"This rebuilds {world.projection!r} {request.strategy} of topic {world.topic!r}."
+    lines = [head, f"  models   {_models(world)}", f"  disk     {_disk(world)}", f"  events   {_events(world)}"]
+    gone = _gone(world)
+    if gone:
+        lines.append(f"  gone     {gone}")
+    if world.manner in ("beside", "in-place"):
+        lines.append(f"  time     {_expected(world)}")
+    lines.append(f"  readers  {_READERS[world.manner].format(active=world.active)}")
+    if world.manner == "beside":
+        kept = duration(request.keep.total_seconds())
+        lines.append(f"  switch   {_SWITCHES[policy]}; {world.active} is kept for {kept}")
+    lines.append(f"  group    {world.group}: {', '.join(world.members) or 'nobody is in it'}")
+    return lines
+
+
+def _models(world: World) -> str:
+    if world.unreadable:
+        return f"{world.directory}, it cannot be read ({world.unreadable})"
+    if world.build is None:
+        return f"{world.directory}; there are none on this machine"
+    now = f"build {world.build} with {world.models or 0:,} models"
+    if world.manner == "beside":
+        return f"{world.directory}; {world.active} has {now}"
+    which = {
+        "in-place": "they are replaced",
+        "streams": "those of these streams are replaced",
+        "onward": "they are gone on with, or those of a snapshot",
+    }[world.manner]
+    return f"{world.directory}, {now}; {which}"
+
+
+def _disk(world: World) -> str:
+    free = "unknown" if world.free_bytes is None else size(world.free_bytes)
+    if world.models_bytes is None:
+        return f"unknown before it runs, for there are no models on this machine to go by; {free} free"
+    if world.manner in ("streams", "onward"):
+        return f"the models take {size(world.models_bytes)}; {free} free"
+    short = world.free_bytes is not None and world.models_bytes > world.free_bytes
+    warning = ", WHICH IS TOO LITTLE" if short else ""
+    return f"about {size(world.models_bytes)} more until the old models are removed; {free} free{warning}"
+
+
+def _events(world: World) -> str:
+    if world.manner == "streams":
+        return "all of these streams, up to where the models are"
+    if world.manner == "onward":
+        where = ", ".join(f"{number}: {end:,}" for number, end in world.ends.items())
+        return f"from there, or from the newest snapshot before it, to the end, by partition {where}"
+    where = ", ".join(f"{number}: {world.starts[number]:,} to {end:,}" for number, end in world.ends.items())
+    return f"up to {world.events:,}, by partition from offset {where}"
+
+
+def _gone(world: World) -> str:
+    parts = []
+    if world.deleted and world.manner in ("beside", "in-place"):
+        where = ", ".join(f"{number}: {start:,}" for number, start in world.starts.items() if start)
+        parts.append(f"{world.deleted:,} offsets that retention has deleted, by partition the first {where}")
+    if world.is_compacted:
+        parts.append("all but the last event of each stream, for the topic is compacted")
+    return "; ".join(parts)
+
+
+def _expected(world: World) -> str:
+    if world.seconds is None:
+        return "unknown before it runs: there is no earlier rebuild to go by"
+    return f"about {duration(world.seconds)}, at the {world.events_per_second:,.0f} events/s of the last rebuild"
+
+
+_READERS = {
+    "beside": "those of {active}, as it goes on, until the switch; then all new ones at once",
+    "in-place": "the models as far as they are rebuilt; who has opened them before sees the old ones",
+    "streams": "the old models of these streams, until all of them are replaced at once",
+    "onward": "the models, as they are folded on",
+}
+_SWITCHES: dict[Policy, str] = {
+    "identical": "by itself, if all models are identical: the code is the same",
+    "report": "once you have seen which models differ, and how",
+    "validate": "by itself, if the projection's validate expects all that differs",
+    "none": "by itself, without a comparison",
+}
 
 
 def agreed_or_end(console: Console) -> None:
@@ -92,46 +156,3 @@ def agreed(console: Console, question: str) -> bool:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; nothing was changed.") from None
     return answer.strip().lower() in ("y", "yes")
-
-
-def agree_to_beside(console: Console, wired: Wired, record: Record, policy: Policy, keep: timedelta) -> None:
-    """Say what a rebuild beside the live generation will do, and ask.
-
-    Raises:
-        SystemExit: The answer is no, or nobody can be asked; nothing was changed.
-    """
-    state = view_state(wired.store)
-    cluster = wired.events.cluster
-    marks = cluster.watermarks(cluster.topic(wired.events.topic))
-    events = sum(one.high - one.low for one in marks.values())
-    size_now = "unknown, for the active generation is not on this machine" if state is None else size(state.size_bytes)
-    where = ", ".join(f"{number}: {one.low:,} to {one.high:,}" for number, one in sorted(marks.items()))
-    console.print(
-        "\n".join(
-            [
-                f"This folds topic {wired.events.topic!r} into a new generation of {wired.name!r}, beside "
-                f"{record.active}, which goes on being folded and read.",
-                f"  models  {wired.state_dir.absolute()}; those of {record.active} take {size_now}",
-                f"  events  up to {events:,}, by partition from offset {where}",
-                f"  time    {_expected(state, events)}",
-                f"  switch  {_SWITCHES[policy]}; {record.active} is kept for {duration(keep.total_seconds())}",
-            ]
-        ),
-        soft_wrap=True,
-    )
-    agreed_or_end(console)
-
-
-_SWITCHES: dict[Policy, str] = {
-    "identical": "by itself, if all models are identical: the code is the same",
-    "report": "once you have seen which models differ, and how",
-    "validate": "by itself, if the projection's validate expects all that differs",
-    "none": "by itself, without a comparison",
-}
-
-
-def _expected(state: StateView | None, events: int) -> str:
-    rate = 0.0 if state is None or state.rebuild is None else state.rebuild.events_per_second
-    if not rate:
-        return "unknown before it runs: there is no earlier rebuild to go by"
-    return f"about {duration(events / rate)}, at the {rate:,.0f} events/s of the last rebuild"

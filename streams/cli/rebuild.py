@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
-from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveInt
-from rich.console import Console
 
-from streams.cli.beside import drive, is_live
-from streams.cli.output import shown
-from streams.cli.parts import Wired, naming_commands, stream_ids
-from streams.cli.plan import agree_to_beside, agree_to_rebuild
-from streams.cli.progress import reporter_for
-from streams.cli.several import How, Several, rebuild_several, wait_for_dependencies
-from streams.cli.signals import drained_by_signals
+from streams.cli.performing import Asking, perform
+from streams.cli.request import Request
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName
-from streams.control.begin import Approve, default_policy
+from streams.control.begin import Approve
 from streams.control.record import Policy
-from streams.control.retry import Retry
-from streams.control.strategies import (
-    FromBeginning,
-    FromCheckpoint,
-    FromEvent,
-    FromPosition,
-    FromSnapshot,
-    FromTime,
-    RebuildStrategy,
-    SpecificStreams,
-)
-from streams.errors import ConfigError, RebuildRunning
 
 __all__ = ["rebuild"]
 
@@ -55,10 +35,16 @@ def rebuild(
     keep_minutes: NonNegativeFloat = 60.0,
     parallel: PositiveInt = 1,
     adopt: Flag = False,
+    dry_run: Flag = False,
+    plan_out: Path | None = None,
     yes: Flag = False,
     json: Flag = False,
 ) -> None:
     """Fold a projection again: the whole topic into new read models, or from where a rebuild was interrupted.
+
+    Before anything is changed, it shows what it is about to do: from and to which offsets, how many events, what is
+    gone of the history, the disk it takes, how long it may last, and what readers see meanwhile. A terminal is asked
+    for a yes; elsewhere --yes is needed.
 
     Where somebody folds the projection, or its version was raised, the new models are made beside those that are live,
     which go on being folded and read: once the new ones have caught up, the two are compared, and readers are switched.
@@ -95,133 +81,23 @@ def rebuild(
         keep_minutes: Beside: for how long the old models are kept, and kept up, to be switched back to.
         parallel: Of several projections: how many are rebuilt at once.
         adopt: Keep models that other code has folded, stating that the change does not alter them.
+        dry_run: Only show what would be done.
+        plan_out: The same, and write it to this file, for refold apply.
         yes: Do not ask.
-        json: Print the final figures as one JSON object.
+        json: Print the final figures, or with --dry-run the plan, as one JSON object.
     """
-    strategy = parse_strategy(from_)
-    console = Console(stderr=True, highlight=False, markup=False)
-    keep = timedelta(minutes=keep_minutes)
-    if more:
-        wanted = [
-            Several(wired, beside=_goes_beside(wired, strategy, in_place=in_place, beside=beside))
-            for wired in map(options.wire, (projection, *more))
-        ]
-        how = How(
-            strategy=strategy,
-            policy=verify,
-            approve=approve,
-            keep=keep,
-            workers=workers,
-            snapshot_every=snapshot_every,
-            retry=Retry(attempts=retries + 1) if retries else None,
-            adopt=adopt,
-        )
-        rebuild_several(console, wanted, how, parallel=parallel, yes=yes, json=json)
-        return
-    wired = options.wire(projection)
-    if _goes_beside(wired, strategy, in_place=in_place, beside=beside):
-        if not yes:
-            site = wired.site()
-            record = site.record()
-            agree_to_beside(console, wired, record, verify or default_policy(site, record), keep)
-        wait_for_dependencies(wired)
-        generations = wired.generations()
-        drive(
-            console,
-            wired,
-            generations,
-            lambda reporters: generations.rebuild(
-                policy=verify, approve=approve, keep=keep, workers=workers, reporters=reporters
-            ),
-            json=json,
-        )
-        return
-    if not yes:
-        agree_to_rebuild(console, wired, strategy)
-    wait_for_dependencies(wired)
-    coordinator = wired.coordinator(
-        adopt=adopt,
+    request = Request(
+        projections=(projection, *more),
+        from_=from_,
         snapshot_every=snapshot_every,
+        retries=retries,
         workers=workers,
-        retry=Retry(attempts=retries + 1) if retries else None,
-        reporters=[reporter_for(console)],
+        in_place=in_place,
+        beside=beside,
+        verify=verify,
+        approve=approve,
+        keep_minutes=keep_minutes,
+        parallel=parallel,
+        adopt=adopt,
     )
-    work = coordinator.rebuild(strategy)  # there before a signal may come, to be cancelled by it
-    with naming_commands(projection), drained_by_signals(coordinator.cancel, exit_code=130):
-        try:
-            progress = asyncio.run(work)
-        finally:
-            wired.try_note()
-    if json:
-        figures = dataclasses.asdict(progress) | {"completion_percentage": progress.completion_percentage()}
-        print(shown(figures))  # noqa: T201
-    else:
-        print(  # noqa: T201
-            f"{progress.events_processed:,} events into {wired.projection.name} in {progress.elapsed_seconds:.1f} s, "
-            f"{progress.events_per_second:,.0f} events/s: {progress.models:,} models, "
-            f"{progress.models_deleted:,} deleted, "
-            f"{progress.events_declined:,} declined"
-        )
-
-
-def _goes_beside(wired: Wired, strategy: RebuildStrategy, *, in_place: bool, beside: bool) -> bool:
-    """Say whether new models are to be made beside those that there are.
-
-    Raises:
-        ConfigError: It cannot be as it was asked for.
-        RebuildRunning: One is being made already, and the models that there are were to be replaced.
-    """
-    record = wired.record
-    if in_place and beside:
-        raise ConfigError("--in-place and --beside exclude each other.")
-    if record is not None and record.running is not None and not isinstance(strategy, SpecificStreams):
-        running = record.running
-        raise RebuildRunning(
-            f"{wired.name!r} is being rebuilt already: {running.generation}, beside {record.active}, begun by "
-            f"{running.by}. `refold resume {wired.called}` goes on with it, and `refold cancel {wired.called}` "
-            "gives it up. Nothing was changed.",
-            projection=wired.name,
-        )
-    if in_place or not isinstance(strategy, FromBeginning):
-        if beside:
-            raise ConfigError("--beside folds from the beginning; --from says otherwise.")
-        return False
-    if record is None:
-        if beside:
-            raise ConfigError(f"There is nothing of {wired.name!r} yet to fold beside: `refold run {wired.called}`.")
-        return False
-    return beside or wired.projection.version != record.live.version or is_live(wired)
-
-
-def parse_strategy(text: str) -> RebuildStrategy:
-    """Read what `--from` says.
-
-    Raises:
-        ConfigError: It says nothing that there is.
-    """
-    kind, _, rest = text.partition(":")
-    try:
-        if text == "beginning":
-            return FromBeginning()
-        if text == "checkpoint":
-            return FromCheckpoint()
-        if kind == "event" and rest:
-            return FromEvent(rest)
-        if kind == "snapshot" and rest:
-            return FromSnapshot(rest)
-        if kind == "stream":
-            return SpecificStreams(stream_ids(rest))
-        if kind == "time":
-            return FromTime(datetime.fromisoformat(rest))
-        if kind == "offset":
-            pairs = [one.split("=") for one in rest.split(",")]
-            return FromPosition({int(partition): int(offset) for partition, offset in pairs})
-    except ValueError as error:
-        raise ConfigError(f"--from {text!r} cannot be read: {error}. {_FROM}") from error
-    raise ConfigError(f"--from {text!r} is none that there is. {_FROM}")
-
-
-_FROM = (
-    "Write beginning, checkpoint, event:ID, time:2026-03-01T10:00:00+01:00, offset:0=1200,1=1180, snapshot:ID, or "
-    "stream:ID,ID."
-)
+    perform(request, options, Asking(yes=yes, dry_run=dry_run, plan_out=plan_out, json=json))

@@ -19,7 +19,6 @@ from rich.text import Text
 
 from streams.cli.output import duration, shown
 from streams.cli.parts import Wired
-from streams.cli.plan import agreed_or_end
 from streams.cli.progress import said
 from streams.cli.signals import drained_by_signals
 from streams.cli.view import percent
@@ -76,7 +75,7 @@ def wait_for_dependencies(wired: Wired, names: tuple[str, ...] | None = None) ->
     wait_until_current(wired.events.cluster, wired.registry, wired.name, wanted)
 
 
-def rebuild_several(console: Console, wanted: list[Several], how: How, *, parallel: int, yes: bool, json: bool) -> None:
+def rebuild_several(console: Console, wanted: list[Several], how: How, *, parallel: int, json: bool) -> None:
     """Rebuild them as one plan; print what has become of each.
 
     Raises:
@@ -93,9 +92,6 @@ def rebuild_several(console: Console, wanted: list[Several], how: How, *, parall
             )
     rebuilds = [_OneRebuild(one, how) for one in wanted]
     plan = RebuildPlan([one.step() for one in rebuilds], parallel)
-    if not yes:
-        console.print("\n".join(_lines(plan, {one.name: one for one in rebuilds})), soft_wrap=True)
-        agreed_or_end(console)
     ended = threading.Event()
 
     def stop() -> None:
@@ -182,17 +178,6 @@ class _OneRebuild:
         )
         progress: RebuildProgress = await self._coordinator.rebuild(how.strategy)
         return progress
-
-
-def _lines(plan: RebuildPlan, rebuilds: Mapping[str, _OneRebuild]) -> list[str]:
-    """Say what is about to be done."""
-    lines = [f"This rebuilds {len(plan.steps)} projections, {plan.parallel} at once:"]
-    for step in plan.steps:
-        one = rebuilds[step.name]
-        how = "beside what is active" if one.beside else "in place of the models that there are"
-        after = f", after {', '.join(step.depends_on)}" if step.depends_on else ""
-        lines.append(f"  {step.name}  from topic {step.topic}, {how}{after}")
-    return lines
 
 
 @contextmanager

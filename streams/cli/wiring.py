@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 from cyclopts import Parameter
@@ -62,6 +63,12 @@ class Options:
 
     config: Annotated[str | None, Parameter(env_var="REFOLD_CONFIG")] = None
     """The configuration file; by default the first refold.toml from the current directory upwards."""
+
+    def said(self) -> dict[str, Any]:
+        """Give those that were given, as flags or variables, for another process; places as whole paths."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        paths = {key: str(Path(found[key]).absolute()) for key in ("config", "state_dir") if found.get(key)}
+        return {key: value for key, value in {**found, **paths}.items() if value is not None}
 
     def file(self) -> ConfigFile:
         """Read the configuration file, and warn of variables that nobody reads."""

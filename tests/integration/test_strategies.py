@@ -30,7 +30,7 @@ from streams import (
     Target,
 )
 from streams.broker import EmbeddedBroker
-from streams.cli.rebuild import parse_strategy
+from streams.cli.request import parse_strategy
 from streams.control.search import Found, Search
 from streams.data.codec import Outcome, Record
 from streams.data.json_codec import JsonCodec
