@@ -23,7 +23,7 @@ from streams.calls import MISSING, broker_error
 from streams.denied import Need
 from streams.errors import BrokerUnavailable, TopicNotFound, at
 from streams.groups import Groups
-from streams.types import TopicInfo, Watermarks
+from streams.types import ClusterInfo, TopicInfo, Watermarks
 
 __all__ = ["Cluster"]
 
@@ -80,6 +80,28 @@ class Cluster(Groups):
         )
         return TopicNotFound(
             f"Topic {name!r} does not exist at {self.settings.bootstrap_servers}.{hint} {advice}", topic=name
+        )
+
+    def describe_cluster(self) -> ClusterInfo:
+        """Describe the cluster."""
+        found = self._calls.ask(
+            "describe the cluster",
+            lambda: self._calls.admin.describe_cluster(request_timeout=self._calls.timeout_s),
+            needs=[Need("Describe", "cluster")],
+        )
+        return ClusterInfo(id=found.cluster_id, brokers=len(found.nodes))
+
+    def topic_operations(self, name: str) -> frozenset[str] | None:
+        """Name the operations on a topic that are allowed to us (KIP-430); None where the cluster does not say."""
+        found = self._calls.ask(
+            f"describe topic {name!r}",
+            lambda: self._calls.admin.describe_topics(
+                TopicCollection([name]), include_authorized_operations=True, request_timeout=self._calls.timeout_s
+            )[name],
+            needs=[Need("Describe", "topic", name)],
+        )
+        return (
+            None if found.authorized_operations is None else frozenset(one.name for one in found.authorized_operations)
         )
 
     def topics(self) -> dict[str, int]:

@@ -179,6 +179,20 @@ class Groups:
             members=tuple(map(_member_of, described.members)),
         )
 
+    def group_operations(self, group: str) -> frozenset[str] | None:
+        """Name the operations on a group that are allowed to us (KIP-430); None where the cluster does not say."""
+        found = self._calls.ask(
+            f"describe group {group!r}",
+            lambda: self._calls.admin.describe_consumer_groups(
+                [group], include_authorized_operations=True, request_timeout=self._calls.timeout_s
+            )[group],
+            {KafkaError.GROUP_ID_NOT_FOUND: MISSING},
+            needs=[Need("Describe", "group", group)],
+        )
+        if found is MISSING or found.authorized_operations is None:
+            return None
+        return frozenset(one.name for one in found.authorized_operations)
+
     def check_inactive(self, group: str) -> None:
         """Make sure that nobody is in a group.
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from math import nextafter
 
 __all__ = [
+    "ClusterInfo",
     "Committed",
     "Counts",
     "GroupDescription",
@@ -30,6 +31,14 @@ class TopicInfo:
     id: str
     """Kafka's topic id (KIP-516): another one under the same name is another topic."""
     partitions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterInfo:
+    """A cluster as its brokers describe it."""
+
+    id: str
+    brokers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

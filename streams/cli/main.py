@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-__all__ = ["app", "exit_codes", "main"]
+__all__ = ["app", "exit_code", "exit_codes", "main"]
 
 
 def _version() -> str:
@@ -59,6 +59,7 @@ COMMANDS = {
     "list": (
         "Print every generation that refold.toml, the state directory, the registry or the cluster's groups know."
     ),
+    "doctor": "Look over everything: brokers, rights, topics, groups, registry, state, snapshots, clocks and disk.",
     "explain": (
         "Print the history of a model: each event that touched it, and what it changed, by the code as it is now."
     ),
@@ -161,6 +162,11 @@ def exit_codes() -> list[tuple[type[BaseException], int]]:
     ]
 
 
+def exit_code(error: BaseException) -> int:
+    """Give the exit code of an error."""
+    return next(code for kind, code in exit_codes() if isinstance(error, kind))
+
+
 def main() -> None:
     """Run the command line. An error of ours is one message and an exit code, with no stack trace but the user's own.
 
@@ -177,7 +183,7 @@ def main() -> None:
         if not _is_told(error):
             raise
         _tell(error)
-        sys.exit(next(code for kind, code in exit_codes() if isinstance(error, kind)))
+        sys.exit(exit_code(error))
 
 
 def _is_told(error: BaseException) -> bool:

@@ -38,6 +38,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """rebuild: who approves a report of differences."""
     keep_seconds: float = 3600.0
     """rebuild, rollback: for how long the generation is kept that was active."""
+    revision: int | None = None
+    """Of the projection's record, as it was when this was decided: where it has been changed since, this is refused."""
     generation: str | None = None
     """rollback, retire: which one; by default the one that was active last, or all that are kept."""
 
@@ -111,11 +113,22 @@ def apply(record: Record, command: Command) -> Record:
         return record
     done = Done(id=command.id, verb=command.verb, by=command.by, at=datetime.now(UTC))
     try:
+        _check_unchanged(record, command)
         changed = _change(command)(record)
     except CqrsError as error:
         refused = msgspec.structs.replace(done, refused=str(error), kind=type(error).__name__)
         return wishes.remembered(record, refused)
     return wishes.remembered(changed, done)
+
+
+def _check_unchanged(record: Record, command: Command) -> None:
+    seen = command.options.revision
+    if seen is not None and seen != record.revision:
+        raise NotReady(
+            f"{record.projection!r} has changed since you looked (revision {seen}, now {record.revision}). Nothing was "
+            "done; look again.",
+            projection=record.projection,
+        )
 
 
 def _change(command: Command) -> Callable[[Record], Record]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -13,7 +14,9 @@ from aiohttp import web
 from streams.config import WorkerSettings
 from streams.control.begin import default_policy
 from streams.control.commands import VERBS, Command, Options, Verb, checked
+from streams.control.planning import world_of
 from streams.control.record import Done
+from streams.control.strategies import FromBeginning
 from streams.errors import ConfigError, CqrsError
 from streams.log import get_logger
 from streams.serve.auth import Door, Tokens
@@ -23,12 +26,14 @@ from streams.serve.tending import Tending
 if TYPE_CHECKING:
     from streams.serve.worker import Worker
 
-__all__ = ["COMMAND", "OUTCOME", "Admin"]
+__all__ = ["COMMAND", "ME", "OUTCOME", "PLAN", "Admin"]
 
 log = get_logger(__name__)
 
 COMMAND = "/v1/projections/{name}/{verb}"
 OUTCOME = "/v1/projections/{name}/commands/{id}"
+PLAN = "/v1/projections/{name}/plan"
+ME = "/v1/me"
 _WAIT_S = 20.0
 _LOOK_S = 0.02
 _STATUS = {"GenerationNotFound": 404, "RebuildRunning": 409, "NotReady": 409}
@@ -40,11 +45,14 @@ class Admin:
     Args:
         worker: Of which it is the interface.
         settings: Who may give them, and from where.
+        reader: Gives the name of one who may only read, or raises.
     """
 
-    def __init__(self, worker: Worker, settings: WorkerSettings) -> None:
+    def __init__(self, worker: Worker, settings: WorkerSettings, reader: Callable[[web.Request], str]) -> None:
         self._worker = worker
-        tokens = Tokens(settings.admin_tokens)
+        self._reader = reader
+        tokens = self.tokens = Tokens(settings.admin_tokens)
+        """Of those who may give them."""
         host = settings.http_host if settings.admin_port is None else settings.admin_host or settings.http_host
         self._is_guarded = tokens.are_needed or bool(settings.admin_names)
         self._is_private = host in ("127.0.0.1", "::1", "localhost")
@@ -54,10 +62,13 @@ class Admin:
         """Add the routes."""
         app.router.add_post(COMMAND, self.command)
         app.router.add_get(OUTCOME, self.outcome)
+        app.router.add_get(PLAN, self.plan)
+        app.router.add_get(ME, self.me)
 
     async def command(self, request: web.Request) -> web.Response:
         """Give a command to the leader, and wait for what it makes of it."""
         by = self._door.check(request)
+        _check_origin(request)
         name, verb = request.match_info["name"], request.match_info["verb"]
         if not self._is_guarded and not self._is_private:
             raise Problem(
@@ -98,6 +109,29 @@ class Admin:
             await asyncio.sleep(_LOOK_S)
         return _outcome(tending, done)
 
+    async def me(self, request: web.Request) -> web.Response:
+        """Say who asks, and whether he may give commands."""
+        found = self.tokens.bearer(request)
+        if found == "" and not self._worker.read_tokens.bearer(request):
+            raise Problem(403, "forbidden", "This token is not known here.")
+        return _json({"name": found or self._reader(request), "commands": bool(found)})
+
+    async def plan(self, request: web.Request) -> web.Response:
+        """Say what a rebuild beside the active generation would find, and of which revision of the record that is."""
+        self._door.check(request)
+        tending = self._tending(request.match_info["name"])
+        record = tending.record
+        if record is None:
+            raise Problem(503, "not-ready", "The registry has not been read yet.", retry_after_s=1)
+        try:
+            world = await asyncio.to_thread(world_of, tending.site, tending.site.name, FromBeginning(), beside=True)
+        except CqrsError as error:
+            raise Problem(503, "not-ready", str(error), retry_after_s=1) from error
+        policy = default_policy(tending.site, record)
+        return _json(
+            {"world": msgspec.to_builtins(world, str_keys=True), "policy": policy, "revision": record.revision}
+        )
+
     async def outcome(self, request: web.Request) -> web.Response:
         """Say what has become of a command."""
         self._door.check(request)
@@ -114,6 +148,17 @@ class Admin:
         if tending is None:
             raise Problem(404, "unknown-projection", f"This worker has no projection {name!r}.")
         return tending
+
+
+def _check_origin(request: web.Request) -> None:
+    """Refuse what a page of somebody else's has a browser send.
+
+    Raises:
+        Problem: It does.
+    """
+    origin = request.headers.get("Origin")
+    if origin is not None and origin.rpartition("://")[2] != request.host:
+        raise Problem(403, "forbidden", f"Commands are not taken from pages of {origin}.")
 
 
 def _complete(tending: Tending, verb: str, options: Options) -> Options:

@@ -26,10 +26,14 @@ class Door:
         tokens: Whose bearers may come in.
         names: Those names in a certificate by which one may come in too; None: any certificate will do.
         is_open: Everybody may, who shows nothing at all.
+        also: Whose bearers may come in too, and are not asked for.
     """
 
-    def __init__(self, tokens: Tokens, *, names: Collection[str] | None, is_open: bool) -> None:
+    def __init__(
+        self, tokens: Tokens, *, names: Collection[str] | None, is_open: bool, also: Tokens | None = None
+    ) -> None:
         self._tokens = tokens
+        self._also = also
         self._names = names
         self._is_open = is_open
 
@@ -43,6 +47,8 @@ class Door:
         known = shown if self._names is None else shown & frozenset(self._names)
         if known:
             return min(known)
+        if self._also is not None and (found := self._also.bearer(request)):
+            return found
         if self._tokens.are_needed:
             return self._tokens.check(request)
         if self._is_open:
@@ -83,17 +89,24 @@ class Tokens:
         Raises:
             Problem: No token, or a wrong one.
         """
+        found = self.bearer(request)
+        if found is None:
+            raise Problem(401, "unauthorized", "A bearer token is needed: Authorization: Bearer TOKEN.")
+        if not found:
+            raise Problem(403, "forbidden", "This token is not known here.")
+        return found
+
+    def bearer(self, request: web.Request) -> str | None:
+        """Give the name of whose token a request shows; "" where it is not known here, None where it shows none."""
         if self._path is not None:
             self._read_again(self._path)
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not given:
-            raise Problem(401, "unauthorized", "A bearer token is needed: Authorization: Bearer TOKEN.")
+            return None
         found = ""
         for name, token in self._tokens:
             if hmac.compare_digest(token, given.strip().encode()):
                 found = name
-        if not found:
-            raise Problem(403, "forbidden", "This token is not known here.")
         return found
 
     def header(self) -> dict[str, str]:

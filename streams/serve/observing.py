@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from streams.cluster import Cluster
 from streams.control.record import Generation
+from streams.control.replay import Replay
 from streams.control.site import Site
 from streams.control.status import GroupView, view_group
 from streams.data.agent import AgentStatus
@@ -17,7 +18,7 @@ from streams.errors import CqrsError
 from streams.log import get_logger
 from streams.serve.owners import Owners
 from streams.serve.served import Served
-from streams.types import TopicInfo
+from streams.types import RebuildProgress, TopicInfo
 
 __all__ = ["Observed", "Observing", "Subject"]
 
@@ -40,6 +41,8 @@ class Subject:
     generation: Generation
     status: AgentStatus
     """What this worker's agents say, which is newer than what the group was told."""
+    is_replayed: bool = False
+    """Whether a rebuild of it runs, whose ends are pinned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,7 @@ class Observing:
         self.added: dict[str, int] = {}
         """By generation's id, how many partitions its topic was given since it began: it does not fold them."""
         self._counted_s: dict[str, float] = {}
+        self._replays: dict[str, Replay] = {}
         self.why_not = ""
         """Why Kafka could not be asked the last time; "" where it could."""
         self.beat_s = time.monotonic()
@@ -119,6 +123,7 @@ class Observing:
                     if one.id in self.seen:
                         seen[one.id] = self.seen[one.id]
                     continue
+                self._follow(cluster, subject)
                 before = self.seen.get(one.id)
                 lag_s = self._lags(subject, view, before, began_s)
                 seen[one.id] = Observed(view=view, at_s=began_s, lag_s=lag_s)
@@ -128,6 +133,20 @@ class Observing:
             self.seen, self.why_not = seen, why_not
         for peek in self._peeks.values():
             peek.close()
+
+    def progress(self, generation: str) -> RebuildProgress | None:
+        """Give how far a generation's replay is, by what its group was told; None where it is not replayed."""
+        replay = self._replays.get(generation)
+        return None if replay is None else replay.progress
+
+    def _follow(self, cluster: Cluster, subject: Subject) -> None:
+        one = subject.generation
+        if not subject.is_replayed:
+            self._replays.pop(one.id, None)
+            return
+        if one.id not in self._replays:
+            self._replays[one.id] = Replay(cluster, one)
+        self._replays[one.id].look()
 
     def _count(self, cluster: Cluster, one: Generation) -> None:
         """Look now and then whether a topic has partitions that nobody folds for this generation."""

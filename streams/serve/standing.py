@@ -104,6 +104,8 @@ def _projection(worker: Worker, tending: Tending) -> dict[str, Any]:
     if record is None:
         return document | {"active": None, "generations": {}}
     progress = worker.leadings[tending.site.name].progress
+    if progress is None and record.running is not None:
+        progress = worker.observing.progress(record.running.generation)
     return document | {
         "active": record.active,
         "wanted": record.wanted,
@@ -120,6 +122,7 @@ def _generation(worker: Worker, tending: Tending, one: Generation) -> dict[str, 
     seen = worker.observing.seen.get(one.id)
     return {
         "phase": one.phase,
+        "since": one.changed_at,
         "version": one.version,
         "fingerprint": one.fingerprint,
         "epoch": one.epoch,

@@ -13,9 +13,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from streams.errors import ConfigError
 from streams.log import get_logger
-from streams.serve.admin import COMMAND, OUTCOME, Admin
+from streams.serve.admin import COMMAND, ME, OUTCOME, PLAN, Admin
 from streams.serve.auth import Door
 from streams.serve.cut_service import CutService
+from streams.serve.page import EVENTS, Page
 from streams.serve.problems import Problem, answer
 from streams.serve.reads import Reads
 from streams.serve.standing import readiness, standing
@@ -34,6 +35,7 @@ _AT_ONCE = 512
 """Requests that are answered at the same time; further ones are told to come again."""
 _LIMIT_S = 60.0
 _INTERNAL = "/internal/"
+_PAGE = "/page/"
 _OPEN = ("/healthz", "/readyz", "/metrics")
 """What probes and Prometheus ask, who have no token."""
 
@@ -54,11 +56,14 @@ class Web:
         self._worker = worker
         self._requests = 0
         settings = worker.settings
+        admin = Admin(worker, settings, self._me)
         self._door = Door(
             worker.read_tokens,
             names=None,
             is_open=not (worker.read_tokens.are_needed or settings.read_certificates),
+            also=admin.tokens,
         )
+        self._page = Page(worker)
         app = self._app()
         Reads(worker).add_to(app)
         worker.comparing.add_to(app)
@@ -69,7 +74,12 @@ class Web:
         if settings.admin_port is not None:
             app = self._app()
             self._runners.append(web.AppRunner(app, access_log=None))
-        Admin(worker, settings).add_to(app)
+        admin.add_to(app)
+        has_tokens = admin.tokens.are_needed
+        for runner in self._runners:
+            takes = has_tokens and runner.app is app
+            port = settings.admin_port if has_tokens and not takes else None
+            self._page.add_to(runner.app, {"are_taken": takes, "port": port})
 
     def _app(self) -> web.Application:
         """Give what is asked for at either port."""
@@ -92,6 +102,7 @@ class Web:
             host = settings.admin_host or settings.http_host
             at = await self._listen(self._runners[1], host, settings.admin_port, "--admin-host, --admin-port")
             log.info("worker.takes_commands", host=host, port=at)
+        self._page.start()
         return port
 
     async def _listen(self, runner: web.AppRunner, host: str, port: int, flags: str) -> int:
@@ -108,14 +119,17 @@ class Web:
 
     async def stop(self) -> None:
         """Answer no more."""
+        await self._page.stop()
         for runner in self._runners:
             await runner.cleanup()
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Keep to the limits, ask readers who they are, and say what goes wrong as a problem."""
-        if request.path in _OPEN:
-            return await handler(request)
+        if request.path in _OPEN or request.path == "/" or request.path.startswith(_PAGE):
+            return await handler(request)  # what a page is made of holds no data
+        if request.path == EVENTS:
+            return await self._answered(request, handler)  # it lasts, and counts for itself
         if self._requests >= _AT_ONCE:
             return answer(Problem(429, "busy", f"{_AT_ONCE} requests are being answered.", retry_after_s=1))
         self._requests += 1
@@ -128,10 +142,11 @@ class Web:
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             resource = request.match_info.route.resource
-            if resource is None or resource.canonical not in (COMMAND, OUTCOME):  # which ask for more
+            if resource is None or resource.canonical not in (COMMAND, OUTCOME, PLAN, ME):  # which ask for more
                 self._door.check(request)
-            # What workers ask of each other may take as long as a comparison does.
-            async with asyncio.timeout(None if request.path.startswith(_INTERNAL) else _LIMIT_S):
+            # What workers ask of each other may take as long as a comparison does, and a page is fed while it is open.
+            is_long = request.path.startswith(_INTERNAL) or request.path == EVENTS
+            async with asyncio.timeout(None if is_long else _LIMIT_S):
                 return await handler(request)
         except Problem as problem:
             return answer(problem)
@@ -145,6 +160,14 @@ class Web:
         except Exception:  # a fault of ours: the client is told no more than that
             log.exception("request.fault", method=request.method, path=request.path)
             return answer(Problem(500, "fault", "The worker failed; its log says why."))
+
+    def _me(self, request: web.Request) -> str:
+        """Give the name of a reader.
+
+        Raises:
+            Problem: He may not read here.
+        """
+        return self._door.check(request)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         """Whether the loops beat. That a broker is away, or a rebuild takes long, is no fault of theirs."""

@@ -210,7 +210,11 @@ class Worker:
                 if not is_wanted(record, one):
                     continue
                 status = tended[one.id].status if one.id in tended else AgentStatus()
-                yield Subject(site=tending.site, generation=one, status=status)
+                running = record.running
+                is_replayed = running is not None and running.generation == one.id and bool(one.targets)
+                yield Subject(
+                    site=tending.site, generation=one, status=status, is_replayed=is_replayed and one.reset is None
+                )
 
     def _runner(self, job: Job, is_replay: bool) -> Runner:
         cache_bytes = None if "cache_bytes" in job.settings.model_fields_set else self._cache_bytes
