@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
@@ -76,10 +76,11 @@ class Web:
             self._runners.append(web.AppRunner(app, access_log=None))
         admin.add_to(app)
         has_tokens = admin.tokens.are_needed
+        self._elsewhere: dict[str, Any] = {"are_taken": False, "port": None}
+        """What a page is told where commands are taken at another port."""
         for runner in self._runners:
             takes = has_tokens and runner.app is app
-            port = settings.admin_port if has_tokens and not takes else None
-            self._page.add_to(runner.app, {"are_taken": takes, "port": port})
+            self._page.add_to(runner.app, {"are_taken": True, "port": None} if takes else self._elsewhere)
 
     def _app(self) -> web.Application:
         """Give what is asked for at either port."""
@@ -101,6 +102,7 @@ class Web:
         if settings.admin_port is not None:
             host = settings.admin_host or settings.http_host
             at = await self._listen(self._runners[1], host, settings.admin_port, "--admin-host, --admin-port")
+            self._elsewhere["port"] = at
             log.info("worker.takes_commands", host=host, port=at)
         self._page.start()
         return port

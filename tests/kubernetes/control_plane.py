@@ -22,7 +22,8 @@ from urllib.request import Request, urlopen
 import yaml
 
 from streams.broker._ports import free_ports
-from tests.kubernetes.tools import TOOLS, helm, run, tool
+from tests.kubernetes.tools import helm, run
+from tests.tools import TOOLS, tool
 
 __all__ = ["ControlPlane", "control_plane"]
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.kubernetes.tools import CHART, REPOSITORY, render, run, tool
+from tests.kubernetes.tools import CHART, REPOSITORY, render, run
+from tests.tools import tool
 
 RUNBOOKS = REPOSITORY / "docs" / "runbooks"
 

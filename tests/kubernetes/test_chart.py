@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from streams.config import ALL, known_variables
-from tests.kubernetes.tools import CHART, KUBE_VERSION, REPOSITORY, helm, render, run, tool
+from tests.kubernetes.tools import CHART, KUBE_VERSION, REPOSITORY, helm, render, run
+from tests.tools import tool
 
 VALUES = sorted((CHART / "ci").glob("*.yaml"))
 

@@ -21,7 +21,7 @@ from streams.broker._ports import free_ports
 from tests.integration.fleet import Fleet, fleet, soon
 from tests.integration.kit import Kit, produce, tally_events, traffic, until
 from tests.kubernetes.test_alerts import alerts, dashboard
-from tests.kubernetes.tools import tool
+from tests.tools import tool
 
 NewKit = Callable[..., Kit]
 FIXED = "tests.integration.versions:Fixed"

@@ -1,35 +1,19 @@
-"""The system's tools that only these tests need: `.ci/tools` installs them."""
+"""helm and its kin, and the chart."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
+from tests.tools import TOOLS, tool
 
 __all__ = ["CHART", "REPOSITORY", "TOOLS", "helm", "render", "run", "tool"]
 
 REPOSITORY = Path(__file__).parents[2]
 CHART = REPOSITORY / "helm" / "refold"
-TOOLS = Path(
-    os.environ.get("REFOLD_TEST_TOOLS")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refold-test-tools"
-)
 KUBE_VERSION = "1.36.3"
-
-
-def tool(name: str) -> str:
-    """Give the path of one; where it is missing the test is skipped, and in CI it fails."""
-    found = shutil.which(name, path=f"{TOOLS / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    if found is None:
-        why = f"{name} is not installed: .ci/tools installs it"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
-    return found
 
 
 def run(
