@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from streams.cli.output import local_time, shown
+from streams.cli.output import document, local_time, shown
 from streams.cli.parts import Wired
 from streams.cli.plan import agreed, can_ask
 from streams.cli.progress import reporter_for
@@ -83,7 +83,7 @@ async def _awaited(work: Coroutine[Any, Any, Record]) -> Record:
 def print_end(record: Record, called: str, *, json: bool) -> None:
     """Print what is active by now, and how the last rebuild ended."""
     if json:
-        print(shown(record_json(record)))  # noqa: T201
+        print(shown(document("record", record_json(record))))  # noqa: T201
         return
     rebuild, kept = record.rebuild, record.kept
     report = None if rebuild is None or rebuild.report is None else f" ({summed(rebuild.report)})"
@@ -96,5 +96,6 @@ def record_json(record: Record) -> dict[str, Any]:
     """Give a record as one object."""
     import msgspec
 
-    document: dict[str, Any] = msgspec.to_builtins(record)
-    return document
+    facts: dict[str, Any] = msgspec.to_builtins(record, str_keys=True)
+    facts.pop("schema")  # of the registry's own form
+    return facts

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import orjson
 from cyclopts import Parameter
 
 from streams.broker import KAFKA_VERSION, EmbeddedBroker
+from streams.cli.output import document, shown
 from streams.cli.signals import interrupted_by_signals
 from streams.cli.wiring import Flag, warn_of_unknown_variables
 
@@ -30,6 +30,8 @@ def broker(
 
     Prints its address on standard output when it is ready.
 
+    Example: refold broker --port 9092
+
     Args:
         port: Where clients reach it, on 127.0.0.1. Not given: a free port.
         data_dir: Where topics are kept until the next start. Not given: they are gone when it stops.
@@ -47,7 +49,7 @@ def broker(
             "data_dir": None if data_dir is None else str(running.data_dir),
             "kafka_version": KAFKA_VERSION,
         }
-        sys.stdout.write(f"{orjson.dumps(facts).decode() if json else running.bootstrap_servers}\n")
+        sys.stdout.write(f"{shown(document('broker', facts)) if json else running.bootstrap_servers}\n")
         sys.stdout.flush()
         while True:
             running.check()

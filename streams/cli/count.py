@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streams.cli.output import shown
+from streams.cli.output import document, shown
 from streams.cli.wiring import Flag, PlaceOptions, ProjectionName
 
 __all__ = ["count"]
@@ -27,4 +27,4 @@ def count(
     found = options.find(projection)
     with found.store.reader(found.projection) as reader:
         models = reader.count()
-    print(shown({"projection": found.name, "models": models}) if json else models)  # noqa: T201
+    print(shown(document("count", {"projection": found.name, "models": models})) if json else models)  # noqa: T201

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from projections.datasets import flight_events
 from projections.flights import AircraftLog
 from streams.broker import EmbeddedBroker
+from streams.cli.output import document, shown
 from streams.cli.progress import reporter_for
 from streams.cli.signals import interrupted_by_signals
 from streams.cli.wiring import Flag, warn_of_unknown_variables
@@ -88,11 +89,11 @@ def demo(
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="refold-demo-")))
         name = f"refold-demo-{uuid4().hex[:8]}"
         console.print(f"Kafka at {kafka.bootstrap_servers}, topic and group {name}, state in {directory}")
-        figures, shown = _run(_Parts(kafka, name, directory), partitions, console, stack)
+        figures, model = _run(_Parts(kafka, name, directory), partitions, console, stack)
     if json:
-        print(orjson.dumps(asdict(figures)).decode())  # noqa: T201
+        print(shown(document("demo", asdict(figures))))  # noqa: T201
     else:
-        _print(figures, shown)
+        _print(figures, model)
     if not figures.identical:
         raise RebuildError("The rebuilt models differ from the live ones.")
 

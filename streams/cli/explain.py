@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
-from streams.cli.output import local_time, printer, shown
+from streams.cli.output import document, local_time, printer, shown
 from streams.cli.signals import interrupted_by_signals
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName
 from streams.control.explain import History, Step
@@ -55,7 +55,7 @@ def explain(
             topic=wired.events.topic,
         )
     if json:
-        print(shown(_document(history)))  # noqa: T201
+        print(shown(document("explain", _document(history))))  # noqa: T201
     else:
         console = printer()
         console.print(_table(history.steps))

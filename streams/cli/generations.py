@@ -10,7 +10,7 @@ from cyclopts.types import NonNegativeFloat, PositiveInt
 from rich.console import Console
 
 from streams.cli.beside import drive, print_end
-from streams.cli.output import printer, shown
+from streams.cli.output import document, printer, shown
 from streams.cli.report import print_report, report_json
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName
 from streams.errors import ModelsDiffer
@@ -45,7 +45,7 @@ def switch(
         workers: How many processes fold until then.
         json: Print the registry's record as one JSON object.
     """
-    wired, console = options.wire(projection, known=True), _console()
+    wired, console = options.wire(projection, known=True, coded=False), _console()
     generations = wired.generations()
     drive(
         console,
@@ -74,7 +74,7 @@ def resume(
         workers: How many processes replay, sharing the topic's partitions.
         json: Print the registry's record as one JSON object.
     """
-    wired, console = options.wire(projection, known=True), _console()
+    wired, console = options.wire(projection, known=True, coded=False), _console()
     generations = wired.generations()
     drive(
         console,
@@ -101,7 +101,7 @@ def pause(
         options: Where it is.
         json: Print the registry's record as one JSON object.
     """
-    print_end(options.wire(projection, known=True).generations().pause(), projection, json=json)
+    print_end(options.wire(projection, known=True, coded=False).generations().pause(), projection, json=json)
 
 
 def cancel(
@@ -120,7 +120,7 @@ def cancel(
         options: Where it is.
         json: Print the registry's record as one JSON object.
     """
-    print_end(options.wire(projection, known=True).generations().cancel(), projection, json=json)
+    print_end(options.wire(projection, known=True, coded=False).generations().cancel(), projection, json=json)
 
 
 def rollback(
@@ -143,7 +143,7 @@ def rollback(
         keep_minutes: For how long the one is kept that is active now.
         json: Print the registry's record as one JSON object.
     """
-    generations = options.wire(projection, known=True).generations()
+    generations = options.wire(projection, known=True, coded=False).generations()
     print_end(generations.rollback(generation, keep=timedelta(minutes=keep_minutes)), projection, json=json)
 
 
@@ -165,7 +165,7 @@ def retire(
         options: Where they are.
         json: Print the registry's record as one JSON object.
     """
-    print_end(options.wire(projection, known=True).generations().retire(generation), projection, json=json)
+    print_end(options.wire(projection, known=True, coded=False).generations().retire(generation), projection, json=json)
 
 
 def verify(
@@ -191,7 +191,7 @@ def verify(
     wired = options.wire(projection, known=True)
     report = wired.generations().verify(generation)
     if json:
-        print(shown(report_json(report)))  # noqa: T201
+        print(shown(document("comparison", report_json(report))))  # noqa: T201
     else:
         print_report(printer(), report, wired.events.topic)
     if not report.summary.is_identical:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from projections.registry import ResolveError
-from streams.cli.output import printer, shown
+from streams.cli.output import document, printer, shown
 from streams.cli.parts import find_projection
 from streams.cli.wiring import Flag, PlaceOptions
 from streams.cluster import Cluster
@@ -79,7 +79,7 @@ def list_(
     ordered = [rows[name] for name in sorted(rows)]
     if json:
         for row in ordered:
-            print(shown({name: getattr(row, name) for name in row.__slots__}))  # noqa: T201
+            print(shown(document("generation", {name: getattr(row, name) for name in row.__slots__})))  # noqa: T201
     elif ordered:
         printer().print(_table(ordered), crop=False)
     else:

@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-import orjson
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
+from streams.cli.output import document, shown
 from streams.cli.signals import interrupted_by_signals
 from streams.cli.wiring import ClientOptions, Flag
 from streams.columns import Columns
@@ -98,7 +99,7 @@ def load(
         with interrupted_by_signals(exit_code=130):
             loaded = loader.load(lines, source=source, line=lambda: lines.line, progress=_progress(), warn=_warn)
     if json:
-        print(orjson.dumps(loaded).decode())  # noqa: T201
+        print(shown(document("load", asdict(loaded))))  # noqa: T201
     else:
         print(  # noqa: T201
             f"{loaded.records:,} records ({loaded.bytes:,} bytes) are in topic {topic} after {loaded.seconds:.1f} s."

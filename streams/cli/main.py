@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-__all__ = ["app", "exit_code", "exit_codes", "main"]
+__all__ = ["app", "exit_code", "exit_codes", "main", "tell_all"]
 
 
 def _version() -> str:
@@ -70,12 +70,12 @@ COMMANDS = {
         "Take, list, restore or prune snapshots: read models as of one position of each partition, to go on from later."
     ),
     "load": "Write the events of a file to a topic, each once, the events of a stream in order.",
+    "schema": 'Print the JSON Schema of what a command prints with --json, by the name that is in its "schema".',
     "broker": "Run a real single-node Kafka on this machine, for trying things out, until Ctrl-C.",
 }
 """Each command with the first line of its help, which is that of its function."""
 
 _PLACES = {
-    "describe": "status:describe",
     "list": "list:list_",
     "reset-offsets": "reset_offsets:reset_offsets",
     **{name: f"generations:{name}" for name in ("resume", "pause", "cancel", "verify", "switch", "rollback", "retire")},
@@ -100,7 +100,21 @@ def help_(*command: str) -> None:
     Args:
         command: Which command's.
     """
+    tell_all(*command[:1])
     app.help_print(command)
+
+
+def tell_all(*names: str) -> None:
+    """Have the help of commands say all that their functions do, and not only the line by which they are listed.
+
+    Their modules are imported for that.
+
+    Args:
+        names: Which.
+    """
+    for name in names:
+        if name in COMMANDS:
+            app[name].help = None
 
 
 @app.meta.default
@@ -174,6 +188,8 @@ def main() -> None:
     keeps its stack trace.
     """
     try:
+        if {"--help", "-h"} & set(sys.argv):
+            tell_all(*sys.argv[1:])
         app.meta()
     except BrokenPipeError:
         # Whoever read our output has gone, as `head` does. Python would complain again at exit.

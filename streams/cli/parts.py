@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from projections.contract import CqrsProjection
-from projections.registry import resolve
+from projections.contract import CqrsProjection, Event
+from projections.registry import ResolveError, resolve
 from streams.config import FoldSettings, KafkaSettings, SourceSettings
 from streams.configfile import ConfigFile
 from streams.control.generations import Generations
@@ -28,7 +29,17 @@ from streams.data.source import KafkaEventStore
 from streams.errors import BrokerUnavailable, CodeChanged, ConfigError, RebuildCancelled
 from streams.log import get_logger
 
-__all__ = ["Found", "Located", "Wired", "codec_of", "find_projection", "naming_commands", "stream_ids"]
+__all__ = [
+    "Absent",
+    "Found",
+    "Located",
+    "Wired",
+    "codec_of",
+    "find_or_absent",
+    "find_projection",
+    "naming_commands",
+    "stream_ids",
+]
 
 log = get_logger(__name__)
 
@@ -53,6 +64,11 @@ class Located:
     def name(self) -> str:
         """The projection's name."""
         return self.projection.name
+
+    @property
+    def code(self) -> CqrsProjection[Any] | None:
+        """The projection, where its code is on this machine."""
+        return None if isinstance(self.projection, Absent) else self.projection
 
     @cached_property
     def record(self) -> Record | None:
@@ -127,6 +143,46 @@ def naming_commands(called: str) -> Iterator[None]:
 def find_projection(projection: str, file: ConfigFile) -> CqrsProjection[Any]:
     """Find a projection by the name that the file gives it, a shipped one's, or as module:Class."""
     return resolve(file.class_of(projection) or projection, named=list(file.projections), beside=file.directory)
+
+
+class Absent(CqrsProjection[dict[str, Any]]):
+    """A projection whose code is not on this machine: what the registry and its groups tell of it can be told, and what
+    is a wish alone can be wished.
+    """
+
+    @classmethod
+    def of(cls, record: Record) -> Absent:
+        """Give what stands in for a projection of the registry."""
+        kind = type(cls.__name__, (cls,), {"name": record.projection, "version": record.live.version})
+        found: Absent = kind()
+        return found
+
+    def extract_model_id(self, event: Event) -> str | None:
+        """Never called."""
+        raise NotImplementedError(f"the code of {self.name!r} is not on this machine")
+
+    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+        """Never called."""
+        raise NotImplementedError(f"the code of {self.name!r} is not on this machine")
+
+
+def find_or_absent(projection: str, file: ConfigFile, registry: Registry) -> CqrsProjection[Any]:
+    """Find a projection by its code, or where that is not on this machine, by its name in the registry.
+
+    Raises:
+        ResolveError: There is none; near names are told, those of the registry too.
+        BrokerError: The registry cannot be read.
+    """
+    try:
+        return find_projection(projection, file)
+    except ResolveError as error:
+        records = registry.all()
+        if projection in records:
+            return Absent.of(records[projection])
+        near = difflib.get_close_matches(projection, records, 3, 0.5)
+        if near:
+            raise ResolveError(f"{error} The registry knows {', '.join(near)}.") from error
+        raise
 
 
 def stream_ids(text: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from streams.cli.explain import as_json, said
-from streams.cli.output import printer, shown
+from streams.cli.output import document, printer, shown
 from streams.cli.parts import stream_ids
 from streams.cli.signals import interrupted_by_signals
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName
@@ -50,7 +50,7 @@ def preview(
     with interrupted_by_signals(exit_code=130):
         found = previewed(wired.projection, wired.events, wired.store, wanted, allow_incomplete=wired.allow_incomplete)
     if json:
-        print(shown(_document(found)))  # noqa: T201
+        print(shown(document("preview", _document(found))))  # noqa: T201
         return
     if found.differences:
         printer().print(_table(found.differences[:limit]))

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from streams.cli.output import duration, shown
+from streams.cli.output import document, duration, shown
 from streams.cli.parts import Wired
 from streams.cli.progress import said
 from streams.cli.signals import drained_by_signals
@@ -230,7 +230,8 @@ def _table(plan: RebuildPlan) -> Table:
 
 def _print(outcomes: Mapping[str, Outcome], rebuilds: Mapping[str, _OneRebuild], *, json: bool) -> None:
     if json:
-        print(shown({name: _json(outcome, rebuilds[name].progress()) for name, outcome in outcomes.items()}))  # noqa: T201
+        told = {name: _json(outcome, rebuilds[name].progress()) for name, outcome in outcomes.items()}
+        print(shown(document("rebuilds", {"projections": told})))  # noqa: T201
         return
     for name, outcome in outcomes.items():
         print(f"{name}: {_said(outcome, rebuilds[name])}")  # noqa: T201

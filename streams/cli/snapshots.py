@@ -11,7 +11,7 @@ from cyclopts.types import NonNegativeInt, PositiveFloat
 from rich.console import Console
 from rich.table import Table
 
-from streams.cli.output import local_time, printer, shown, size
+from streams.cli.output import document, local_time, printer, shown, size
 from streams.cli.parts import naming_commands
 from streams.cli.plan import agreed_or_end
 from streams.cli.signals import drained_by_signals
@@ -106,7 +106,7 @@ async def _awaited(work: Awaitable[Any]) -> None:
 def _print(found: Sequence[Snapshot], done: str, *, json: bool) -> None:
     if json:
         for one in found:
-            print(shown(_as_json(one)))  # noqa: T201
+            print(shown(document("snapshot", _as_json(one))))  # noqa: T201
         return
     if not found:
         print(f"No snapshot was {done}." if done else "No snapshots.")  # noqa: T201

@@ -1,111 +1,129 @@
-"""`refold status` and `refold describe`: how a projection stands, with no worker needed."""
+"""`refold status`: how projections stand, with no worker needed."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import msgspec
-from rich.table import Table
+from cyclopts import Parameter
+from cyclopts.types import PositiveFloat
+from rich.console import Group, RenderableType
 from rich.text import Text
 
+from streams.cli import watching
 from streams.cli.beside import record_json
-from streams.cli.output import duration, local_time, printer, shown, size
+from streams.cli.output import document, duration, local_time, printer, shown
 from streams.cli.partitions import partitions_table
 from streams.cli.parts import Located
 from streams.cli.progress import said
-from streams.cli.wiring import Flag, GroupOptions, ProjectionName
+from streams.cli.statuses import All
+from streams.cli.wiring import Flag, GroupOptions
 from streams.cluster import Cluster
 from streams.control.observed import progress_of
 from streams.control.status import GroupView, StateView, view_group, view_state
 from streams.data.build import RebuildRecord
 from streams.data.source import KafkaEventStore
-from streams.errors import BrokerError, ConfigError
+from streams.errors import ConfigError
 from streams.types import Member, RebuildProgress
 
-__all__ = ["describe", "rebuild_line", "status"]
+__all__ = ["generation_lines", "group_json", "group_of", "lag_line", "rebuild_json", "rebuild_line", "status"]
 
 
 def status(
-    projection: ProjectionName,
+    projection: Annotated[
+        str | None, Parameter(help="Which one; by default all that the registry knows, in a line each.")
+    ] = None,
     /,
     options: GroupOptions = GroupOptions(),  # noqa: B008 - frozen
     *,
+    watch: Flag = False,
+    every_seconds: PositiveFloat = 1.0,
+    for_seconds: PositiveFloat | None = None,
     json: Flag = False,
 ) -> None:
     """Print how far a projection is folded: position, end, lag, models and owner of each partition.
 
-    Nobody needs to be folding. It is told from the state on this machine, and from the group's committed offsets.
+    Nobody needs to be folding, and its code need not be here. It is told from the state on this machine, and from the
+    group's committed offsets.
 
     Example: refold status aircraft-log --topic flights
 
-    Args:
-        projection: Which one.
-        options: Where it is.
-        json: Print one JSON object.
-    """
-    found = options.locate(projection)
-    state = view_state(found.store, found.projection)
-    group = _group(found, state)
-    progress = progress_of(found.group, KafkaEventStore(group.topic, kafka=found.kafka), found.store)
-    if json:
-        document = {"projection": found.projection.name, **_group_json(group), "rebuild": _rebuild_json(state)}
-        document |= {"progress": None if progress is None else _progress_json(progress)}
-        print(shown(document | {"registry": None if found.record is None else record_json(found.record)}))  # noqa: T201
-        return
-    console = printer()
-    console.print(partitions_table(group), crop=False)
-    console.print(_lag_line(group), soft_wrap=True)
-    for line in _generation_lines(found):
-        console.print(line, soft_wrap=True)
-    if state is not None and state.rebuild is not None and state.rebuild.outcome == "running":
-        console.print(rebuild_line(state), soft_wrap=True)
-    if progress is not None and progress.is_running:
-        console.print(f"rebuild {said(progress)}", soft_wrap=True)
-    elif progress is not None and progress.error is not None:
-        console.print(f"rebuild stopped at {said(progress)}\n{progress.error}", soft_wrap=True)
-
-
-def describe(
-    projection: ProjectionName,
-    /,
-    options: GroupOptions = GroupOptions(),  # noqa: B008 - frozen
-    *,
-    json: Flag = False,
-) -> None:
-    """Print what a projection's state is of: code, codec, topic, build, directory, size, and the last rebuild.
-
-    Example: refold describe aircraft-log --topic flights
+    Example: refold status --watch
 
     Args:
         projection: Which one.
         options: Where it is.
-        json: Print one JSON object.
+        watch: Look again and again, until Ctrl-C: drawn in place on a terminal, printed elsewhere.
+        every_seconds: How often to look.
+        for_seconds: End by itself after so long.
+        json: Print one JSON object for each look.
     """
-    found = options.locate(projection, offline=True)
-    state = view_state(found.store, found.projection)
-    group: GroupView | BrokerError
-    try:
-        group = _group(found, state)
-    except BrokerError as error:
-        group = error  # what is on this machine can be told all the same
-    if json:
-        print(shown(_described(found, state, group)))  # noqa: T201
-        return
-    console = printer()
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in _facts(found, state, group):
-        facts.add_row(name, Text(value))
-    console.print(facts)
-    if isinstance(group, GroupView):
-        console.print()
-        console.print(partitions_table(group), crop=False)
+    view: Any = _One(projection, options) if projection is not None else All(options)
+
+    def tell(seen: Any) -> None:
+        if json:
+            print(shown(view.json(seen)))  # noqa: T201
+        else:
+            printer().print(view.drawn(seen), crop=False)
+
+    if watch:
+        watching.watch(view.look, view.drawn, tell, every_s=every_seconds, for_s=for_seconds, lines=json)
+    else:
+        tell(view.look())
 
 
-def _group(found: Located, state: StateView | None) -> GroupView:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    found: Located
+    state: StateView | None
+    group: GroupView
+    progress: RebuildProgress | None
+
+
+class _One:
+    """One projection's active generation, partition by partition."""
+
+    def __init__(self, projection: str, options: GroupOptions) -> None:
+        self._projection = projection
+        self._options = options
+
+    def look(self) -> _Seen:
+        found = self._options.locate(self._projection)
+        state = view_state(found.store, found.code)
+        group = group_of(found, state)
+        progress = progress_of(found.group, KafkaEventStore(group.topic, kafka=found.kafka), found.store)
+        return _Seen(found, state, group, progress)
+
+    def json(self, seen: _Seen) -> dict[str, Any]:
+        facts = {"projection": seen.found.name, **group_json(seen.group), "rebuild": rebuild_json(seen.state)}
+        facts |= {"progress": None if seen.progress is None else _progress_json(seen.progress)}
+        facts |= {"registry": None if seen.found.record is None else record_json(seen.found.record)}
+        return document("status", facts)
+
+    def drawn(self, seen: _Seen) -> RenderableType:
+        state, progress = seen.state, seen.progress
+        lines = [lag_line(seen.group), *generation_lines(seen.found)]
+        if state is not None and state.rebuild is not None and state.rebuild.outcome == "running":
+            lines.append(rebuild_line(state))
+        if progress is not None and progress.is_running:
+            lines.append(f"rebuild {said(progress)}")
+        elif progress is not None and progress.error is not None:
+            lines.append(f"rebuild stopped at {said(progress)}\n{progress.error}")
+        return Group(partitions_table(seen.group), *map(Text, lines))
+
+
+def group_of(found: Located, state: StateView | None) -> GroupView:
+    """Look at the active generation's group.
+
+    Raises:
+        ConfigError: Nobody says which topic it folds.
+        BrokerError: From Kafka.
+    """
     topic = found.topic or (None if state is None else state.build.manifest.topic)
+    if topic is None and found.record is not None:
+        topic = found.record.live.topic
     if topic is None:
         raise ConfigError(
             f"{found.projection.name!r} has no state in {found.store.directory.absolute()} that would say which topic "
@@ -122,7 +140,7 @@ def _group(found: Located, state: StateView | None) -> GroupView:
     )
 
 
-def _generation_lines(found: Located) -> list[str]:
+def generation_lines(found: Located) -> list[str]:
     """Say what generations there are, where there is more than one, and what waits for a person."""
     record = found.record
     if record is None:
@@ -153,7 +171,8 @@ def _generation_lines(found: Located) -> list[str]:
     return lines
 
 
-def _lag_line(group: GroupView) -> str:
+def lag_line(group: GroupView) -> str:
+    """Say how far a group is behind, and what keeps it from folding."""
     parts = [f"lag {group.lag:,} records"]
     seconds = group.lag_seconds()
     if group.lag and seconds is not None:
@@ -202,70 +221,8 @@ def _share(record: RebuildRecord, state: StateView) -> str:
     return f"{int(1000 * done / total) / 10 if total else 100.0:.1f} %"
 
 
-def _facts(found: Located, state: StateView | None, group: GroupView | BrokerError) -> list[tuple[str, str]]:
-    name = found.projection.name
-    facts = [("projection", f"{name}, version {found.projection.version}")]
-    if state is None:
-        facts.append(("state", f"none in {found.store.directory.absolute()}"))
-    else:
-        manifest = state.build.manifest
-        facts += [
-            ("code", _code(found, state)),
-            ("codec", state.build.current.codec),
-            ("topic", f"{manifest.topic}, {manifest.partitions} partitions, id {manifest.topic_id}"),
-            ("state", f"{state.directory.absolute()}, build {manifest.build}, begun {local_time(manifest.made)}"),
-            ("size", f"{size(state.size_bytes)} on disk, {state.models:,} models"),
-            ("rebuild", rebuild_line(state)),
-            *(("registry", line) for line in _generation_lines(found)),
-        ]
-        if manifest.incomplete:
-            facts.append(("history", "incomplete, which was allowed: the topic had lost events when the build began"))
-        if state.folding:
-            facts.append(("folding", "; ".join(map(str, state.folding))))
-    if isinstance(group, GroupView):
-        facts.append(("group", _lag_line(group)))
-    else:
-        facts.append(("group", f"{found.group}, unknown: {group}"))
-    return facts
-
-
-def _code(found: Located, state: StateView) -> str:
-    if not state.code_changed:
-        return "unchanged since the state was folded"
-    return (
-        f"changed since the state was folded: `refold rebuild {found.called}`, or `refold run {found.called} --adopt` "
-        "where the change does not alter the fold"
-    )
-
-
-def _described(found: Located, state: StateView | None, group: GroupView | BrokerError) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "projection": found.projection.name,
-        "version": found.projection.version,
-        "directory": str(found.store.directory.absolute()),
-        "state": None,
-        "rebuild": _rebuild_json(state),
-    }
-    if state is not None:
-        manifest = state.build.manifest
-        document["state"] = {
-            "build": manifest.build,
-            "made": manifest.made,
-            "code_changed": state.code_changed,
-            "fingerprint": state.build.current.fingerprint,
-            "codec": state.build.current.codec,
-            "topic": manifest.topic,
-            "topic_id": manifest.topic_id,
-            "partitions": manifest.partitions,
-            "incomplete": manifest.incomplete,
-            "size_bytes": state.size_bytes,
-            "models": state.models,
-            "folding": [msgspec.to_builtins(holder) for holder in state.folding],
-        }
-    return document | (_group_json(group) if isinstance(group, GroupView) else {"error": str(group)})
-
-
-def _group_json(group: GroupView) -> dict[str, Any]:
+def group_json(group: GroupView) -> dict[str, Any]:
+    """Give a group as one object."""
     return {
         "topic": group.topic,
         "group": group.group,
@@ -299,7 +256,8 @@ def _member_json(member: Member) -> dict[str, Any]:
     }
 
 
-def _rebuild_json(state: StateView | None) -> dict[str, Any] | None:
+def rebuild_json(state: StateView | None) -> dict[str, Any] | None:
+    """Give the rebuild that made the state; None where none did."""
     if state is None or state.rebuild is None:
         return None
     document: dict[str, Any] = msgspec.to_builtins(state.rebuild)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
-from projections.registry import ResolveError
-from streams.cli.parts import find_projection
+from streams.cli.parts import find_or_absent, find_projection
 from streams.cli.wiring import PlaceOptions
 from streams.cluster import Cluster
 from streams.config import KafkaSettings, SourceSettings, StateSettings
@@ -20,28 +18,21 @@ from streams.errors import ConfigError
 __all__ = ["Subjects", "registered"]
 
 
-def registered(name: str, file: ConfigFile, records: Mapping[str, Record]) -> str:
+def registered(name: str, file: ConfigFile, records: Mapping[str, Record], registry: Registry) -> str:
     """Give a projection's own name: as the registry has it, which needs none of its code, or by its code.
 
     Args:
         name: What it is called.
         file: The configuration file, whose names count too.
         records: What the registry knows.
+        registry: The registry.
 
     Raises:
         ResolveError: There is no such projection; near names are told, those of the registry too.
     """
     if name in records and name not in file.projections:
         return name
-    try:
-        return find_projection(name, file).name
-    except ResolveError as error:
-        if name in records:
-            return name
-        near = difflib.get_close_matches(name, records, 3, 0.5)
-        if near:
-            raise ResolveError(f"{error} The registry knows {', '.join(near)}.") from error
-        raise
+    return find_or_absent(name, file, registry).name
 
 
 class Subjects:
@@ -79,7 +70,7 @@ class Subjects:
             return [self.of_group(group, records)]
         if projection is None:
             return [of(record, one) for record in records.values() for one in record.generations]
-        name = registered(projection, self.file, records)
+        name = registered(projection, self.file, records, self.registry)
         if name in records:
             return [of(records[name], one) for one in records[name].generations]
         found = find_projection(projection, self.file)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, cast
 from cyclopts import Parameter
 from pydantic_settings import BaseSettings
 
-from streams.cli.parts import Found, Located, Wired, codec_of, find_projection
+from streams.cli.parts import Found, Located, Wired, codec_of, find_or_absent, find_projection
 from streams.cluster import Cluster
 from streams.config import (
     FoldSettings,
@@ -158,8 +158,8 @@ class GroupOptions(PlaceOptions):
             ResolveError: There is no such projection.
         """
         file = self.file()
-        found = find_projection(projection, file)
         kafka, state, source = self.settings(file, KafkaSettings, StateSettings, SourceSettings, projection=projection)
+        found = find_or_absent(projection, file, Registry(Cluster(kafka), state.registry))
         kind = Found if offline else Located
         return kind(
             called=projection,
@@ -198,19 +198,19 @@ class FoldOptions(GroupOptions):
     allow_incomplete: Flag = False
     """Fold what is left where the topic has lost events."""
 
-    def wire(self, projection: str, *, known: bool = False) -> Wired:
+    def wire(self, projection: str, *, known: bool = False, coded: bool = True) -> Wired:
         """Build what the command works with.
 
         Args:
             projection: A configured or shipped projection's name, or module:Class.
             known: Where no topic is named, take the one that the registry has of the active generation.
+            coded: The projection's code is needed; otherwise its name in the registry is enough.
 
         Raises:
             ConfigError: All that is wrong in flags, environment and file.
             ResolveError: There is no such projection.
         """
         file = self.file()
-        found = find_projection(projection, file)
         kafka, folding, state, source = self.settings(
             file,
             KafkaSettings,
@@ -221,6 +221,7 @@ class FoldOptions(GroupOptions):
             required=() if known else ("topic",),
         )
         registry = Registry(Cluster(kafka), state.registry, copies=state.state_dir)
+        found = find_projection(projection, file) if coded else find_or_absent(projection, file, registry)
         topic = source.topic
         if topic is None:
             record = registry.get(found.name)

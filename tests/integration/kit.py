@@ -32,6 +32,7 @@ from streams.data.codec import EventCodec
 from streams.data.generation import RocksStore
 from streams.data.source import KafkaEventStore
 from streams.types import Committed, TopicInfo
+from tests.schemas import check_printed
 from tests.support import Tally, envelope, folded
 
 T = TypeVar("T")
@@ -295,6 +296,7 @@ class Kit:
             timeout=90,
             check=False,
         )
+        check_printed(done.stdout)
         assert done.returncode == ok, done.stderr
         return done.stdout if ok == 0 else done.stderr
 

@@ -19,6 +19,7 @@ from confluent_kafka import Producer
 from projections.contract import Event
 from streams.cli.main import COMMANDS, app
 from tests.integration.kit import TALLY, Kit, Process, produce, tally_events, until, wait_for_log
+from tests.schemas import check_printed
 from tests.screen import heed_ctrl_c
 from tests.support import Tally, envelope
 
@@ -38,6 +39,7 @@ def refold(kit: Kit, *words: str, ok: int = 0, **environment: str) -> tuple[str,
     )
     assert done.returncode == ok, done.stderr
     assert "Traceback" not in done.stderr
+    check_printed(done.stdout)
     return done.stdout, done.stderr
 
 

@@ -20,6 +20,7 @@ from streams.config import KafkaSettings
 from tests.conftest import GroupFactory, TopicFactory
 from tests.integration.kafka_tool import consumer_groups
 from tests.integration.kit import Kit, produce, tally_events, until
+from tests.schemas import check_printed
 from tests.screen import on_screen
 
 NewKit = Callable[..., Kit]
@@ -46,6 +47,7 @@ class Site:
         )
         assert done.returncode == ok, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
+        check_printed(done.stdout)
         return done.stdout, done.stderr
 
     def json(self, *words: str, **variables: Any) -> Any:

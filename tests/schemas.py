@@ -1,0 +1,54 @@
+"""Whatever a command prints as JSON is held against the schema that it names, and says no more than that."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import orjson
+from jsonschema import Draft202012Validator
+
+from streams.cli.schemas import KINDS, schema_of
+
+__all__ = ["check_printed", "seen"]
+
+seen: set[str] = set()
+"""Those that were met."""
+
+
+@cache
+def validator(kind: str) -> Draft202012Validator:
+    found = schema_of(kind)
+    parts = {ref["$ref"].rpartition("/")[2] for ref in found.get("allOf", ())}
+    for name, shared in found["$defs"].items():
+        if name not in parts:
+            tighten(shared)
+    tighten(found)
+    return Draft202012Validator(found)
+
+
+def tighten(part: Any) -> None:
+    """Let an object have no other fields than those that are told of."""
+    if isinstance(part, dict):
+        if "properties" in part:
+            part["unevaluatedProperties"] = False
+        for key in ("properties", "items", "additionalProperties"):
+            inner = part.get(key)
+            for one in inner.values() if key == "properties" and isinstance(inner, dict) else [inner]:
+                tighten(one)
+        for one in part.get("anyOf", ()):
+            if "$ref" in one or one.get("type") == "null":
+                continue
+            tighten({key: value for key, value in one.items() if key != "properties"})
+
+
+def check_printed(text: str) -> None:
+    """Check each line that is a document of ours; other lines are left alone."""
+    for line in text.splitlines():
+        if line.startswith('{"schema":"refold.'):
+            document = orjson.loads(line)
+            kind = document["schema"].removeprefix("refold.")
+            assert kind in KINDS, kind
+            wrong = [f"{error.json_path}: {error.message[:300]}" for error in validator(kind).iter_errors(document)]
+            assert not wrong, f"{kind}: {wrong}"
+            seen.add(kind)
