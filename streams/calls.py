@@ -28,6 +28,8 @@ MISSING = object()
 _KEPT = 4
 _TOO_LITTLE = "Failed to create consumer"
 _ASK_AGAIN_S = 0.1
+_ASK_WHY_S = 1.0
+_SILENT = {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}
 _MOVING = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -105,6 +107,7 @@ class _Admins:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
+        self._refusal: KafkaError | None = None
         # The futures of a client that is gone never complete, and other threads may wait for some.
         self._kept: deque[AdminClient] = deque([self._new()], maxlen=_KEPT)
 
@@ -117,8 +120,23 @@ class _Admins:
         """Ask a new one from now on."""
         self._kept.append(self._new())
 
+    def refusal(self) -> KafkaError | None:
+        """Say why no broker has let us in, where that is why none answered; None where it is not.
+
+        librdkafka tells it beside the calls, which only time out.
+        """
+        with contextlib.suppress(KafkaException):
+            self.newest.list_topics(timeout=_ASK_WHY_S)
+            return None
+        self.newest.poll(0)
+        return self._refusal
+
+    def _note(self, error: KafkaError) -> None:
+        if is_denial(error):
+            self._refusal = error
+
     def _new(self) -> AdminClient:
-        return AdminClient(self._settings.client(log_level=QUIET))
+        return AdminClient(self._settings.client(log_level=QUIET, error_cb=self._note))
 
 
 class Calls:
@@ -162,7 +180,19 @@ class Calls:
                 consumer = self._outsiders[group] = Consumer(
                     self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False})
                 )
-        return self.again(doing, lambda: call(consumer), instead, needs=needs)
+
+        def called() -> Any:
+            try:
+                return call(consumer)
+            except KafkaException as failure:
+                if failure.args[0].code() == KafkaError._TIMED_OUT:
+                    # That it may not ask who coordinates the group, librdkafka tells beside the call, which waits on.
+                    told = consumer.poll(0)
+                    if told is not None and told.error() is not None and is_denial(told.error()):
+                        raise KafkaException(told.error()) from failure
+                raise
+
+        return self.again(doing, called, instead, needs=needs)
 
     def ask(
         self,
@@ -196,6 +226,7 @@ class Calls:
             try:
                 return call()
             except TimeoutError:
+                self._check_let_in(doing)
                 self._admins.renew()
                 raise BrokerUnavailable(
                     f"Kafka at {self.settings.bootstrap_servers} gave no answer within {self.timeout_s:g} s, so "
@@ -205,6 +236,8 @@ class Calls:
                 error: KafkaError = failure.args[0]
                 if instead is not None and error.code() in instead:
                     return instead[error.code()]
+                if error.code() in _SILENT:
+                    self._check_let_in(doing)
                 if error.code() == KafkaError._TIMED_OUT:
                     self._admins.renew()
                 if error.code() not in _MOVING or time.monotonic() > deadline:
@@ -212,6 +245,16 @@ class Calls:
                 if error.code() in _STALE:
                     self._refresh()
                 time.sleep(_ASK_AGAIN_S)
+
+    def _check_let_in(self, doing: str) -> None:
+        """Make sure that what is silent is not a broker that does not let us in.
+
+        Raises:
+            AccessDenied: It is.
+        """
+        refusal = self._admins.refusal()
+        if refusal is not None:
+            raise denial(refusal, doing, self.settings)
 
     def _refresh(self) -> None:
         with contextlib.suppress(KafkaException):  # the next try says more

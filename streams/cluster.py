@@ -13,13 +13,12 @@ from confluent_kafka import (
     OFFSET_INVALID,
     IsolationLevel,
     KafkaError,
-    KafkaException,
     TopicCollection,
     TopicPartition,
 )
 from confluent_kafka.admin import ConfigResource, NewTopic, OffsetSpec, ResourceType
 
-from streams.calls import MISSING, broker_error
+from streams.calls import MISSING
 from streams.denied import Need
 from streams.errors import BrokerUnavailable, TopicNotFound, at
 from streams.groups import Groups
@@ -106,11 +105,10 @@ class Cluster(Groups):
 
     def topics(self) -> dict[str, int]:
         """Name all topics, each with its number of partitions."""
-        try:
-            found = self._calls.admin.list_topics(timeout=self._calls.timeout_s).topics
-            return {name: len(found[name].partitions) for name in sorted(found)}
-        except KafkaException as error:
-            raise broker_error(error.args[0], "list topics", self.settings) from error
+        found = self._calls.again(
+            "list topics", lambda: self._calls.admin.list_topics(timeout=self._calls.timeout_s).topics
+        )
+        return {name: len(found[name].partitions) for name in sorted(found)}
 
     def create_topic(self, name: str, partitions: int, config: dict[str, str] | None = None) -> None:
         """Create a topic with the broker's default replication; one that exists already is left as it is."""

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streams.calls import MISSING, Calls, broker_error, check_client_settings
 from streams.config import KafkaSettings
-from streams.denied import Need, is_denial
+from streams.denied import Need
 from streams.errors import GroupActive, at
 from streams.types import Committed, GroupDescription, Member, TopicInfo
 
@@ -141,8 +141,6 @@ class Groups:
                 found = self._calls.admin.list_groups(group, timeout=left_s)
                 if all(one.error is None for one in found):
                     return [_member(member) for one in found for member in one.members]
-                if any(one.error is not None and is_denial(one.error) for one in found):
-                    break
             time.sleep(_ASK_AGAIN_S)
         rest = self.within(max(1.0, self._calls.timeout_s - limit_s))
         rest.check_reachable()

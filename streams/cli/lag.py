@@ -35,6 +35,7 @@ def lag(
     options: PlaceOptions = PlaceOptions(),  # noqa: B008 - frozen
     *,
     group: str | None = None,
+    topic: list[str] | None = None,
     watch: Flag = False,
     plot: Flag = False,
     every_seconds: PositiveFloat = 1.0,
@@ -56,6 +57,8 @@ def lag(
         projection: Whose groups.
         options: Where Kafka and the registry are.
         group: Any consumer group, also one that is not refold's.
+        topic: With --group: this topic, all of its partitions; several by saying it again. By default those that the
+            group reads.
         watch: Look again and again, until Ctrl-C: drawn in place on a terminal, lines elsewhere.
         plot: The same, with the lag over time drawn; without a terminal, once at the end of --for-seconds.
         every_seconds: How often to look.
@@ -74,7 +77,7 @@ def lag(
 
     def look(*, with_times: bool = True) -> Look:
         seen = []
-        for subject in subjects.find(projection, group):
+        for subject in subjects.find(projection, group, topic or ()):
             try:
                 found = group_lag(subjects.cluster, subject, with_times=with_times)
             except GroupNotFound:

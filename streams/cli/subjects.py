@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from streams.cli.parts import find_or_absent, find_projection
 from streams.cli.wiring import PlaceOptions
@@ -51,31 +52,37 @@ class Subjects:
         self.registry = Registry(self.cluster, state.registry)
         self._options = options
 
-    def find(self, projection: str | None, group: str | None) -> list[Subject]:
+    def find(self, projection: str | None, group: str | None, topics: Sequence[str] = ()) -> list[Subject]:
         """Give the groups that are meant.
 
         Args:
             projection: All generations of this one that have a group.
             group: This one, whosever it is.
+            topics: With a group: only these, all of their partitions.
 
         Raises:
-            ConfigError: Both were named.
+            ConfigError: Both were named, or topics without a group.
             ResolveError: There is no such projection.
             BrokerError: From Kafka.
         """
         if projection is not None and group is not None:
             raise ConfigError("A projection or --group, not both: a projection's groups are those of its generations.")
+        if topics and group is None:
+            raise ConfigError("--topic goes with --group: a projection's topic is known.")
         records = self.registry.all()
         if group is not None:
-            return [self.of_group(group, records)]
+            found = self.of_group(group, records)
+            if topics:
+                found = replace(found, topics={name: self.cluster.topic(name).partitions for name in topics})
+            return [found]
         if projection is None:
             return [of(record, one) for record in records.values() for one in record.generations]
         name = registered(projection, self.file, records, self.registry)
         if name in records:
             return [of(records[name], one) for one in records[name].generations]
-        found = find_projection(projection, self.file)
+        coded = find_projection(projection, self.file)
         (source,) = self._options.settings(self.file, SourceSettings, projection=projection)
-        named = source.group or f"refold.{generation_id(found.name, found.version)}"
+        named = source.group or f"refold.{generation_id(coded.name, coded.version)}"
         return [Subject(group=named, projection=name)]
 
     def of_group(self, group: str, records: Mapping[str, Record]) -> Subject:

@@ -229,7 +229,10 @@ def _wanted(
 def _no_group(cluster: Cluster, description: GroupDescription) -> GroupNotFound:
     group, where = description.group, cluster.settings.bootstrap_servers
     if description.state != "Dead":
-        return GroupNotFound(f"Group {group!r} at {where} has committed nothing, and no member of it reads anything.")
+        return GroupNotFound(
+            f"Group {group!r} at {where} has committed nothing, and no member of it reads anything, of the topics that "
+            "refold may see. One that it may not see (Describe on the topic) is named with --topic."
+        )
     near = difflib.get_close_matches(group, cluster.groups(), 3, 0.5)
     hint = f" Near names: {', '.join(near)}." if near else ""
     return GroupNotFound(f"There is no consumer group {group!r} at {where}.{hint} `refold list` names refold's.")

@@ -1,4 +1,4 @@
-"""Who leads: the owner of the commands' one partition. The only module that knows Faust.
+"""Who leads: the owner of the commands' one partition. With its credentials, the only module that knows Faust.
 
 Faust keeps the membership in the workers' group and hands over the commands; what they mean is the worker's.
 """
@@ -9,9 +9,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import ssl
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import faust
@@ -19,8 +18,9 @@ from aiokafka.errors import KafkaError
 
 from streams.cluster import Cluster
 from streams.config import KafkaSettings
-from streams.errors import BrokerError, ConfigError
+from streams.errors import BrokerError
 from streams.log import get_logger
+from streams.serve.credentials import faust_arguments
 
 __all__ = ["Leadership", "commands_topic", "workers_group"]
 
@@ -69,7 +69,7 @@ class Leadership:
         self._worker = worker
         self._heard = heard
         self._cluster = Cluster(kafka).within(_ASK_S)
-        self._arguments = _faust_arguments(kafka)
+        self._arguments = faust_arguments(kafka)
         self._app: faust.App | None = None
         self._datadir: tempfile.TemporaryDirectory[str] | None = None
         self._ping = b""
@@ -211,50 +211,3 @@ class Leadership:
         if is_leading != self.is_leading:
             log.info("worker.leads" if is_leading else "worker.leads_no_more", worker=self._worker, group=self._group)
         self.is_leading = is_leading
-
-
-def _faust_arguments(kafka: KafkaSettings) -> Mapping[str, Any]:
-    """Say to Faust what the librdkafka settings say.
-
-    Raises:
-        ConfigError: A setting that matters for the connection has no counterpart.
-    """
-    given = dict(kafka.kafka)
-    hosts = ";".join(f"kafka://{one.strip()}" for one in kafka.bootstrap_servers.split(","))
-    protocol = str(given.get("security.protocol", "plaintext")).lower()
-    if protocol == "plaintext":
-        return {"broker": hosts}
-    context = _context(given) if protocol in ("ssl", "sasl_ssl") else None
-    if protocol == "ssl":
-        return {"broker": hosts, "broker_credentials": faust.SSLCredentials(context)}
-    mechanism = str(given.get("sasl.mechanism", given.get("sasl.mechanisms", "PLAIN"))).upper()
-    if mechanism not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
-        raise ConfigError(
-            f"sasl.mechanism {mechanism!r} is not known to the client by which workers elect their leader; it knows "
-            "PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512."
-        )
-    return {
-        "broker": hosts,
-        "broker_credentials": faust.SASLCredentials(
-            username=str(given.get("sasl.username", "")),
-            password=str(given.get("sasl.password", "")),
-            mechanism=mechanism,
-            ssl_context=context,
-        ),
-    }
-
-
-def _context(given: Mapping[str, Any]) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=given.get("ssl.ca.location"), cadata=given.get("ssl.ca.pem"))
-        if given.get("ssl.certificate.location"):
-            context.load_cert_chain(
-                given["ssl.certificate.location"], given.get("ssl.key.location"), given.get("ssl.key.password")
-            )
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"The TLS settings cannot be used: {error}.") from error
-    if str(given.get("ssl.endpoint.identification.algorithm", "https")).lower() == "none":
-        context.check_hostname = False
-    if str(given.get("enable.ssl.certificate.verification", "true")).lower() == "false":
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
