@@ -66,7 +66,8 @@ def _commands() -> Iterator[str]:
     tell_all(*COMMANDS)
     told = app.generate_docs(output_format="markdown", include_hidden=False)
     start = told.index("\n## refold demo") if "\n## refold demo" in told else told.index("\n## `")
-    yield re.sub(r"(?m)^(#+) ", r"#\1 ", told[start:]).strip()
+    told = re.sub(r"(?m)^(refold [a-z-]+) -m \S+ ", r"\1 ", told[start:])  # how this process was begun
+    yield re.sub(r"(?m)^(#+) ", r"#\1 ", told).strip()
     yield ""
 
 

@@ -30,7 +30,7 @@ def test_every_command_has_an_example_which_is_one_of_it(command: str) -> None:
     assert function is not None
     examples = re.findall(r"Example: (.+)", function.__doc__ or "")
     assert examples
-    assert all(one.startswith(f"refold {command}") for one in examples)
+    assert all(f"refold {command}" in one for one in examples)
     assert f"### refold {command}\n" in PAGE.read_text()
 
 
