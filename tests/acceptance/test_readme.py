@@ -19,7 +19,6 @@ from confluent_kafka.admin import AdminClient
 import projections.contract
 import streams.broker
 import streams.errors
-from streams.cli.main import exit_codes
 from streams.cli.wiring import FoldOptions
 from streams.cluster import Cluster
 from streams.config import KafkaSettings, known_variables
@@ -158,13 +157,6 @@ def answered(address: str, method: str = "GET") -> str:
 def test_settings_table_names_every_setting_that_works() -> None:
     named = set(re.findall(r"^\| `REFOLD_(\w+)`", SETTINGS, re.MULTILINE))
     assert {f"REFOLD_{name}" for name in named} == known_variables()
-
-
-def test_exit_codes_table_is_the_programs() -> None:
-    table = README.split("## Exit codes")[1].split("## ")[0]
-    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == {0} | {
-        c for _, c in exit_codes()
-    }
 
 
 @pytest.mark.parametrize("name", ["demo", "test"])

@@ -84,6 +84,48 @@ def test_status_of_another_machine_comes_from_the_groups_offsets(new_kit: NewKit
     }
 
 
+def test_status_of_all_is_the_registrys_and_is_watched(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    known: dict[str, Any] = {"REFOLD_REGISTRY": kit.registry}
+    assert "The registry knows no projection" in refold(kit, "status", **known)[0]
+    produce(kit.bootstrap, kit.topic, tally_events(200))
+    with kit.process() as live:
+        until("a generation", lambda: kit.lag() == 0 and kit.committed())
+        until("a record", lambda: statuses(kit))
+        (one,) = statuses(kit)
+        assert (one["projection"], one["active"], one["members"], one["lag_records"]) == ("tally", "tally.v1", 1, 0)
+        assert one["models"] == len(kit.models())
+        assert one["rebuild"] is None
+        looks = refold(kit, "status", "--watch", "--json", "--for-seconds", "1", "--every-seconds", "0.3", **known)[0]
+        assert len(looks.splitlines()) >= 2
+        assert live.terminate() == 0
+    text, _ = refold(kit, "status", "--watch", "--for-seconds", "0.5", "--every-seconds", "0.3", **known)
+    assert text.count("tally.v1") >= 2
+
+
+def statuses(kit: Kit) -> list[Any]:
+    found: list[Any] = orjson.loads(refold(kit, "status", "--json", REFOLD_REGISTRY=kit.registry)[0])["projections"]
+    return found
+
+
+def test_projection_whose_code_is_elsewhere_is_told_of_and_its_rebuild_is_paused_and_cancelled(
+    new_kit: NewKit, tmp_path: Path
+) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(400))
+    elsewhere: dict[str, Any] = {"REFOLD_REGISTRY": kit.registry, "REFOLD_STATE_DIR": str(tmp_path / "none")}
+    with kit.process() as live:
+        until("a generation", lambda: kit.lag() == 0 and statuses(kit))
+        assert "no worker" not in refold(kit, "describe", "tally", **elsewhere)[0]
+        told = orjson.loads(refold(kit, "status", "tally", "--json", **elsewhere)[0])
+        assert (told["lag_records"], told["group"], told["registry"]["active"]) == (0, kit.group, "tally.v1")
+        assert refold(kit, "pause", "tally", ok=3, **elsewhere)[1].startswith("refold: No rebuild")
+        assert "No projection is called 'taly'" in refold(kit, "status", "taly", ok=6, **elsewhere)[1]
+        _, err = refold(kit, "rebuild", "tally", "--topic", kit.topic, "--yes", ok=6, **elsewhere)
+        assert "No projection is called 'tally'" in err
+        assert live.terminate() == 0
+
+
 def test_describe_tells_what_the_state_is_of_also_without_a_broker(new_kit: NewKit) -> None:
     kit = new_kit()
     produce(kit.bootstrap, kit.topic, tally_events(500))
@@ -178,7 +220,11 @@ def test_models_are_given_by_id_all_together_and_counted(new_kit: NewKit) -> Non
     assert {line["id"]: line["model"] for line in lines} == models
     assert len(refold(kit, "dump", TALLY, "--limit", "3")[0].splitlines()) == 3
     assert refold(kit, "count", TALLY)[0] == f"{len(models)}\n"
-    assert orjson.loads(refold(kit, "count", TALLY, "--json")[0]) == {"projection": "tally", "models": len(models)}
+    assert orjson.loads(refold(kit, "count", TALLY, "--json")[0]) == {
+        "schema": "refold.count/1",
+        "projection": "tally",
+        "models": len(models),
+    }
 
 
 @pytest.mark.parametrize("command", ["get", "dump", "count"])
