@@ -198,15 +198,24 @@ class Groups:
             GroupActive: Somebody is; the message says who, and how to get them out.
         """
         if self.members(group):
-            members = self.describe(group).members
+            self.check_empty(group)
+            raise GroupActive(f"Group {group!r} has a member that is leaving just now. Nothing was changed. Try again.")
+
+    def check_empty(self, group: str) -> None:
+        """The same, for a group of whichever protocol (KIP-848 too), in commands that end soon: see `members`.
+
+        Raises:
+            GroupActive: Somebody is; the message says who, and how to get them out.
+        """
+        members = self.describe(group).members
+        if members:
             static = sorted(one.instance_id for one in members if one.instance_id is not None)
             advice = "Stop these processes (SIGTERM drains them); one that was killed is dropped by the broker after "
             advice += "its session timeout (session.timeout.ms, 45 s unless set otherwise)."
             if static:
                 advice += f" So is, also when it was stopped, a static member ({', '.join(static)}): it leaves no word."
             raise GroupActive(
-                f"Group {group!r} is folding: {', '.join(map(str, members)) or 'a member that is leaving just now'}. "
-                f"Nothing was changed. {advice}"
+                f"Group {group!r} has members: {', '.join(map(str, members))}. Nothing was changed. {advice}"
             )
 
     def delete_group(self, group: str) -> None:

@@ -229,7 +229,7 @@ def set_offsets(cluster: Cluster, offsets: Iterable[NewOffset]) -> None:
         if not one.is_kept:
             by_topic.setdefault((one.group, one.topic), []).append(one)
     for group in dict.fromkeys(group for group, _ in by_topic):
-        cluster.check_inactive(group)
+        cluster.check_empty(group)
     failed: list[str] = []
     done = 0
     first: BrokerError | None = None

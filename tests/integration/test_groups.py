@@ -375,6 +375,24 @@ def test_group_that_reads_is_left_alone_and_its_members_are_named(site: Site, id
         assert site.committed(name, events) == before
 
 
+def test_group_of_the_newer_protocol_is_told_of_and_left_alone(site: Site, idle: tuple[str, str]) -> None:
+    events, name = idle
+    with reading(site.bootstrap, [events], name, **{"group.protocol": "consumer"}):
+        found = until("its assignment", lambda: held(site, name))
+        assert (found["state"], found["assignor"]) == ("Stable", "uniform")
+        assert {part["member"] for part in found["partitions"]} == {"biller"}
+        _, err = site.refold("reset-offsets", "--group", name, "--topic", events, "--to-earliest", "--execute", ok=3)
+        assert "biller on 127.0.0.1" in err
+    until("it to leave", lambda: not site.json("lag", "--group", name)["groups"][0]["members"])
+    site.refold("reset-offsets", "--group", name, "--topic", events, "--to-earliest", "--execute")
+    assert site.committed(name, events) == {0: 0, 1: 0, 2: 0}
+
+
+def held(site: Site, name: str) -> Any:
+    found = site.json("lag", "--group", name)["groups"][0]
+    return found if all(part["member"] for part in found["partitions"]) else None
+
+
 def test_reset_without_a_word_shows_and_asks(site: Site, idle: tuple[str, str]) -> None:
     events, name = idle
     words = ("reset-offsets", "--group", name, "--topic", events, "--to-earliest")
