@@ -17,7 +17,9 @@ from streams.cli.wiring import Flag, PlaceOptions
 from streams.cluster import Cluster
 from streams.config import KafkaSettings, SourceSettings, StateSettings, unknown_variables
 from streams.configfile import ConfigFile
-from streams.control.doctor import Finding, Known, check_cluster, check_disk, check_projection, check_registry
+from streams.control.doctor import check_cluster, check_disk, check_registry
+from streams.control.examined import Known, check_projection
+from streams.control.findings import Finding
 from streams.control.record import Record
 from streams.control.registry import Registry
 

@@ -531,7 +531,7 @@ def test_the_commands_of_a_terminal_have_the_workers_rebuild_and_look_on(new_kit
         assert workers.record().live.state != ""
         assert not (kit.state_dir / "tally.v1-2").exists()
         assert kit.refold("rollback").startswith("tally.v1 is active")
-        assert "is folding" in kit.refold("rebuild", "--in-place", "--yes", ok=3)
+        assert "has members" in kit.refold("rebuild", "--in-place", "--yes", ok=3)
         assert kit.refold("retire").startswith("tally.v1 is active")
         soon("the copies to be gone", lambda: not any((one.state_dir / "tally.v1-2").exists() for one in both))
         assert workers.models(both[0]) == expected
