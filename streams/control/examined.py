@@ -1,4 +1,4 @@
-"""One pass over one projection: its code, topic, groups, and what this machine has of it. Everything here only looks."""
+"""One pass over one projection: its code, topic, groups, and what this machine has of it. It only looks."""
 
 from __future__ import annotations
 
