@@ -244,7 +244,7 @@ def test_changed_code_is_rolled_out_while_clients_see_nothing_but_models(
             assert not new.is_ready
             assert "not active yet" in new.ask("/readyz")[1].decode()
             assert [one.is_ready for one in pods[:2]] == [True, True]
-            code, said = node.run(approval(node), "switch")
+            code, said = node.run(command(node, "switch"), "switch")
             assert code == 0, said
             until("the new one to be ready", lambda: new.is_ready, deadline_s=60)
             assert active(node) != first
@@ -258,6 +258,34 @@ def test_changed_code_is_rolled_out_while_clients_see_nothing_but_models(
         assert set(clients.answers) == {first, active(node)}
         assert all(one["fixed"] for one in models(node).values())
         assert [one.restarts for one in node.pods] == [[], [], []]
+        go_back(release, first)
+
+
+def go_back(release: Installed, first: str) -> None:
+    """Not as wanted, found once all pods have the new code: back to the old one, as docs/kubernetes.md says."""
+    node = release.node
+    node.release = release.render(1)
+    with Clients(node) as clients:
+        old = node.replace(2)
+        until("the old code to be ready", lambda: old.is_ready, deadline_s=90)
+        until("the kept generation to be folded again", lambda: is_folded(old, first), deadline_s=90)
+        code, said = node.run(command(node, "rollback"), "rollback")
+        assert code == 0, said
+        until("readers to go by it", lambda: active(node) == first)
+        for ordinal in (1, 0):
+            node.replace(ordinal)
+            all_ready(node)
+    assert clients.wrong == []
+    assert clients.others == []
+    assert clients.slowest_s < 15
+    assert first in clients.answers
+    assert all("fixed" not in one for one in models(node).values())
+
+
+def is_folded(pod: Pod, generation: str) -> bool:
+    """Whether all partitions of a generation have an owner, and are at their end."""
+    found = json.loads(pod.ask("/status")[1])["projections"]["counts"]["generations"][generation]
+    return found["lag"] == 0 and all(one["owner"] for one in found["partitions"])
 
 
 def waits(pod: Pod) -> bool:
@@ -265,8 +293,8 @@ def waits(pod: Pod) -> bool:
     return any(one["phase"] == "waiting" for one in document["projections"]["counts"]["generations"].values())
 
 
-def approval(node: Node) -> dict[str, Any]:
-    """A job's pod that approves."""
+def command(node: Node, verb: str) -> dict[str, Any]:
+    """A job's pod that gives a command."""
     spec = node.release.command_pod("r-refold-rebuild-counts")
     (container,) = spec["containers"]
-    return {**spec, "containers": [{**container, "args": ["switch", "counts"]}]}
+    return {**spec, "containers": [{**container, "args": [verb, "counts"]}]}
