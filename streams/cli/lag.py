@@ -13,10 +13,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from streams.cli import watching
 from streams.cli.output import document, duration, local_time, printer, shown
 from streams.cli.plot import History
 from streams.cli.subjects import Subjects
-from streams.cli.watching import watch
 from streams.cli.wiring import Flag, PlaceOptions
 from streams.control.lag import GroupLag, PartitionLag, Rates, group_lag
 from streams.errors import ConfigError, GroupNotFound, at
@@ -68,73 +68,74 @@ def lag(
     """
     console = printer()
     if plot and json:
-        raise ConfigError("--plot draws, and --json prints figures: choose one. `--watch --json` gives both.")
+        raise ConfigError("--plot draws, and --json prints figures: choose one, --plot or --watch --json.")
     if plot and not console.is_terminal and for_seconds is None:
         raise ConfigError("--plot draws on a terminal, and this is none: say --for-seconds, to draw at the end.")
-    subjects = Subjects(options)
-    rates: dict[str, Rates] = {}
-    history = History()
-
-    def look(*, with_times: bool = True) -> Look:
-        seen = []
-        for subject in subjects.find(projection, group, topic or ()):
-            try:
-                found = group_lag(subjects.cluster, subject, with_times=with_times)
-            except GroupNotFound:
-                if projection is None and group is None:
-                    continue  # one of several, which is being made or removed just now
-                raise
-            rates.setdefault(subject.group, Rates()).note(found)
-            history.note(subject.group, found.at_s, found.lag_records)
-            seen.append((found, rates[subject.group]))
-        return seen
-
+    view = _Groups(Subjects(options), projection, group, topic or ())
     if plot:
-        _plot(look, history, every_s=every_seconds, for_s=for_seconds)
+        last: list[Look] = []
+        watching.watch(view.look, view.plotted, last.append, every_s=every_seconds, for_s=for_seconds)
+        if last:
+            console.print(view.plotted(last[-1]), crop=False)
     elif watch:
-        _watch(look, every_s=every_seconds, for_s=for_seconds, json=json)
+        tell = _tell_json if json else _tell
+        watching.watch(view.look, view.drawn, tell, every_s=every_seconds, for_s=for_seconds, lines=json)
     else:
-        seen = look()
+        seen = view.look()
         if sample_seconds and any(one.lag_records for one, _ in seen):
             time.sleep(sample_seconds)
-            seen = look()
+            seen = view.look()
         if json:
-            print(shown(_json(seen)))  # noqa: T201
+            _tell_json(seen)
         elif not seen:
             print("No groups: the registry knows no projection. `--group NAME` looks at any other one.")  # noqa: T201
         else:
-            console.print(_drawn(seen), crop=False)
+            console.print(view.drawn(seen), crop=False)
 
 
-def _watch(look: Any, *, every_s: float, for_s: float | None, json: bool) -> None:
-    def tell(seen: Look) -> None:
-        if json:
-            print(shown(_json(seen)))  # noqa: T201
-            return
+class _Groups:
+    """Groups, looked at again and again."""
+
+    def __init__(self, subjects: Subjects, projection: str | None, group: str | None, topics: Sequence[str]) -> None:
+        self._subjects = subjects
+        self._named = projection, group, topics
+        self._rates: dict[str, Rates] = {}
+        self._history = History()
+
+    def look(self) -> Look:
+        seen = []
+        for subject in self._subjects.find(*self._named):
+            try:
+                found = group_lag(self._subjects.cluster, subject)
+            except GroupNotFound:
+                if self._named[:2] == (None, None):
+                    continue  # one of several, which is being made or removed just now
+                raise
+            rates = self._rates.setdefault(subject.group, Rates())
+            rates.note(found)
+            self._history.note(subject.group, found.at_s, found.lag_records)
+            seen.append((found, rates))
+        return seen
+
+    def drawn(self, seen: Look) -> RenderableType:
+        parts: list[RenderableType] = []
         for one, rate in seen:
-            print(f"{local_time(int(one.at_s * 1000))}  {_summary(one, rate)}")  # noqa: T201
+            parts += [Text(""), Text(_summary(one, rate)), _table(one), *map(Text, _notes(one))]
+        return Group(*parts[1:])
 
-    watch(look, _drawn, tell, every_s=every_s, for_s=for_s, lines=json)
-
-
-def _plot(look: Any, history: History, *, every_s: float, for_s: float | None) -> None:
-    console = printer()
-
-    def draw(seen: Look) -> RenderableType:
+    def plotted(self, seen: Look) -> RenderableType:
+        console = printer()
         lines = [Text(_summary(one, rate)) for one, rate in seen]
-        return Group(Text.from_ansi(history.drawn(console.width, console.height - len(lines) - 2)), *lines)
-
-    last: list[Look] = []
-    watch(lambda: look(with_times=True), draw, last.append, every_s=every_s, for_s=for_s)
-    if last:
-        console.print(draw(last[-1]), crop=False)
+        return Group(Text.from_ansi(self._history.drawn(console.width, console.height - len(lines) - 2)), *lines)
 
 
-def _drawn(seen: Look) -> RenderableType:
-    parts: list[RenderableType] = []
+def _tell(seen: Look) -> None:
     for one, rate in seen:
-        parts += [Text(""), Text(_summary(one, rate)), _table(one), *map(Text, _notes(one))]
-    return Group(*parts[1:])
+        print(f"{local_time(int(one.at_s * 1000))}  {_summary(one, rate)}")  # noqa: T201
+
+
+def _tell_json(seen: Look) -> None:
+    print(shown(_json(seen)))  # noqa: T201
 
 
 def _summary(one: GroupLag, rate: Rates) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from cyclopts import Parameter
@@ -29,6 +29,9 @@ from streams.errors import ConfigError
 from streams.types import Member, RebuildProgress
 
 __all__ = ["generation_lines", "group_json", "group_of", "lag_line", "rebuild_json", "rebuild_line", "status"]
+
+
+T = TypeVar("T")
 
 
 def status(
@@ -60,16 +63,27 @@ def status(
         for_seconds: End by itself after so long.
         json: Print one JSON object for each look.
     """
-    view: Any = _One(projection, options) if projection is not None else All(options)
+    if projection is None:
+        _show(All(options), json=json, watch=watch, every_s=every_seconds, for_s=for_seconds)
+    else:
+        _show(_One(projection, options), json=json, watch=watch, every_s=every_seconds, for_s=for_seconds)
 
-    def tell(seen: Any) -> None:
+
+class _View(Protocol[T]):
+    def look(self) -> T: ...
+    def json(self, seen: T, /) -> dict[str, Any]: ...
+    def drawn(self, seen: T, /) -> RenderableType: ...
+
+
+def _show(view: _View[T], *, json: bool, watch: bool, every_s: float, for_s: float | None) -> None:
+    def tell(seen: T) -> None:
         if json:
             print(shown(view.json(seen)))  # noqa: T201
         else:
             printer().print(view.drawn(seen), crop=False)
 
     if watch:
-        watching.watch(view.look, view.drawn, tell, every_s=every_seconds, for_s=for_seconds, lines=json)
+        watching.watch(view.look, view.drawn, tell, every_s=every_s, for_s=for_s, lines=json)
     else:
         tell(view.look())
 

@@ -172,13 +172,12 @@ class Rates:
         return max(0.0, moved / (now_s - then_s)) if now_s > then_s else None
 
 
-def group_lag(cluster: Cluster, subject: Subject, *, with_times: bool = True) -> GroupLag:
-    """Look at a group.
+def group_lag(cluster: Cluster, subject: Subject) -> GroupLag:
+    """Look at a group; the first record of each partition that was not read is read for its timestamp.
 
     Args:
         cluster: Where it is.
         subject: Which.
-        with_times: Read the first record of each partition that was not read, for its timestamp.
 
     Raises:
         GroupNotFound: It does not exist, or has read nothing; near names are told.
@@ -211,7 +210,7 @@ def group_lag(cluster: Cluster, subject: Subject, *, with_times: bool = True) ->
                 )
             )
     look = GroupLag(subject=subject, description=description, partitions=tuple(views), at_s=time.time())
-    return _with_times(cluster, look) if with_times else look
+    return _with_times(cluster, look)
 
 
 def _wanted(
