@@ -96,6 +96,18 @@ class _Seen:
     progress: RebuildProgress | None
 
 
+def _added_lines(seen: _Seen) -> list[str]:
+    """Say which partitions nobody folds, since the topic was given them later."""
+    record, group = seen.found.record, seen.group
+    if record is None or record.live.topic != group.topic or len(group.partitions) <= record.live.partitions:
+        return []
+    added = ", ".join(str(one.partition) for one in group.partitions[record.live.partitions :])
+    return [
+        f"{group.topic} was given partitions {added} since {record.active} began: their events are not folded. "
+        f"`refold rebuild {seen.found.called}` takes them in"
+    ]
+
+
 class _One:
     """One projection's active generation, partition by partition."""
 
@@ -118,7 +130,7 @@ class _One:
 
     def drawn(self, seen: _Seen) -> RenderableType:
         state, progress = seen.state, seen.progress
-        lines = [lag_line(seen.group), *generation_lines(seen.found)]
+        lines = [lag_line(seen.group), *_added_lines(seen), *generation_lines(seen.found)]
         if state is not None and state.rebuild is not None and state.rebuild.outcome == "running":
             lines.append(rebuild_line(state))
         if progress is not None and progress.is_running:

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from projections.contract import Event
 from streams.cli.main import COMMANDS, app
@@ -101,6 +102,19 @@ def test_status_of_all_is_the_registrys_and_is_watched(new_kit: NewKit) -> None:
         assert live.terminate() == 0
     text, _ = refold(kit, "status", "--watch", "--for-seconds", "0.5", "--every-seconds", "0.3", **known)
     assert text.count("tally.v1") >= 2
+
+
+def test_status_names_partitions_that_nobody_folds(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(50))
+    with kit.process() as live:
+        until("a generation", lambda: kit.lag() == 0 and statuses(kit))
+        assert live.terminate() == 0
+    admin = AdminClient({"bootstrap.servers": kit.bootstrap})
+    admin.create_partitions([NewPartitions(kit.topic, 3)])[kit.topic].result(30)
+    until("them to be there", lambda: kit.cluster.topics()[kit.topic] == 3)
+    text, _ = refold(kit, "status", "tally", REFOLD_REGISTRY=kit.registry)
+    assert "was given partitions 1, 2 since tally.v1 began" in " ".join(text.split())
 
 
 def statuses(kit: Kit) -> list[Any]:
