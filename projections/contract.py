@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypedDict, TypeVar, get_args, get_origin
 
 import msgspec
 
-__all__ = ["CqrsProjection", "Event", "TransientError"]
+__all__ = ["CqrsProjection", "Event", "RebuildDoc", "TransientError"]
 
 ReadModel = TypeVar("ReadModel")
 
@@ -88,6 +88,19 @@ class TransientError(Exception):
     """
 
 
+class RebuildDoc(TypedDict, total=False):
+    """What whoever rebuilds a projection is to know of that (reference: Documentation). A plain dict will do."""
+
+    typical_seconds_per_million_events: float
+    """As its author measured it; where no rebuild was measured yet, its plan goes by this."""
+    memory_bytes: int
+    """What one process takes meanwhile."""
+    dependencies: str
+    """What is to be current before, beside `depends_on`; in words."""
+    notes: str
+    """What else there is to know."""
+
+
 class CqrsProjection(ABC, Generic[ReadModel]):
     """A pure fold of events into read models, one model at a time.
 
@@ -115,6 +128,10 @@ class CqrsProjection(ABC, Generic[ReadModel]):
     depends_on: ClassVar[tuple[str, ...]] = ()
     """Names of projections that are to be current before this one is rebuilt: a rebuild of several takes them in that
     order, and one of this alone waits until they have folded all that their topics have."""
+
+    rebuild_doc: ClassVar[RebuildDoc] = {}
+    """What whoever rebuilds it is to know; `refold describe` tells it. No part of the fold: changing it is no reason to
+    rebuild."""
 
     Query: ClassVar[type | None] = None
     """What readers may ask for in a list of models: a dataclass, a `msgspec.Struct` or a pydantic model, whose fields

@@ -10,7 +10,7 @@ import inspect
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -25,6 +25,8 @@ _LIBRARIES = {"msgspec", "pydantic"}
 _STDLIB = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
 _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
 _READING = ("Query", "matches", "validate")
+_TOLD = frozenset({"rebuild_doc"})
+"""What only tells of a projection."""
 _PARSINGS = 10
 _parsing = threading.Lock()
 """Python 3.11 fails now and then where two threads parse at once (CPython gh-106905)."""
@@ -241,6 +243,9 @@ def _without_reading(tree: ast.Module) -> ast.Module:
                 isinstance(base, ast.Name) and base.id in names for base in node.bases
             ):
                 projections.append(node)
+    asked_for = {part.attr for part in ast.walk(tree) if isinstance(part, ast.Attribute)}
+    for node in projections:
+        node.body = [one for one in node.body if not _is_told(one, _TOLD - asked_for)] or [ast.Pass()]
     reading = [one for node in projections for one in node.body if getattr(one, "name", None) in _READING]
     within = {id(part) for one in reading for part in ast.walk(one)}
     used = {
@@ -250,6 +255,14 @@ def _without_reading(tree: ast.Module) -> ast.Module:
     for node in projections:
         node.body = [one for one in node.body if id(one) not in gone] or [ast.Pass()]
     return tree
+
+
+def _is_told(statement: ast.stmt, names: Collection[str]) -> bool:
+    """Whether a statement of a projection only tells of it."""
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return name in names
+    return False
 
 
 def _normalised(tree: ast.AST) -> str:

@@ -53,15 +53,17 @@ class Aircraft:
 class AircraftLog(CqrsProjection[Aircraft]):
     """What each aircraft did: flights, legs, hours in the air, delays, airports, where it was seen last.
 
-    Rebuild behavior:
-    - Safe to rebuild anytime (a pure fold; nothing outside the store is touched)
-    - Typical rebuild time: ~3 s for 1M events and 4,043 aircraft (one process, two cores)
-    - Memory usage: ~215 MB during rebuild
-    - Dependencies: none; everything is in the events
+    Its rebuild behavior is `rebuild_doc`.
     """
 
     name = "aircraft-log"
     version = 1
+    rebuild_doc = {  # noqa: RUF012 - read, and never changed
+        "typical_seconds_per_million_events": 3.0,
+        "memory_bytes": 215_000_000,
+        "dependencies": "none; everything is in the events",
+        "notes": "safe at any time: a pure fold; measured with 4,043 aircraft, one process, two cores",
+    }
 
     def extract_model_id(self, event: Event) -> str | None:
         """The aircraft's tail number, which is the stream; None for a flight that never had an aircraft."""
@@ -134,16 +136,18 @@ class AircraftMonths(CqrsProjection[AircraftMonth]):
 
     A month's events are all of the aircraft's stream, hence `partition_by`.
 
-    Rebuild behavior:
-    - Safe to rebuild anytime (a pure fold; nothing outside the store is touched)
-    - Typical rebuild time: ~3 s for 1M events (one process, two cores)
-    - Memory usage: ~210 MB during rebuild
-    - Dependencies: none; everything is in the events
+    Its rebuild behavior is `rebuild_doc`.
     """
 
     name = "aircraft-months"
     version = 1
     partition_by = "stream"
+    rebuild_doc = {  # noqa: RUF012 - read, and never changed
+        "typical_seconds_per_million_events": 3.0,
+        "memory_bytes": 210_000_000,
+        "dependencies": "none; everything is in the events",
+        "notes": "safe at any time: a pure fold; measured with one process, two cores",
+    }
 
     def extract_model_id(self, event: Event) -> str | None:
         """Tail number and month; None for planning events and for flights that never had an aircraft."""

@@ -43,15 +43,17 @@ class OrderSummary(CqrsProjection[Order]):
     `OrderViewed` is declined. `OrderErased` deletes the model, and only a new `OrderPlaced` brings it back:
     what else arrives later for an order that was erased is not stored.
 
-    Rebuild behavior:
-    - Safe to rebuild anytime (a pure fold; nothing outside the store is touched)
-    - Typical rebuild time: ~3 s for 800,000 events of 120,000 orders (one process, two cores)
-    - Memory usage: ~400 MB during rebuild
-    - Dependencies: none; prices are in the events, so no product catalog has to be current
+    Its rebuild behavior is `rebuild_doc`.
     """
 
     name = "order-summary"
     version = 1
+    rebuild_doc = {  # noqa: RUF012 - read, and never changed
+        "typical_seconds_per_million_events": 3.75,
+        "memory_bytes": 400_000_000,
+        "dependencies": "none; prices are in the events, so no product catalog has to be current",
+        "notes": "safe at any time: a pure fold; measured with 120,000 orders, one process, two cores",
+    }
 
     @dataclass(slots=True, kw_only=True)
     class Query:

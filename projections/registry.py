@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pydantic
 
-from projections.contract import CqrsProjection
+from projections.contract import CqrsProjection, RebuildDoc
 
 __all__ = ["SHIPPED", "ResolveError", "resolve"]
 
@@ -233,6 +233,13 @@ def _check(projection: CqrsProjection[Any], target: str) -> None:
     idempotent: object = projection.idempotent
     if not isinstance(idempotent, bool):
         wrong.append(f"idempotent is {idempotent!r}, and must be True or False")
+    try:
+        msgspec.convert(projection.rebuild_doc, RebuildDoc)
+        unknown = sorted(set(projection.rebuild_doc) - set(RebuildDoc.__annotations__))
+        if unknown:
+            wrong.append(f"rebuild_doc has {', '.join(unknown)}, and knows {', '.join(RebuildDoc.__annotations__)}")
+    except (msgspec.ValidationError, TypeError) as error:
+        wrong.append(f"rebuild_doc is not as it should be: {error}")
     query: object = projection.Query
     if query is not None:
         if not (isinstance(query, type) and (dataclasses.is_dataclass(query) or issubclass(query, _QUERIES))):

@@ -8,7 +8,8 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from streams.cli.output import document, local_time, printer, shown, size
+from projections.contract import CqrsProjection
+from streams.cli.output import document, duration, local_time, printer, shown, size
 from streams.cli.partitions import partitions_table
 from streams.cli.parts import Located
 from streams.cli.status import generation_lines, group_json, group_of, lag_line, rebuild_json, rebuild_line
@@ -60,6 +61,8 @@ def describe(
 def _facts(found: Located, state: StateView | None, group: GroupView | BrokerError) -> list[tuple[str, str]]:
     name = found.projection.name
     facts = [("projection", f"{name}, version {found.projection.version}")]
+    if found.code is not None:
+        facts.append(("rebuilds", _behaviour(found.code)))
     if state is None:
         facts.append(("state", f"none in {found.store.directory.absolute()}"))
     else:
@@ -84,6 +87,19 @@ def _facts(found: Located, state: StateView | None, group: GroupView | BrokerErr
     return facts
 
 
+def _behaviour(projection: CqrsProjection[Any]) -> str:
+    """Say what whoever rebuilds it is to know."""
+    doc = projection.rebuild_doc
+    parts = ["twice is as once" if projection.idempotent else "each event counts once"]
+    if "typical_seconds_per_million_events" in doc:
+        parts.append(f"typically {duration(doc['typical_seconds_per_million_events'])} for a million events")
+    if "memory_bytes" in doc:
+        parts.append(f"{size(doc['memory_bytes'])} of memory")
+    needs = [*projection.depends_on, *([doc["dependencies"]] if "dependencies" in doc else [])]
+    parts.append(f"depends on: {'; '.join(needs) or 'nothing that it names'}")
+    return "; ".join([*parts, *([doc["notes"]] if "notes" in doc else [])])
+
+
 def _code(found: Located, state: StateView) -> str:
     if state.code_changed is None:
         return "not on this machine"
@@ -100,6 +116,17 @@ def _described(found: Located, state: StateView | None, group: GroupView | Broke
         "projection": found.projection.name,
         "version": found.projection.version,
         "directory": str(found.store.directory.absolute()),
+        "rebuild_doc": None
+        if found.code is None
+        else {
+            "idempotent": found.code.idempotent,
+            "depends_on": list(found.code.depends_on),
+            "typical_seconds_per_million_events": None,
+            "memory_bytes": None,
+            "dependencies": None,
+            "notes": None,
+            **found.code.rebuild_doc,
+        },
         "state": None,
         "rebuild": rebuild_json(state),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from streams.data.codec import EventCodec
 from streams.data.generation import RocksStore
 from streams.data.json_codec import JsonCodec
 from streams.data.source import KafkaEventStore
-from streams.errors import BrokerUnavailable, CodeChanged, ConfigError, RebuildCancelled
+from streams.errors import BrokerError, BrokerUnavailable, CodeChanged, ConfigError, RebuildCancelled
 from streams.log import get_logger
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Located",
     "Wired",
     "codec_of",
+    "find_coded",
     "find_or_absent",
     "find_projection",
     "naming_commands",
@@ -182,6 +184,25 @@ def find_or_absent(projection: str, file: ConfigFile, registry: Registry) -> Cqr
         near = difflib.get_close_matches(projection, records, 3, 0.5)
         if near:
             raise ResolveError(f"{error} The registry knows {', '.join(near)}.") from error
+        raise
+
+
+def find_coded(projection: str, file: ConfigFile, registry: Registry) -> CqrsProjection[Any]:
+    """Find a projection by its code.
+
+    Raises:
+        ResolveError: It is not on this machine; whether the registry knows the name is told.
+    """
+    try:
+        return find_projection(projection, file)
+    except ResolveError as error:
+        with contextlib.suppress(BrokerError):
+            if projection in registry.all():
+                raise ResolveError(
+                    f"The registry knows {projection!r}, and its code is not on this machine. Do this where it is, as "
+                    "module:Class or named in refold.toml; or ask a worker that has it: POST "
+                    f"/v1/projections/{projection}/rebuild, or its page."
+                ) from error
         raise
 
 

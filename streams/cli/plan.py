@@ -105,6 +105,8 @@ def _gone(world: World) -> str:
 def _expected(world: World) -> str:
     if world.seconds is None:
         return "unknown before it runs: there is no earlier rebuild to go by"
+    if not world.events_per_second:
+        return f"about {duration(world.seconds)}, by what its author says of it; none was measured yet"
     return f"about {duration(world.seconds)}, at the {world.events_per_second:,.0f} events/s of the last rebuild"
 
 

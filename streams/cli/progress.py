@@ -13,7 +13,7 @@ from streams.cli.view import drawn, percent
 from streams.control.reporters import ProgressReporter
 from streams.types import RebuildProgress
 
-__all__ = ["RichReporter", "reporter_for", "said"]
+__all__ = ["RichReporter", "reporter_for", "said", "shown_as_bar"]
 
 _LINE_S = 5.0
 
@@ -37,7 +37,7 @@ class RichReporter:
         """See ProgressReporter."""
         if not self._live.is_started:
             self._live.start()
-        self._live.update(_drawn(progress), refresh=True)
+        self._live.update(shown_as_bar(progress), refresh=True)
 
     def ended(self, progress: RebuildProgress) -> None:
         """See ProgressReporter."""
@@ -66,7 +66,8 @@ class LineReporter:
         """See ProgressReporter."""
 
 
-def _drawn(progress: RebuildProgress) -> RenderableType:
+def shown_as_bar(progress: RebuildProgress) -> RenderableType:
+    """Draw a bar with its figures, and what is waited for."""
     if not progress.partitions:
         return Text("checking")
     total = progress.total_offsets

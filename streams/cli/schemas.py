@@ -193,6 +193,16 @@ KINDS: dict[str, Schema] = {
             projection=text(),
             version=whole(),
             directory=text("where the state is, on this machine"),
+            rebuild_doc=maybe(
+                thing(
+                    idempotent=flag(),
+                    depends_on=many(text()),
+                    typical_seconds_per_million_events=maybe(number("as its author measured it")),
+                    memory_bytes=maybe(whole("of one process meanwhile")),
+                    dependencies=maybe(text()),
+                    notes=maybe(text()),
+                )
+            ),
             state=maybe(
                 thing(
                     build=whole(),

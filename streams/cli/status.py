@@ -17,7 +17,7 @@ from streams.cli.beside import record_json
 from streams.cli.output import document, duration, local_time, printer, shown
 from streams.cli.partitions import partitions_table
 from streams.cli.parts import Located
-from streams.cli.progress import said
+from streams.cli.progress import said, shown_as_bar
 from streams.cli.statuses import All
 from streams.cli.wiring import Flag, GroupOptions
 from streams.cluster import Cluster
@@ -131,13 +131,14 @@ class _One:
     def drawn(self, seen: _Seen) -> RenderableType:
         state, progress = seen.state, seen.progress
         lines = [lag_line(seen.group), *_added_lines(seen), *generation_lines(seen.found)]
+        bars: list[RenderableType] = []
         if state is not None and state.rebuild is not None and state.rebuild.outcome == "running":
             lines.append(rebuild_line(state))
         if progress is not None and progress.is_running:
-            lines.append(f"rebuild {said(progress)}")
+            bars.append(shown_as_bar(progress))
         elif progress is not None and progress.error is not None:
             lines.append(f"rebuild stopped at {said(progress)}\n{progress.error}")
-        return Group(partitions_table(seen.group), *map(Text, lines))
+        return Group(partitions_table(seen.group), *map(Text, lines), *bars)
 
 
 def group_of(found: Located, state: StateView | None) -> GroupView:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import RenderableType
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from streams.cli.output import document, duration
 from streams.cli.progress import said
+from streams.cli.view import percent
 from streams.cli.wiring import PlaceOptions
 from streams.cluster import Cluster
 from streams.config import KafkaSettings, StateSettings
@@ -22,6 +24,8 @@ from streams.data.source import KafkaEventStore
 from streams.types import RebuildProgress, TopicInfo
 
 __all__ = ["All"]
+
+_BAR_WIDTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class All:
             table.add_column(name, overflow="fold")
         for name in ("lag", "behind", "models", "members"):
             table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("rebuild", no_wrap=True)
         table.add_column("", overflow="fold")
         for one in seen:
             seconds = one.group.lag_seconds()
@@ -81,9 +86,22 @@ class All:
                 duration(seconds) if one.group.lag else "0 s",
                 f"{sum(part.models for part in one.group.partitions):,}",
                 str(len(one.group.members)),
+                _bar(one.progress),
                 Text(_matter(one)),
             )
         return table
+
+
+def _bar(progress: RebuildProgress | None) -> RenderableType:
+    if progress is None or not progress.partitions:
+        return ""
+    total = progress.total_offsets
+    done = total - progress.remaining_offsets
+    bar = Table.grid(padding=(0, 1, 0, 0))
+    bar.add_row(
+        ProgressBar(total=max(1, total), completed=done if total else 1, width=_BAR_WIDTH), percent(done, total)
+    )
+    return bar
 
 
 def _matter(one: _Line) -> str:

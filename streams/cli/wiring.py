@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, cast
 from cyclopts import Parameter
 from pydantic_settings import BaseSettings
 
-from streams.cli.parts import Found, Located, Wired, codec_of, find_or_absent, find_projection
+from streams.cli.parts import Found, Located, Wired, codec_of, find_coded, find_or_absent, find_projection
 from streams.cluster import Cluster
 from streams.config import (
     FoldSettings,
@@ -221,7 +221,7 @@ class FoldOptions(GroupOptions):
             required=() if known else ("topic",),
         )
         registry = Registry(Cluster(kafka), state.registry, copies=state.state_dir)
-        found = find_projection(projection, file) if coded else find_or_absent(projection, file, registry)
+        found = (find_coded if coded else find_or_absent)(projection, file, registry)
         topic = source.topic
         if topic is None:
             record = registry.get(found.name)

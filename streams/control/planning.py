@@ -62,6 +62,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     free_bytes: int | None = None
     events_per_second: float | None = None
     """As the last rebuild was measured; None where none was."""
+    typical_events_per_second: float | None = None
+    """As its author says (`rebuild_doc`); None where he does not."""
 
     @property
     def begins_at(self) -> dict[int, int]:
@@ -80,8 +82,9 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float | None:
-        """How long it takes at the rate of the last one; None where none was measured."""
-        return self.events / self.events_per_second if self.events_per_second else None
+        """How long it takes, at the rate of the last one or as its author says; None where neither is known."""
+        rate = self.events_per_second or self.typical_events_per_second
+        return self.events / rate if rate else None
 
     @property
     def needed_bytes(self) -> int | None:
@@ -131,6 +134,7 @@ def world_of(site: Site, called: str, strategy: RebuildStrategy, *, beside: bool
         models_bytes=None if state is None else state.size_bytes,
         free_bytes=_free(site.state_dir),
         events_per_second=rate_of(record, state),
+        typical_events_per_second=_typical(site),
     )
 
 
@@ -163,6 +167,11 @@ def differences(before: World, now: World) -> list[str]:
     if now.codec != before.codec:
         found.append(f"records were to be read by {before.codec}, and would be by {now.codec}")
     return found
+
+
+def _typical(site: Site) -> float | None:
+    seconds = site.projection.rebuild_doc.get("typical_seconds_per_million_events")
+    return 1e6 / seconds if seconds else None
 
 
 def _positions(world: World) -> str:

@@ -136,7 +136,7 @@ def test_projection_whose_code_is_elsewhere_is_told_of_and_its_rebuild_is_paused
         assert refold(kit, "pause", "tally", ok=3, **elsewhere)[1].startswith("refold: No rebuild")
         assert "No projection is called 'taly'" in refold(kit, "status", "taly", ok=6, **elsewhere)[1]
         _, err = refold(kit, "rebuild", "tally", "--topic", kit.topic, "--yes", ok=6, **elsewhere)
-        assert "No projection is called 'tally'" in err
+        assert "The registry knows 'tally', and its code is not on this machine." in err
         assert live.terminate() == 0
 
 
@@ -158,6 +158,18 @@ def test_describe_tells_what_the_state_is_of_also_without_a_broker(new_kit: NewK
     out, _ = refold(kit, "describe", TALLY, "--group", kit.group)  # the state knows its topic
     assert "unchanged since the state was folded" in out
     assert "build 1 was begun by a run" in out
+
+
+def test_describe_tells_what_whoever_rebuilds_is_to_know_and_a_plan_goes_by_it(new_kit: NewKit) -> None:
+    kit = new_kit()
+    words = ("--topic", kit.topic, "--registry", kit.registry)
+    told = orjson.loads(refold(kit, "describe", "order-summary", *words, "--json")[0])["rebuild_doc"]
+    assert (told["idempotent"], told["depends_on"], told["memory_bytes"]) == (False, [], 400_000_000)
+    said = " ".join(refold(kit, "describe", "order-summary", *words)[0].split())
+    assert "typically 3.8 s for a million events; 381.5 MiB of memory; depends on: none; prices are in" in said
+    produce(kit.bootstrap, kit.topic, tally_events(400))
+    text, _ = refold(kit, "rebuild", "order-summary", *words, "--dry-run")
+    assert "by what its author says of it; none was measured yet" in text
 
 
 def test_describe_tells_of_changed_code_and_names_the_commands(new_kit: NewKit) -> None:

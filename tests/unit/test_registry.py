@@ -142,6 +142,9 @@ def test_what_is_no_projection_is_refused(name: str, said: str) -> None:
         ('name = "totals"; version = "2"', "version is '2'"),
         ('name = "totals"; partition_by = "key"', "partition_by is 'key'"),
         ('name = "totals"; Query = 7', "Query is 7"),
+        ('name = "totals"; rebuild_doc = {"typical": 3}', "rebuild_doc has typical, and knows typical_seconds_per"),
+        ('name = "totals"; rebuild_doc = {"memory_bytes": "much"}', "rebuild_doc is not as it should be"),
+        ('name = "totals"; rebuild_doc = 7', "rebuild_doc is not as it should be"),
         ('name = "totals"; Query = dict', "Query is <class 'dict'>"),
         ('name = "totals"; Query = Event', "no `matches`"),
     ],
@@ -212,6 +215,14 @@ def test_what_readers_alone_use_keeps_the_fingerprint(here: Path) -> None:
     assert fingerprint_of(here, good + READING.replace(">=", ">")) == before
     folding = good.replace('["amount"]}', '["amount"] * self.matches({"total": 1}, self.Query())}')
     assert fingerprint_of(here, folding + READING) != fingerprint_of(here, folding + READING.replace(">=", ">"))
+
+
+def test_what_is_told_of_a_rebuild_keeps_the_fingerprint_unless_the_fold_reads_it(here: Path) -> None:
+    before = fingerprint_of(here, GOOD)
+    told = GOOD.replace('name = "totals"', 'name = "totals"; rebuild_doc = {"notes": "quick"}')
+    assert fingerprint_of(here, told) == before
+    read = told.replace('["amount"]}', '["amount"] + len(self.rebuild_doc["notes"])}')
+    assert fingerprint_of(here, read) != fingerprint_of(here, read.replace("quick", "slow"))
 
 
 @pytest.mark.parametrize(
