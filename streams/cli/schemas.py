@@ -11,14 +11,13 @@ import msgspec
 
 from streams.control.planning import World
 from streams.control.record import Record, Summary
-from streams.data.build import RebuildRecord
 from streams.types import RebuildProgress
 
 __all__ = ["KINDS", "schema_of"]
 
 Schema = dict[str, Any]
 
-_TYPES = (RebuildProgress, RebuildRecord, Record, Summary, World)
+_TYPES = (RebuildProgress, Record, Summary, World)
 
 
 def _as(kind: str, told: str) -> Schema:
@@ -116,6 +115,31 @@ _GROUP: dict[str, Schema] = {
     ),
 }
 
+_PROGRESS: Schema = {
+    "allOf": [known(RebuildProgress)],
+    **thing(completion_percentage=maybe(number("0 to 100; 100 exactly at the end"))),
+}
+_REBUILD = thing(
+    strategy=text(),
+    starts=by(whole(), "by partition, where it began"),
+    targets=by(whole(), "by partition, the end as pinned when it began"),
+    before=thing(events=whole(), declined=whole(), deleted=whole()),
+    started_at=text(),
+    ended_at=maybe(text()),
+    outcome={
+        "enum": ["running", "completed", "cancelled", "failed", "died"],
+        "description": "died: it ended without a word",
+    },
+    error=maybe(text()),
+    events=whole(),
+    models=maybe(whole()),
+    deleted=whole(),
+    declined=whole(),
+    seconds=number("of the process that ended it, as the next one"),
+    events_per_second=number(),
+)
+"""The rebuild that made the state."""
+
 KINDS: dict[str, Schema] = {
     "lag/1": thing(
         at=time("when it was looked"),
@@ -164,8 +188,8 @@ KINDS: dict[str, Schema] = {
     "status/1": thing(
         projection=text(),
         **_GROUP,
-        rebuild=maybe(known(RebuildRecord)),
-        progress=maybe(known(RebuildProgress)),
+        rebuild=maybe(_REBUILD),
+        progress=maybe(_PROGRESS),
         registry=maybe(known(Record)),
     ),
     "statuses/1": thing(
@@ -221,7 +245,7 @@ KINDS: dict[str, Schema] = {
                     ),
                 )
             ),
-            rebuild=maybe(known(RebuildRecord)),
+            rebuild=maybe(_REBUILD),
         ),
         "anyOf": [thing(**_GROUP), thing(error=text("why the group is not known"))],
     },
@@ -246,16 +270,13 @@ KINDS: dict[str, Schema] = {
         options=by(ANY, "flags that say where things are; no client setting is among them"),
         worlds=many(known(World), "each projection, as it was found"),
     ),
-    "rebuild/1": {
-        "allOf": [known(RebuildProgress)],
-        **thing(completion_percentage=maybe(number("0 to 100; 100 exactly at the end"))),
-    },
+    "rebuild/1": _PROGRESS,
     "rebuilds/1": thing(
         projections=by(
             thing(
                 state=text("completed, failed or skipped"),
                 error=maybe(text()),
-                progress=known(RebuildProgress),
+                progress=_PROGRESS,
                 registry=maybe(known(Record)),
             )
         )
@@ -333,7 +354,7 @@ KINDS: dict[str, Schema] = {
         model=ANY,
     ),
     "preview/1": thing(
-        streams=whole("how many were folded"),
+        streams=many(text(), "those that were folded"),
         events=whole(),
         models=whole("how many were compared"),
         differences=many(thing(id=text("the model's"), partition=whole(), changes=_CHANGES)),

@@ -39,6 +39,7 @@ def check_figures(output: str, partitions: int) -> None:
     lines = output.splitlines()
     assert len(lines) == 1
     figures: dict[str, Any] = json.loads(lines[0])
+    assert figures.pop("schema") == "refold.demo/1"
     assert list(figures) == KEYS
     assert (figures["events"], figures["models"]) == (1_001_615, 4_043)
     assert figures["partitions"] == partitions

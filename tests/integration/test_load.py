@@ -250,7 +250,7 @@ def test_the_command_loads_standard_input_and_prints_the_sum_as_json(
     done = refold("load", "-", "--topic", name, "--bootstrap-servers", bootstrap_servers, "--json", given=given)
     assert done.returncode == 0, done.stderr
     figures = orjson.loads(done.stdout)
-    assert figures.keys() == {"topic", "records", "bytes", "seconds"}
+    assert figures.keys() == {"schema", "topic", "records", "bytes", "seconds"}
     assert (figures["topic"], figures["records"]) == (name, 20)
     assert len(read_all(bootstrap_servers, name)) == 20
 

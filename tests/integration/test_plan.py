@@ -240,7 +240,7 @@ def test_dependent_projections_are_rebuilt_in_order_and_one_that_fails_stops_onl
             assert stored(kit, projection).check(log) == 600
         assert not (kit.state_dir / "offers.v1").exists()
         # Corrected, the rest is rebuilt.
-        document = orjson.loads(several(kit, "Offers", "Prices", options=("--parallel", "2", "--json")))
+        document = orjson.loads(several(kit, "Offers", "Prices", options=("--parallel", "2", "--json")))["projections"]
         assert {name: one["state"] for name, one in document.items()} == {"prices": "completed", "offers": "completed"}
         for dependent in (Prices(), Offers()):
             assert stored(kit, dependent).check(log) == 600
