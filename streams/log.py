@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, TextIO, cast
 
 import structlog
 
-__all__ = ["configure", "configured", "get_logger", "is_debug"]
+__all__ = ["LEVELS", "configure", "configured", "get_logger", "is_debug", "parse_modules"]
+
+LEVELS = ("debug", "info", "warning", "error")
+_LEVEL_OF = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 get_logger = structlog.get_logger
 
@@ -42,11 +46,64 @@ def configured() -> dict[str, Any] | None:
 
 def is_debug() -> bool:
     """Say whether the whole story is to be told."""
-    return bool(structlog.get_config()["wrapper_class"] is structlog.make_filtering_bound_logger(logging.DEBUG))
+    return _configured is not None and _configured["level"] == "debug"
+
+
+class _Named(structlog.PrintLogger):
+    """A logger that knows whose it is."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(cast(TextIO, _StandardError()))
+        self.name = name
+
+
+def _logger(*names: Any) -> _Named:
+    return _Named(str(names[0]) if names else "")
+
+
+class _ByModule:
+    """Drops what is below the level of its module, which is that of the longest name that it begins with.
+
+    Args:
+        levels: By module's name; "" for all others.
+    """
+
+    def __init__(self, levels: Mapping[str, int]) -> None:
+        self._levels = sorted(levels.items(), key=lambda one: -len(one[0]))
+        self._known: dict[str, int] = {}
+
+    def __call__(self, logger: Any, method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        name: str = getattr(logger, "name", "")
+        if name not in self._known:
+            self._known[name] = next(
+                level for prefix, level in self._levels if not prefix or f"{name}.".startswith(f"{prefix}.")
+            )
+        if _LEVEL_OF.get(method, logging.ERROR) < self._known[name]:
+            raise structlog.DropEvent
+        return entry
+
+
+def parse_modules(text: str) -> dict[str, str]:
+    """Read `MODULE=LEVEL,MODULE=LEVEL`.
+
+    Raises:
+        ValueError: It says nothing of the kind.
+    """
+    found = {}
+    for part in filter(None, (one.strip() for one in text.split(","))):
+        module, _, level = part.partition("=")
+        if not re.fullmatch(r"\w+(\.\w+)*", module) or level not in LEVELS:
+            raise ValueError(f"{part!r}: write MODULE=LEVEL, with one of {', '.join(LEVELS)}")
+        found[module] = level
+    return found
 
 
 def configure(
-    *, level: str = "info", style: Literal["console", "json"] | None = None, shown_elsewhere: Collection[str] = ()
+    *,
+    level: str = "info",
+    style: Literal["console", "json"] | None = None,
+    shown_elsewhere: Collection[str] = (),
+    modules: Mapping[str, str] | None = None,
 ) -> None:
     """Send refold's logs, and those of the libraries below it, to standard error.
 
@@ -54,6 +111,8 @@ def configure(
         level: debug, info, warning or error.
         style: One JSON object a line, or columns for people; by default columns on a terminal.
         shown_elsewhere: Events that the user is told in another way.
+        modules: Levels of single modules, and of those below them, whosever they are; such as
+            `{"streams.control": "debug"}`.
     """
 
     def drop(_logger: object, _method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -62,11 +121,14 @@ def configure(
         return entry
 
     global _configured
-    _configured = {"level": level, "style": style, "shown_elsewhere": tuple(shown_elsewhere)}
-    number = logging.getLevelNamesMapping()[level.upper()]
+    modules = dict(modules or {})
+    _configured = {"level": level, "style": style, "shown_elsewhere": tuple(shown_elsewhere), "modules": modules}
+    numbers = {name: logging.getLevelNamesMapping()[one.upper()] for name, one in {"": level, **modules}.items()}
+    number = numbers[""]
     json = style == "json" or (style is None and not sys.stderr.isatty())
     structlog.configure(
         processors=[
+            *([_ByModule(numbers)] if modules else []),
             drop,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
@@ -76,8 +138,10 @@ def configure(
             structlog.processors.dict_tracebacks if json else structlog.dev.set_exc_info,
             structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(file=cast(TextIO, _StandardError())),
+        wrapper_class=structlog.make_filtering_bound_logger(min(numbers.values())),
+        logger_factory=_logger,
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=max(number, logging.WARNING), stream=sys.stderr, format="%(name)s: %(message)s")
+    for name in modules:
+        logging.getLogger(name).setLevel(numbers[name])

@@ -124,6 +124,7 @@ def _launch(
         Literal["debug", "info", "warning", "error"] | None, Parameter(env_var="REFOLD_LOG_LEVEL")
     ] = None,
     log_format: Annotated[Literal["console", "json"] | None, Parameter(env_var="REFOLD_LOG_FORMAT")] = None,
+    log_modules: Annotated[str, Parameter(env_var="REFOLD_LOG")] = "",
 ) -> None:
     """Set up logging, then run the command.
 
@@ -131,14 +132,22 @@ def _launch(
         tokens: The command and its options.
         log_level: What to log, on standard error; by default info, and warning where a bar is drawn there.
         log_format: Columns, or one JSON object a line; by default columns on a terminal.
+        log_modules: Other levels for some modules and those below them: MODULE=LEVEL,… as in streams.control=debug.
     """
     from streams import log
+    from streams.errors import ConfigError
+
+    try:
+        modules = log.parse_modules(log_modules)
+    except ValueError as error:
+        raise ConfigError(f"--log-modules (REFOLD_LOG) cannot be read: {error}.") from error
 
     draws = tokens[:1] in _DRAWING or (tokens[:1] == ("run",) and sys.stderr.isatty())
     log.configure(
         level=log_level or ("warning" if draws else "info"),
         style=log_format,
         shown_elsewhere=_SHOWN if draws and log_level != "debug" else (),
+        modules=modules,
     )
     command, bound, _ = app.parse_args(tokens)  # imports the command's modules
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

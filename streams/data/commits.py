@@ -128,7 +128,9 @@ class Commits:
                     self.one(held)
         self._pace.taken(began, models)
         self.taken += 1
-        self.taken_s += time.monotonic() - began
+        took_s = time.monotonic() - began
+        self.taken_s += took_s
+        log.debug("checkpoint.saved", group=self._job.group, models=models, seconds=round(took_s, 4))
 
     def one(self, held: HeldPartition) -> bool:
         """Commit one fold to its store. False: a model cannot be stored, and the fold is back at its last commit.

@@ -26,6 +26,9 @@ __all__ = ["EVENTS", "Page"]
 
 EVENTS = "/events"
 _EVERY_S = 1.0
+_SELDOM_S = 10.0
+_BYTES_A_SECOND = 256 << 10
+"""What a page is fed at most: thousands of partitions are told of less often."""
 _STREAMS = 64
 """Pages that are fed at the same time."""
 _TYPES = {
@@ -61,6 +64,7 @@ class Page:
         self._lags = Lags(lambda: worker.observing.seen)
         self._looking: asyncio.Task[None] | None = None
         self._streams = 0
+        self._is_ending = False
         self._known: tuple[float, dict[str, Any]] = (-_EVERY_S, {})
         self._files = {f"/page/{name}": _asset(name, body) for name, body in _read("").items()}
 
@@ -85,7 +89,8 @@ class Page:
         self._looking = asyncio.create_task(self._lags.run())
 
     async def stop(self) -> None:
-        """Keep none any more."""
+        """Keep none any more, and feed nobody."""
+        self._is_ending = True
         if self._looking is not None:
             self._looking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -105,15 +110,17 @@ class Page:
         """Feed a page until it goes, or this worker is to end."""
         if self._streams >= _STREAMS:
             raise Problem(429, "busy", f"{_STREAMS} pages are being fed.", retry_after_s=10)
-        response = web.StreamResponse(headers={**_HEADERS, "Cache-Control": "no-store"})
+        # Proxies are not to collect what is to be seen at once.
+        response = web.StreamResponse(headers={**_HEADERS, "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         response.content_type = "text/event-stream"
         self._streams += 1
         try:
             await response.prepare(request)
             await response.write(_event("history", self._lags.document()))
-            while not self._worker.is_draining:
-                await response.write(_event("standing", {**self._standing(), "commands": commands}))
-                await asyncio.sleep(_EVERY_S)
+            while not (self._is_ending or self._worker.is_draining):
+                event = _event("standing", {**self._standing(), "commands": commands})
+                await response.write(event)
+                await asyncio.sleep(min(_SELDOM_S, max(_EVERY_S, len(event) / _BYTES_A_SECOND)))
         except ConnectionError:
             pass  # it has gone
         finally:

@@ -172,6 +172,22 @@ def test_describe_tells_what_whoever_rebuilds_is_to_know_and_a_plan_goes_by_it(n
     assert "by what its author says of it; none was measured yet" in text
 
 
+def test_debug_logs_of_single_modules_tell_the_story_of_a_rebuild(new_kit: NewKit) -> None:
+    kit = new_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(400))
+    words = ("rebuild", TALLY, "--topic", kit.topic, "--group", kit.group, "--registry", kit.registry, "--yes")
+    told = {"REFOLD_LOG": "streams.control=debug,streams.data=debug,streams.data.polling=error"}
+    _, err = refold(kit, *words, **told, REFOLD_LOG_FORMAT="json")  # type: ignore[arg-type]
+    events = [orjson.loads(line)["event"] for line in err.splitlines() if line.startswith("{")]
+    for event in ("rebuild.strategy_selected", "agent.started", "partitions.assigned", "checkpoint.saved"):
+        assert event in events, events
+    _, err = refold(kit, *words, REFOLD_LOG_FORMAT="json")
+    assert "checkpoint.saved" not in err
+    for wrong in ("streams.control", "streams.control=loud", "=debug"):
+        _, err = refold(kit, "list", REFOLD_LOG=wrong, ok=2)
+        assert f"{wrong!r}: write MODULE=LEVEL" in err
+
+
 def test_describe_tells_of_changed_code_and_names_the_commands(new_kit: NewKit) -> None:
     kit = new_kit()
     produce(kit.bootstrap, kit.topic, tally_events(50))

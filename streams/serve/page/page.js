@@ -14,6 +14,7 @@ const state = {
   history: {}, // by generation and partition: [[seconds since 1970, lag], …]
   left: {}, // by rebuild: what was left of it, for the last minute
   reports: {}, // by generation
+  opened: {}, // by generation: whether somebody opened or closed it
   link: ["lost", "connecting"],
   token: "",
   who: "",
@@ -232,21 +233,29 @@ function Report({ summary, kept, before, after }) {
   </details>`;
 }
 
+// Of what is closed, no rows are drawn: there may be thousands.
+function toggled(id, isOpen) {
+  if ((state.opened[id] ?? null) === isOpen) return;
+  state.opened[id] = isOpen;
+  draw();
+}
+
 function Generation({ id, one, isActive }) {
   const stuck = one.partitions.filter((part) => part.why);
-  return html`<details open=${isActive && stuck.length > 0}>
+  const isOpen = state.opened[id] ?? (isActive && stuck.length > 0);
+  return html`<details open=${isOpen} onToggle=${(event) => toggled(id, event.target.open)}>
     <summary>${id}, ${one.phase}: ${one.partitions.length} partitions, lag ${number(one.lag)}</summary>
     ${one.why && html`<p class="quiet">${one.why}</p>`}
     ${one.error && html`<p class="note bad">${one.error}</p>`}
     <p class="quiet">topic ${one.topic}, group ${one.group}, code of version ${one.version} (${one.code_here ? "which this worker has" : "which this worker does not have"})</p>
-    <div class="scroll" tabindex="0" role="region" aria-label="Partitions of ${id}"><table>
+    ${isOpen && html`<div class="scroll" tabindex="0" role="region" aria-label="Partitions of ${id}"><table>
       <caption>Partitions of ${id}</caption>
       <thead><tr><th scope="col" class="number">partition</th><th scope="col" class="number">position</th><th scope="col" class="number">end</th><th scope="col" class="number">lag</th><th scope="col">last 15 minutes</th><th scope="col" class="number">models</th><th scope="col">owner</th><th scope="col">state</th></tr></thead>
       <tbody>${one.partitions.map((part) => html`<tr key=${part.partition}>
         <td class="number">${part.partition}</td><td class="number">${number(part.position)}</td><td class="number">${number(part.end)}</td><td class="number">${number(part.lag)}</td>
         <td><${Curve} kind="spark" name="Lag of partition ${part.partition}" points=${state.history[id]?.[part.partition] || []} /></td>
         <td class="number">${number(part.models)}</td><td class="wide">${part.address || part.owner || "nobody"}</td><td class="wide">${part.phase || "–"}${part.why ? `: ${part.why}` : ""}</td></tr>`)}</tbody>
-    </table></div>
+    </table></div>`}
   </details>`;
 }
 
