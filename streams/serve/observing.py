@@ -123,13 +123,15 @@ class Observing:
                     if one.id in self.seen:
                         seen[one.id] = self.seen[one.id]
                     continue
-                self._follow(cluster, subject)
                 before = self.seen.get(one.id)
                 lag_s = self._lags(subject, view, before, began_s)
                 seen[one.id] = Observed(view=view, at_s=began_s, lag_s=lag_s)
                 self._owners.note(one.id, view.members, began_s)
                 ends = {part.partition: part.end for part in view.partitions}
                 is_settled &= self._served.look(one, subject.status.partitions, ends)
+                self._follow(cluster, subject)
+            for gone in set(self._replays) - set(seen):
+                del self._replays[gone]
             self.seen, self.why_not = seen, why_not
         for peek in self._peeks.values():
             peek.close()
@@ -140,13 +142,17 @@ class Observing:
         return None if replay is None else replay.progress
 
     def _follow(self, cluster: Cluster, subject: Subject) -> None:
+        """Follow a replay, which its leader does too; what cannot be seen now is looked at the next time."""
         one = subject.generation
         if not subject.is_replayed:
             self._replays.pop(one.id, None)
             return
-        if one.id not in self._replays:
-            self._replays[one.id] = Replay(cluster, one)
-        self._replays[one.id].look()
+        try:
+            if one.id not in self._replays:
+                self._replays[one.id] = Replay(cluster, one)
+            self._replays[one.id].look()
+        except CqrsError as error:
+            log.debug("replay.not_seen", generation=one.id, why=str(error))
 
     def _count(self, cluster: Cluster, one: Generation) -> None:
         """Look now and then whether a topic has partitions that nobody folds for this generation."""
