@@ -8,7 +8,7 @@ import io
 import struct
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -59,6 +59,18 @@ def _assigned(assignment: bytes) -> Iterator[int]:
         data.read(number(">h"))  # the topic
         for _ in range(number(">i")):
             yield number(">i")
+
+
+def _check_nobody(group: str, members: Iterable[Member]) -> None:
+    members = list(members)
+    if not members:
+        return
+    static = sorted(one.instance_id for one in members if one.instance_id is not None)
+    advice = "Stop these processes (SIGTERM drains them); one that was killed is dropped by the broker after its "
+    advice += "session timeout (session.timeout.ms, 45 s unless set otherwise)."
+    if static:
+        advice += f" So is, also when it was stopped, a static member ({', '.join(static)}): it leaves no word."
+    raise GroupActive(f"Group {group!r} has members: {', '.join(map(str, members))}. Nothing was changed. {advice}")
 
 
 class Groups:
@@ -197,9 +209,7 @@ class Groups:
         Raises:
             GroupActive: Somebody is; the message says who, and how to get them out.
         """
-        if self.members(group):
-            self.check_empty(group)
-            raise GroupActive(f"Group {group!r} has a member that is leaving just now. Nothing was changed. Try again.")
+        _check_nobody(group, self.members(group))
 
     def check_empty(self, group: str) -> None:
         """The same, for a group of whichever protocol (KIP-848 too), in commands that end soon: see `members`.
@@ -207,16 +217,7 @@ class Groups:
         Raises:
             GroupActive: Somebody is; the message says who, and how to get them out.
         """
-        members = self.describe(group).members
-        if members:
-            static = sorted(one.instance_id for one in members if one.instance_id is not None)
-            advice = "Stop these processes (SIGTERM drains them); one that was killed is dropped by the broker after "
-            advice += "its session timeout (session.timeout.ms, 45 s unless set otherwise)."
-            if static:
-                advice += f" So is, also when it was stopped, a static member ({', '.join(static)}): it leaves no word."
-            raise GroupActive(
-                f"Group {group!r} has members: {', '.join(map(str, members))}. Nothing was changed. {advice}"
-            )
+        _check_nobody(group, self.describe(group).members)
 
     def delete_group(self, group: str) -> None:
         """Delete a group's offsets, and the group. One that does not exist is as good as deleted.

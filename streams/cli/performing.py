@@ -145,7 +145,7 @@ def _check_possible(world: World, wired: Wired, strategy: RebuildStrategy) -> No
     """
     cluster = wired.events.cluster
     if world.manner == "in-place":
-        cluster.check_inactive(world.group)
+        cluster.check_empty(world.group)
     if isinstance(strategy, FromBeginning) and not wired.allow_incomplete:
         check_complete(
             cluster,
