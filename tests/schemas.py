@@ -12,7 +12,7 @@ from streams.cli.schemas import KINDS, schema_of
 
 __all__ = ["check_printed", "seen"]
 
-_PARTS = ("RebuildProgress", "Summary")
+_PARTS = ("Record", "RebuildProgress", "Summary")
 """Records that documents add to."""
 
 seen: set[str] = set()
@@ -25,23 +25,25 @@ def validator(kind: str) -> Draft202012Validator:
     for name, shared in found["$defs"].items():
         if name not in _PARTS:
             tighten(shared)
-    tighten(found)
+    tighten(found, is_whole=True)
     return Draft202012Validator(found)
 
 
-def tighten(part: Any) -> None:
-    """Let an object have no other fields than those that are told of."""
-    if isinstance(part, dict):
-        if "properties" in part:
-            part["unevaluatedProperties"] = False
-        for key in ("properties", "items", "additionalProperties"):
-            inner = part.get(key)
-            for one in inner.values() if key == "properties" and isinstance(inner, dict) else [inner]:
-                tighten(one)
-        for one in part.get("anyOf", ()):
-            if "$ref" in one or one.get("type") == "null":
-                continue
-            tighten({key: value for key, value in one.items() if key != "properties"})
+def tighten(part: Any, *, is_whole: bool = False) -> None:
+    """Let an object have no other fields than those that are told of.
+
+    Args:
+        part: A schema.
+        is_whole: It is a document's; where that has alternatives, each tells of a part of it.
+    """
+    if not isinstance(part, dict):
+        return
+    if "properties" in part:
+        part["unevaluatedProperties"] = False
+    for inner in (*part.get("properties", {}).values(), part.get("items"), part.get("additionalProperties")):
+        tighten(inner)
+    for one in () if is_whole else part.get("anyOf", ()):
+        tighten(one)
 
 
 def check_printed(text: str) -> None:

@@ -51,7 +51,7 @@ def time(told: str = "") -> Schema:
 
 def maybe(what: Schema) -> Schema:
     """Something, or null."""
-    if "type" not in what:
+    if "type" not in what or "allOf" in what:
         return {"anyOf": [what, {"type": "null"}]}
     kind = what["type"]
     return {**what, "type": [*(kind if isinstance(kind, list) else [kind]), "null"]}

@@ -153,11 +153,14 @@ class Admin:
 def _check_origin(request: web.Request) -> None:
     """Refuse what a page of somebody else's has a browser send.
 
+    A proxy says in X-Forwarded-Host by which name it was asked; no page can have a browser send that unasked.
+
     Raises:
         Problem: It does.
     """
     origin = request.headers.get("Origin")
-    if origin is not None and origin.rpartition("://")[2] != request.host:
+    ours = (request.host, request.headers.get("X-Forwarded-Host"))
+    if origin is not None and origin.rpartition("://")[2] not in ours:
         raise Problem(403, "forbidden", f"Commands are not taken from pages of {origin}.")
 
 

@@ -274,7 +274,8 @@ def test_page_without_tokens_takes_no_commands_and_says_where_they_are_taken(
         elsewhere = {"Origin": "http://evil.example"}
         status, _, body = one.ask("POST", "/v1/projections/tally/rebuild", {}, headers=elsewhere)
         assert (status, "evil.example" in body["detail"]) == (403, True)
-        status, _, body = one.ask("POST", "/v1/projections/tally/rebuild", {"revision": 1})
+        proxied = {"Origin": "https://refold.example", "X-Forwarded-Host": "refold.example"}
+        status, _, body = one.ask("POST", "/v1/projections/tally/rebuild", {"revision": 1}, headers=proxied)
         assert (status, "has changed since you looked" in body["detail"]) == (409, True)
         assert workers.record().rebuild is None
         for path in ("/page/../auth.py", "/page/%2e%2e/auth.py", "/page/none.js"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -110,6 +111,27 @@ def test_rebuild_asks_with_what_it_will_do_and_a_no_changes_nothing(new_kit: New
     assert kit.build == build + 1
 
 
+def test_status_is_watched_with_a_bar_for_the_rebuild(new_kit: NewKit) -> None:
+    """A line for each projection, and one projection's own view; each ends by Ctrl-C, with 0."""
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(1500))
+    with kit.process() as live:
+        wait_for_log(live, ["run.started"])
+        until("all to be folded", lambda: kit.lag() == 0)
+        with kit.process("--yes", "--verify", "none", command="rebuild", projection=SLOW_FIXED) as rebuild:
+            every = [sys.executable, "-m", "streams", "status", "--watch", "--every-seconds", "0.2"]
+            environment = kit.environment(REFOLD_REGISTRY=kit.registry)
+            with on_screen(every, columns=120, environment=environment) as screen:
+                screen.wait_for("tally", "tally.v1", "tally.v2-2 is replaying", "━")
+                screen.until("a percentage", lambda: bool(re.search(r"━+ +[1-9]\d?\.\d %", screen.text())))
+                assert screen.end(signal.SIGINT) == 0
+            with shown(kit, "--watch", "--every-seconds", "0.2", command="status", columns=100) as screen:
+                screen.wait_for("partition position", "lag 0 records", "tally.v2-2 is made beside tally.v1, replaying")
+                assert screen.end(signal.SIGINT) == 0
+            rebuild.kill()
+        kit.refold("cancel")
+
+
 def test_interrupted_rebuild_says_once_what_is_kept_and_what_goes_on(new_kit: NewKit) -> None:
     kit = new_kit()
     produce(kit.bootstrap, kit.topic, tally_events(2000, first=1))
@@ -125,6 +147,7 @@ def test_interrupted_rebuild_says_once_what_is_kept_and_what_goes_on(new_kit: Ne
 
 
 FIXED = "tests.integration.versions:Fixed"
+SLOW_FIXED = "tests.integration.versions:SlowFixed"
 
 
 def test_a_rebuild_beside_shows_its_plan_and_what_differs_and_asks_twice(new_kit: NewKit) -> None:
