@@ -97,10 +97,10 @@ def test_status_of_all_is_the_registrys_and_is_watched(new_kit: NewKit) -> None:
         assert (one["projection"], one["active"], one["members"], one["lag_records"]) == ("tally", "tally.v1", 1, 0)
         assert one["models"] == len(kit.models())
         assert one["rebuild"] is None
-        looks = refold(kit, "status", "--watch", "--json", "--for-seconds", "1", "--every-seconds", "0.3", **known)[0]
+        looks = refold(kit, "status", "--watch", "--json", "--for-seconds", "5", "--every-seconds", "0.3", **known)[0]
         assert len(looks.splitlines()) >= 2
         assert live.terminate() == 0
-    text, _ = refold(kit, "status", "--watch", "--for-seconds", "0.5", "--every-seconds", "0.3", **known)
+    text, _ = refold(kit, "status", "--watch", "--for-seconds", "5", "--every-seconds", "0.3", **known)
     assert text.count("tally.v1") >= 2
 
 

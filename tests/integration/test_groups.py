@@ -211,7 +211,7 @@ def test_lag_is_watched_in_lines_as_json_and_on_a_terminal(
     events, name = topic(1), group()
     numbers(site, events, 0, 10)
     commit(site, name, events, {0: 4})
-    words = ("lag", "--group", name, "--watch", "--for-seconds", "1.2", "--every-seconds", "0.3")
+    words = ("lag", "--group", name, "--watch", "--for-seconds", "5", "--every-seconds", "0.3")
     lines = site.refold(*words)[0].splitlines()
     assert len(lines) >= 2
     assert all("lag 6 records" in line for line in lines)
