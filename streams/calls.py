@@ -28,7 +28,8 @@ MISSING = object()
 _KEPT = 4
 _TOO_LITTLE = "Failed to create consumer"
 _ASK_AGAIN_S = 0.1
-_ASK_WHY_S = 1.0
+_ASK_WHY_S = 2.0
+"""Longer than a client waits between two attempts to connect."""
 _SILENT = {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}
 _MOVING = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -123,12 +124,18 @@ class _Admins:
     def refusal(self) -> KafkaError | None:
         """Say why no broker has let us in, where that is why none answered; None where it is not.
 
-        librdkafka tells it beside the calls, which only time out.
+        librdkafka tells it beside the calls, which only time out. Only what is told now counts: one who was refused
+        once may have been let in since, and the brokers be away.
         """
+        if str(self._settings.kafka.get("security.protocol", "plaintext")).lower() == "plaintext":
+            return None  # everybody is let in
+        asked = self.newest
+        asked.poll(0)
+        self._refusal = None
         with contextlib.suppress(KafkaException):
-            self.newest.list_topics(timeout=_ASK_WHY_S)
+            asked.list_topics(timeout=_ASK_WHY_S)
             return None
-        self.newest.poll(0)
+        asked.poll(0)
         return self._refusal
 
     def _note(self, error: KafkaError) -> None:

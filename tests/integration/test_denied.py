@@ -23,6 +23,9 @@ from confluent_kafka.admin import (
 )
 
 from streams.broker import EmbeddedBroker
+from streams.cluster import Cluster
+from streams.config import KafkaSettings
+from streams.errors import AccessDenied, BrokerUnavailable
 from tests.integration.kit import TALLY, Kit, tally_events, until
 
 CANARY = "c4nary-of-ann"
@@ -57,6 +60,7 @@ class Guarded:
     """A broker with an authorizer: the administrator may do everything, and ann nothing yet."""
 
     def __init__(self, broker: EmbeddedBroker, directory: Path) -> None:
+        self.broker = broker
         self.bootstrap = broker.bootstrap_servers
         admin = client("root", "r")
         self.admin = AdminClient({"bootstrap.servers": self.bootstrap, **admin})
@@ -168,6 +172,18 @@ def test_wrong_password_is_denied_and_is_no_broker_that_is_away(guarded: Guarded
         told = done.stderr + done.stdout
         assert "does not let refold in" in told, told
         assert done.returncode == (0 if words == ("list",) else 5), told
+
+
+def test_brokers_that_go_away_are_away_also_for_one_who_was_refused(guarded: Guarded) -> None:
+    settings = {**client("ann", "wr0ng"), "socket.connection.setup.timeout.ms": 1000}
+    cluster = Cluster(KafkaSettings(bootstrap_servers=guarded.bootstrap, kafka=settings, request_timeout_s=3))
+    with pytest.raises(AccessDenied):
+        cluster.topics()
+    guarded.broker.stop()
+    with pytest.raises(BrokerUnavailable):
+        cluster.topics()
+    with pytest.raises(BrokerUnavailable):
+        cluster.topic("events")
 
 
 def test_password_is_in_no_plan_no_help_and_no_process_list(guarded: Guarded) -> None:
