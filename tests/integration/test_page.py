@@ -74,6 +74,15 @@ def guarded(kit: Kit, directory: Path) -> Iterator[Fleet]:
         yield workers
 
 
+def two_versions(workers: Fleet, projection: str) -> tuple[Worker, Worker]:
+    """One worker with the code that is active, and one with other code."""
+    old = workers.start("old")
+    workers.ready(old)
+    new = workers.start("new", projections=projection)
+    workers.listening(new)
+    return old, new
+
+
 def sign_in(page: Page, token: str = TOKEN) -> None:
     page.get_by_role("button", name="Sign in").first.click()
     dialog = page.get_by_role("dialog")
@@ -107,10 +116,7 @@ def test_rebuild_is_begun_watched_approved_and_rolled_back_on_the_page(
     kit = new_kit(partitions=2)
     produce(kit.bootstrap, kit.topic, tally_events(1500))
     with guarded(kit, tmp_path) as workers:
-        old = workers.start("old")
-        workers.ready(old)
-        new = workers.start("new", projections=SLOW_FIXED)
-        workers.listening(new)
+        _, new = two_versions(workers, SLOW_FIXED)
         with shown(browser, new) as page:
             section = page.get_by_role("region", name="tally")
             expect(section.get_by_text("tally.v1 is active")).to_be_visible()
@@ -171,10 +177,7 @@ def test_rebuild_is_paused_resumed_and_cancelled_on_the_page(
     kit = new_kit(partitions=2)
     produce(kit.bootstrap, kit.topic, tally_events(6000))
     with guarded(kit, tmp_path) as workers:
-        old = workers.start("old")
-        workers.ready(old)
-        new = workers.start("new", projections=SLOW_FIXED)
-        workers.listening(new)
+        _, new = two_versions(workers, SLOW_FIXED)
         with shown(browser, new, color_scheme="dark") as page:
             sign_in(page)
             dialog = page.get_by_role("dialog")
@@ -202,10 +205,7 @@ def test_hostile_text_is_text_and_nothing_comes_from_elsewhere(
     kit = new_kit(partitions=1)
     produce(kit.bootstrap, kit.topic, [(HOSTILE, envelope(number)) for number in range(5)])
     with guarded(kit, tmp_path) as workers:
-        old = workers.start("old")
-        workers.ready(old)
-        new = workers.start("new", projections=FIXED)
-        workers.listening(new)
+        old, new = two_versions(workers, FIXED)
         assert (
             new.ask("POST", "/v1/projections/tally/rebuild", {}, headers={"Authorization": f"Bearer {TOKEN}"})[0] == 200
         )
