@@ -16,7 +16,7 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import ConfigResource, NewPartitions, NewTopic, OffsetSpec, ResourceType
 
 from streams.calls import MISSING
 from streams.denied import Need
@@ -118,6 +118,17 @@ class Cluster(Groups):
             lambda: self._calls.admin.create_topics([new], request_timeout=self._calls.timeout_s)[name],
             {KafkaError.TOPIC_ALREADY_EXISTS: None},
             needs=[Need("Create", "topic", name), Need("Create", "cluster")],
+        )
+
+    def add_partitions(self, name: str, total: int) -> None:
+        """Have a topic have more partitions than it has."""
+        self._calls.ask(
+            f"add partitions to topic {name!r}",
+            lambda: self._calls.admin.create_partitions(
+                [NewPartitions(name, total)], request_timeout=self._calls.timeout_s
+            )[name],
+            {KafkaError.INVALID_PARTITIONS: None},
+            needs=[Need("Alter", "topic", name)],
         )
 
     def delete_topic(self, name: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from streams.configfile import ConfigFile, near
@@ -21,6 +21,8 @@ __all__ = [
     "FoldSettings",
     "KafkaSettings",
     "OnChange",
+    "OnError",
+    "RecoverySettings",
     "SourceSettings",
     "StateSettings",
     "Tombstones",
@@ -96,6 +98,27 @@ OnChange = Literal["ask", "rebuild", "adopt"]
 active one. adopt: go on with its models, stating that the change does not alter the fold."""
 
 
+OnError = Literal["halt", "skip", "dead-letter"]
+"""What becomes of an event that cannot be folded. halt: its partition is folded no further. skip: it is kept as a dead
+letter, and what follows is folded without it. dead-letter: later events of its model wait behind it."""
+_Kinds = Literal["undecodable", "failed", "unstorable"]
+
+
+class RecoverySettings(BaseModel):
+    """What becomes of events that cannot be folded, where one word for all is too little."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    live: OnError | dict[_Kinds, OnError] | None = None
+    """While events are folded as they come: for all kinds of failure, or by kind; by default `on_error`."""
+    rebuild: OnError | dict[_Kinds, OnError] | None = None
+    """The same for events in front of the end that a rebuild has pinned."""
+    skip_budget: Annotated[int, Field(ge=0)] = 100
+    """How many events may be skipped in each partition of a generation; the next one halts it."""
+    attempts: PositiveInt = 5
+    """How often an event is tried at which the projection raises `TransientError`."""
+
+
 class FoldSettings(BaseSettings):
     """How events are folded and how often the result is made durable."""
 
@@ -109,6 +132,10 @@ class FoldSettings(BaseSettings):
     checkpoint_seconds: PositiveFloat = 5.0
     """The longest time between two checkpoints, which is what a crash costs to fold again.
     Env: REFOLD_CHECKPOINT_SECONDS."""
+    on_error: OnError = "halt"
+    """What an event does that cannot be folded. Env: REFOLD_ON_ERROR."""
+    recovery: RecoverySettings = RecoverySettings()
+    """The same in detail, as a table in the file or as JSON. Env: REFOLD_RECOVERY."""
     on_change: OnChange = "ask"
     """What a run does whose code is not the active generation's. Env: REFOLD_ON_CHANGE."""
     session_timeout_s: PositiveFloat = 45.0
@@ -260,6 +287,11 @@ def resolve_settings(
     kinds, file = list(kinds), file or ConfigFile()
     given = {key: value for key, value in {**(arguments or {}), **(flags or {})}.items() if value is not None}
     in_file = file.settings(projection)
+    if ("on_error" in given or variable("on_error") in os.environ) and isinstance(in_file.get("recovery"), dict):
+        # One word for all wins over what the file says of some.
+        in_file["recovery"] = {
+            key: value for key, value in in_file["recovery"].items() if key not in ("live", "rebuild")
+        }
     wrong = file.unknown(projection, [key for kind in ALL for key in kind.model_fields])
     found: list[BaseSettings] = []
 

@@ -33,6 +33,7 @@
         ├── NotLeading         another worker leads by now
         ├── ApprovalPending    a rebuild waits for a person
         ├── ModelsDiffer       two generations are not identical
+        ├── DeadLettersLeft    a rebuild is completed, and some events are not in their models
         ├── PartialFailure     of several rebuilds, some failed
         ├── RebuildCancelled
         └── AgentDied          a process that folds ended without a word
@@ -56,6 +57,7 @@ __all__ = [
     "CodeChanged",
     "ConfigError",
     "CqrsError",
+    "DeadLettersLeft",
     "EmbeddedBrokerError",
     "EventError",
     "ForeignOffset",
@@ -185,6 +187,8 @@ class ProjectionError(CqrsError):
     user_traceback: str = ""
     is_transient: bool = False
     """The projection raised `TransientError`: the same event may be folded later."""
+    retry_in_s: float | None = None
+    """When the event is to be tried again, before anybody is told; None: it is not."""
 
 
 class ModelSplit(ProjectionError):
@@ -274,6 +278,10 @@ class ApprovalPending(RebuildError):
 
 class ModelsDiffer(RebuildError):
     """Two generations were compared, and their models are not identical."""
+
+
+class DeadLettersLeft(RebuildError):
+    """A rebuild is completed, and some events are not in their models: they wait as dead letters, or were skipped."""
 
 
 class PartialFailure(RebuildError):

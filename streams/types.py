@@ -206,6 +206,11 @@ class RebuildProgress:
     """Events at which `apply_to_model` gave None."""
     events_declined: int = 0
     """Events that the projection declined."""
+    dead_letters: int = 0
+    """Events that wait as dead letters, because they could not be folded or come after one of their model that could
+    not. A rebuild that leaves any is completed, and is no plain success."""
+    events_skipped: int = 0
+    """Events that were left out because they could not be folded; likewise."""
     elapsed_seconds: float = 0.0
     partitions: dict[int, Lag] = field(default_factory=dict)
 
@@ -218,6 +223,11 @@ class RebuildProgress:
     def remaining_offsets(self) -> int:
         """Offsets still to read; the rebuild's lag."""
         return sum(lag.remaining for lag in self.partitions.values())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every event is in its model, but for those that the projection declined."""
+        return not (self.dead_letters or self.events_skipped)
 
     def completion_percentage(self) -> float | None:
         """Give the percentage done, 0 to 100; None before a rebuild has pinned its ends.

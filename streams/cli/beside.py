@@ -14,6 +14,7 @@ from streams.cli.plan import agreed, can_ask
 from streams.cli.progress import reporter_for
 from streams.cli.report import print_report, summed
 from streams.cli.signals import drained_by_signals
+from streams.cli.whole import check_whole
 from streams.control.generations import Generations
 from streams.control.record import Record
 from streams.control.reporters import ProgressReporter
@@ -47,6 +48,7 @@ def drive(
     Raises:
         ApprovalPending: It waits for a person.
         RebuildCancelled: It was cancelled meanwhile.
+        DeadLettersLeft: The switch is made, and some events are not in their models.
     """
     with drained_by_signals(generations.stop, exit_code=130):
         record = asyncio.run(_awaited(work([reporter_for(console)])))
@@ -73,6 +75,7 @@ def drive(
         raise RebuildCancelled(
             f"The rebuild of {wired.name!r} was cancelled; {record.active} is active.", projection=wired.name
         )
+    check_whole(wired.name, wired.called, rebuild.dead_letters, rebuild.skipped)
     return None
 
 

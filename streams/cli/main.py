@@ -177,6 +177,7 @@ def exit_codes() -> list[tuple[type[BaseException], int]]:
         (errors.BrokerUnavailable, 7),
         (errors.PlanStale, 8),
         (errors.PartialFailure, 9),
+        (errors.DeadLettersLeft, 9),
         (errors.ApprovalPending, 10),
         (errors.ModelsDiffer, 10),
         (errors.RebuildCancelled, 130),

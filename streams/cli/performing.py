@@ -18,6 +18,7 @@ from streams.cli.progress import reporter_for
 from streams.cli.request import Plan, Request
 from streams.cli.several import How, Several, rebuild_several, wait_for_dependencies
 from streams.cli.signals import drained_by_signals
+from streams.cli.whole import check_whole
 from streams.cli.wiring import FoldOptions
 from streams.control.begin import default_policy
 from streams.control.planning import World, differences, world_of
@@ -245,3 +246,4 @@ def _in_place(console: Console, wired: Wired, request: Request, *, json: bool) -
             f"{progress.models_deleted:,} deleted, "
             f"{progress.events_declined:,} declined"
         )
+    check_whole(wired.projection.name, wired.called, progress.dead_letters, progress.events_skipped)

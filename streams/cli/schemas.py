@@ -43,6 +43,8 @@ _GROUP: dict[str, Schema] = {
             declined=whole(),
             deleted=whole(),
             models=whole(),
+            dead_letters=whole("events that could not be folded, and those of their models behind them"),
+            skipped=whole("events that were left out because they could not be folded"),
             last_event_id=maybe(text()),
             last_event_time=maybe({"type": ["string", "integer"], "description": "as the envelope has it"}),
             phase=text("opening, ready, stalled, halted, or empty where that is not known"),
@@ -73,6 +75,8 @@ _REBUILD = thing(
     models=maybe(whole()),
     deleted=whole(),
     declined=whole(),
+    dead_letters=whole("events that waited as dead letters in the end"),
+    skipped=whole(),
     seconds=number("of the process that ended it, as the next one"),
     events_per_second=number(),
 )

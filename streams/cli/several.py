@@ -22,6 +22,7 @@ from streams.cli.parts import Wired
 from streams.cli.progress import said
 from streams.cli.signals import drained_by_signals
 from streams.cli.view import percent
+from streams.cli.whole import unfolded
 from streams.control.begin import Approve
 from streams.control.dependencies import wait_until_current
 from streams.control.plan import Outcome, RebuildPlan, Step
@@ -29,7 +30,7 @@ from streams.control.record import Policy, Record
 from streams.control.retry import Retry
 from streams.control.strategies import FromBeginning, RebuildStrategy
 from streams.data.runner import MakeRunner
-from streams.errors import ApprovalPending, ConfigError, PartialFailure, RebuildCancelled
+from streams.errors import ApprovalPending, ConfigError, DeadLettersLeft, PartialFailure, RebuildCancelled
 from streams.types import RebuildProgress
 
 __all__ = ["How", "Several", "rebuild_several", "wait_for_dependencies"]
@@ -83,6 +84,7 @@ def rebuild_several(console: Console, wanted: list[Several], how: How, *, parall
         PartialFailure: Some were not rebuilt.
         ApprovalPending: Some wait for a person.
         RebuildCancelled: It was cancelled.
+        DeadLettersLeft: All are rebuilt, and some events are not in their models.
     """
     if any(one.wired.given_group is not None for one in wanted) and len(wanted) > 1:
         named = {one.wired.given_group for one in wanted}
@@ -117,6 +119,13 @@ def rebuild_several(console: Console, wanted: list[Several], how: How, *, parall
     ]
     if waiting:
         raise ApprovalPending(f"{len(waiting)} of {len(outcomes)} wait for a person: {', '.join(waiting)}.")
+    left = {name: _left(one) for name, one in outcomes.items()}
+    if any(left.values()):
+        said = ", ".join(f"{name} with {what}" for name, what in left.items() if what)
+        raise DeadLettersLeft(
+            f"All {len(outcomes)} are completed, {said}: these events are not in their models. `refold dead-letters "
+            "NAME list` shows them."
+        )
 
 
 async def _awaited(work: Coroutine[Any, Any, Mapping[str, Outcome]]) -> Mapping[str, Outcome]:
@@ -235,6 +244,14 @@ def _print(outcomes: Mapping[str, Outcome], rebuilds: Mapping[str, _OneRebuild],
         return
     for name, outcome in outcomes.items():
         print(f"{name}: {_said(outcome, rebuilds[name])}")  # noqa: T201
+
+
+def _left(outcome: Outcome) -> str:
+    """Say how many events are not in their models; "" where all are."""
+    result = outcome.result
+    if isinstance(result, Record):
+        return "" if result.rebuild is None else unfolded(result.rebuild.dead_letters, result.rebuild.skipped)
+    return unfolded(result.dead_letters, result.events_skipped) if isinstance(result, RebuildProgress) else ""
 
 
 def _said(outcome: Outcome, one: _OneRebuild) -> str:

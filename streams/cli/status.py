@@ -19,6 +19,7 @@ from streams.cli.partitions import partitions_table
 from streams.cli.parts import Located
 from streams.cli.progress import said, shown_as_bar
 from streams.cli.statuses import All
+from streams.cli.whole import unfolded
 from streams.cli.wiring import Flag, GroupOptions
 from streams.cluster import Cluster
 from streams.control.observed import progress_of
@@ -210,6 +211,9 @@ def lag_line(group: GroupView) -> str:
             f"the group waits for {', '.join(str(one.pid) for one in group.gone)}, which ended without leaving"
         )
     lines = [", ".join(parts)]
+    left = unfolded(group.dead_letters, group.skipped)
+    if left:
+        lines.append(f"events that are not in their models: {left}")
     lines += [f"{group.topic}[{one.partition}] {one.phase}: {one.why}" for one in group.partitions if one.why]
     return "\n".join(lines)
 
@@ -232,9 +236,11 @@ def rebuild_line(state: StateView) -> str:
 def rebuild_figures(record: RebuildRecord) -> str:
     """Write a rebuild's figures."""
     models = "" if record.models is None else f", {record.models:,} models"
+    left = unfolded(record.dead_letters, record.skipped)
+    left = f", {left}" if left else ""
     return (
         f"{record.events:,} events in {duration(record.seconds)} ({record.events_per_second:,.0f} events/s){models}, "
-        f"{record.deleted:,} deleted, {record.declined:,} declined"
+        f"{record.deleted:,} deleted, {record.declined:,} declined{left}"
     )
 
 

@@ -189,6 +189,9 @@ class FoldOptions(GroupOptions):
     """JSON envelope: the field with the payload; by default data, and empty for the whole object."""
     stream_field: Annotated[str | None, Parameter(env_var="REFOLD_STREAM_FIELD")] = None
     """JSON envelope: the field with the stream; by default the record's key is the stream."""
+    on_error: Annotated[str | None, Parameter(env_var="REFOLD_ON_ERROR")] = None
+    """What becomes of an event that cannot be folded: halt its partition (the default), skip it, or dead-letter, which
+    keeps it and has later events of its model wait behind it."""
     tombstones: Annotated[str | None, Parameter(env_var="REFOLD_TOMBSTONES")] = None
     """What a record with a null value does: halt its partition (the default), skip, or delete-model by its key."""
     checkpoint_events: Annotated[str | None, Parameter(env_var="REFOLD_CHECKPOINT_EVENTS")] = None

@@ -8,8 +8,19 @@ from msgspec.structs import replace
 
 from streams.control.record import Generation, Phase, Rebuild, Record, Step
 from streams.errors import NotReady, RebuildRunning
+from streams.types import RebuildProgress
 
-__all__ = ["at_phase", "check_none_runs", "green_of", "moved", "running", "stepped", "with_generation", "with_past"]
+__all__ = [
+    "at_phase",
+    "check_none_runs",
+    "green_of",
+    "moved",
+    "running",
+    "stepped",
+    "unfolded",
+    "with_generation",
+    "with_past",
+]
 
 _PAST_KEPT = 50
 _STEPS_KEPT = 100
@@ -91,4 +102,13 @@ def check_none_runs(record: Record) -> None:
         f"{under_way.began_at:%Y-%m-%d %H:%M:%S} UTC, begun by {under_way.by}. `refold resume {record.projection}` "
         f"goes on with it, and `refold cancel {record.projection}` gives it up. Nothing was changed.",
         projection=record.projection,
+    )
+
+
+def unfolded(record: Record, progress: RebuildProgress) -> Record:
+    """Note how many events of a rebuild are not in their models."""
+    assert record.rebuild is not None
+    return replace(
+        record,
+        rebuild=replace(record.rebuild, dead_letters=progress.dead_letters, skipped=progress.events_skipped),
     )

@@ -217,7 +217,7 @@ class Green:
         if behind.is_caught_up():
             self._progress = behind.ended(self._folding.status)
             note_end(self._folding.job.build, self._progress)
-            self._update(lambda record: to.caught_up(record, self._id))
+            self._update(lambda record: to.caught_up(record, self._id, self._progress))
             log.info("generation.caught_up", generation=green.id, events=self._progress.events_processed)
         return True
 

@@ -19,6 +19,7 @@ from streams.data.generation import RocksStore
 from streams.data.locks import FileLock
 from streams.data.ownership import claimed_elsewhere
 from streams.data.partition import PartitionStatus
+from streams.data.recovery import RecoveryPolicy
 from streams.data.source import KafkaEventStore
 from streams.data.stamp import Pinned, Stamp
 from streams.data.store import StoreState
@@ -46,6 +47,10 @@ class Ground:
     """The generation's id; None for that of the code's name and version."""
     adopt: bool = False
     """The code or the codec changed, and that does not alter the models that are kept."""
+    recovery: RecoveryPolicy | None = None
+    """What becomes of events that cannot be folded; None: what the settings say."""
+    replay_ends: Mapping[int, int] = field(default_factory=dict)
+    """By partition, the end that was pinned when the generation's replay began, where that is not by this ground."""
     address: str = ""
     """Where the models are served that this process folds; see `Job`."""
 
@@ -76,6 +81,8 @@ class Ground:
             allow_incomplete=self.allow_incomplete,
             until=until,
             pinned=pinned,
+            recovery=self.recovery,
+            replay_ends=self.replay_ends,
             address=self.address,
         )
 

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
-from streams.control.changing import check_none_runs, green_of, stepped, with_generation, with_past
+from streams.control.changing import check_none_runs, green_of, stepped, unfolded, with_generation, with_past
 from streams.control.record import Rebuild, Record, Reset, Step
+from streams.types import RebuildProgress
 
 __all__ = ["begun_in_place", "completed", "halted", "set_back"]
 
@@ -87,12 +88,13 @@ def set_back(record: Record, rebuild_id: str, targets: Mapping[int, int]) -> Rec
     return replace(record, rebuild=stepped(record.rebuild, "replaying"))
 
 
-def completed(record: Record, rebuild_id: str) -> Record:
-    """Note that a rebuild in place has come to its pinned ends."""
+def completed(record: Record, rebuild_id: str, progress: RebuildProgress) -> Record:
+    """Note that a rebuild in place has come to its pinned ends, with these figures."""
     one, rebuild = green_of(record, rebuild_id), record.rebuild
     if one is None or rebuild is None or not rebuild.is_in_place or one.reset is not None:
         return record
-    return replace(record, rebuild=replace(rebuild, outcome="completed", ended_at=datetime.now(UTC), why=""))
+    record = replace(record, rebuild=replace(rebuild, outcome="completed", ended_at=datetime.now(UTC), why=""))
+    return unfolded(record, progress)
 
 
 def halted(record: Record, id: str, why: str) -> Record:  # noqa: A002

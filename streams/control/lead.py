@@ -176,7 +176,7 @@ class Lead:
         replay = self._looked_at(one)
         self._note(running, _halted(replay))
         if replay.is_caught_up():
-            self._update(partial(completed, rebuild_id=running.id))
+            self._update(partial(completed, rebuild_id=running.id, progress=replay.progress))
             log.info("generation.rebuilt", generation=one.id, events=replay.progress.events_processed)
 
     def _look_on(self, running: Rebuild, green: Generation) -> None:
@@ -184,7 +184,7 @@ class Lead:
         self._note(running, _halted(replay))
         if replay.is_caught_up():
             goes_on = running.policy == "none" and not self._why_unserved(green)
-            self._update(partial(_past_replay, rebuild_id=running.id, goes_on=goes_on))
+            self._update(partial(_past_replay, rebuild_id=running.id, progress=replay.progress, goes_on=goes_on))
             log.info("generation.caught_up", generation=green.id, events=replay.progress.events_processed)
 
     def _compare(self, record: Record, running: Rebuild, green: Generation) -> None:
@@ -294,15 +294,16 @@ class Lead:
             self._newest = written
 
 
-def _past_replay(record: Record, *, rebuild_id: str, goes_on: bool) -> Record:
+def _past_replay(record: Record, *, rebuild_id: str, progress: RebuildProgress, goes_on: bool) -> Record:
     """Give the record once a replay has caught up.
 
     Args:
         record: The record.
         rebuild_id: The rebuild's.
+        progress: Its figures.
         goes_on: Nothing is to be compared, and it is served: take the steps up to the switch at once.
     """
-    record = to.caught_up(record, rebuild_id)
+    record = to.caught_up(record, rebuild_id, progress)
     return to.switched(to.compared(record, rebuild_id, None), rebuild_id) if goes_on else record
 
 

@@ -110,6 +110,8 @@ class Members:
                 committed=position,
                 events=stamp.events,
                 declined=stamp.declined,
+                dead_letters=stamp.dead_letters,
+                skipped=stamp.skipped,
                 phase=Phase.READY if stamp.halted is None else Phase.HALTED,
                 why=stamp.halted or "",
             )

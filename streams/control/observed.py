@@ -84,6 +84,8 @@ def _figures(stamps: Mapping[int, tuple[int, Stamp, Pinned]]) -> RebuildProgress
         partitions=partitions,
         events_processed=events,
         events_declined=declined,
+        dead_letters=sum(stamp.dead_letters for _, stamp, _ in stamps.values()),
+        events_skipped=sum(stamp.skipped for _, stamp, _ in stamps.values()),
         models_updated=events - declined,
         elapsed_seconds=seconds,
     )

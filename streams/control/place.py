@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from projections.contract import CqrsProjection
@@ -30,11 +31,18 @@ class Place:
     """Its id."""
     store: RocksStore
     group: str
+    replay_ends: Mapping[int, int] = field(default_factory=dict)
+    """By partition, the end that was pinned when its replay began."""
 
 
 def place_of(generation: Generation, state_dir: Path) -> Place:
     """Give where a generation of the registry is, on this machine."""
-    return Place(generation=generation.id, store=RocksStore(state_dir / generation.directory), group=generation.group)
+    return Place(
+        generation=generation.id,
+        store=RocksStore(state_dir / generation.directory),
+        group=generation.group,
+        replay_ends=generation.targets,
+    )
 
 
 def first_place(projection: CqrsProjection[object], state_dir: Path, group: str | None = None) -> Place:

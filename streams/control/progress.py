@@ -81,6 +81,8 @@ class ProgressTracker:
             waiting_for=waiting_for,
             events_processed=events,
             events_declined=max(declined, self.snapshot.events_declined),
+            dead_letters=sum(one.dead_letters for one in figures.values()),
+            events_skipped=sum(one.skipped for one in figures.values()),
             models_updated=max(events - declined, self.snapshot.models_updated),
             events_per_second=rate,
             estimated_completion=(
@@ -118,6 +120,8 @@ class ProgressTracker:
             models=None if states is None else sum(one.models for one in states.values()),
             models_deleted=deleted,
             events_declined=declined,
+            dead_letters=sum(one.dead_letters for one in figures.values()),
+            events_skipped=sum(one.skipped for one in figures.values()),
             partitions={
                 partition: replace(lag, position=max(lag.start, figures[partition].committed))
                 for partition, lag in self.snapshot.partitions.items()

@@ -151,6 +151,10 @@ class Rebuild(msgspec.Struct, frozen=True, kw_only=True):
     is_cancelled: bool = False
     outcome: Literal["running", "completed", "cancelled"] = "running"
     report: Summary | None = None
+    dead_letters: int = 0
+    """Events of the new generation that waited as dead letters, once it had folded all that it was to."""
+    skipped: int = 0
+    """Events that were left out of it because they could not be folded, by then."""
     why: str = ""
     """What it waits for, or why it ended."""
     began_at: datetime

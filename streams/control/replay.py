@@ -134,6 +134,8 @@ def figures_of(committed: Mapping[int, Committed], generation: Generation) -> di
             events=stamp.events,
             declined=stamp.declined,
             models=stamp.models,
+            dead_letters=stamp.dead_letters,
+            skipped=stamp.skipped,
             record_ms=stamp.record_ms,
             phase=Phase.OPENING if stamp.claimed else Phase.READY if stamp.halted is None else Phase.HALTED,
             why=stamp.halted or "",

@@ -87,11 +87,14 @@ class Run(ABC):
             self.ended(error)
             log.warning("rebuild.failed", projection=name, why=self.progress.error)
             raise
-        log.info(
-            "rebuild.completed",
+        (log.info if progress.is_whole else log.warning)(
+            "rebuild.completed" if progress.is_whole else "rebuild.completed_with_dead_letters",
             projection=name,
             events=progress.events_processed,
             models=progress.models,
+            **(
+                {} if progress.is_whole else {"dead_letters": progress.dead_letters, "skipped": progress.events_skipped}
+            ),
             seconds=round(progress.elapsed_seconds, 3),
         )
         return progress
@@ -130,6 +133,8 @@ def note_end(build: Build, progress: RebuildProgress, error: BaseException | Non
                     models=progress.models,
                     deleted=progress.models_deleted,
                     declined=progress.events_declined,
+                    dead_letters=progress.dead_letters,
+                    skipped=progress.events_skipped,
                     seconds=progress.elapsed_seconds,
                     events_per_second=progress.events_per_second,
                 )

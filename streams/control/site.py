@@ -89,6 +89,7 @@ class Site:
             settings=self.settings,
             allow_incomplete=self.allow_incomplete,
             generation=place.generation,
+            replay_ends=place.replay_ends,
         )
 
     @cached_property

@@ -38,6 +38,10 @@ class PartitionView:
     declined: int = 0
     deleted: int = 0
     models: int = 0
+    dead_letters: int = 0
+    """Events that wait as dead letters."""
+    skipped: int = 0
+    """Events that were left out because they could not be folded."""
     last_event_id: str | None = None
     last_event_time: str | int | None = None
     record_ms: int | None = None
@@ -86,6 +90,16 @@ class GroupView:
     def total(self) -> int:
         """Offsets that the topic still has."""
         return sum(one.end - one.low for one in self.partitions)
+
+    @property
+    def dead_letters(self) -> int:
+        """Events that wait as dead letters, over all partitions."""
+        return sum(one.dead_letters for one in self.partitions)
+
+    @property
+    def skipped(self) -> int:
+        """Events that were left out because they could not be folded, over all partitions."""
+        return sum(one.skipped for one in self.partitions)
 
     def lag_seconds(self, now_ms: int | None = None) -> float | None:
         """Give how old the oldest of the records folded last is, of partitions that have more to fold.
@@ -163,6 +177,8 @@ def view_state(store: RocksStore, projection: CqrsProjection[Any] | None = None)
                 declined=state.declined,
                 deleted=state.deleted,
                 models=state.models,
+                dead_letters=state.dead_letters,
+                skipped=state.skipped,
                 last_event_id=state.last_event_id,
                 last_event_time=state.last_event_time,
                 record_ms=state.record_ms,
@@ -222,6 +238,8 @@ def view_group(
                         "declined": own.declined,
                         "deleted": own.deleted,
                         "models": own.models,
+                        "dead_letters": own.dead_letters,
+                        "skipped": own.skipped,
                         "record_ms": own.record_ms,
                     }
                 ),
@@ -249,6 +267,8 @@ def _of_stamp(number: int, marks: Watermarks, committed: Committed | None, build
         events=stamp.events,
         declined=stamp.declined,
         models=stamp.models,
+        dead_letters=stamp.dead_letters,
+        skipped=stamp.skipped,
         last_event_id=stamp.last_event_id,
         last_event_time=stamp.last_event_time,
         record_ms=stamp.record_ms,

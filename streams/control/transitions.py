@@ -12,9 +12,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from streams.control.changing import at_phase, green_of, moved, with_generation, with_past
+from streams.control.changing import at_phase, green_of, moved, unfolded, with_generation, with_past
 from streams.control.record import Generation, Gone, Record, Summary, Waiting
 from streams.data.checkpoint import generation_id
+from streams.types import RebuildProgress
 
 __all__ = ["caught_up", "compared", "founded", "noted", "pinned", "retired", "switched", "synced", "tended", "waits"]
 
@@ -76,12 +77,18 @@ def pinned(record: Record, rebuild_id: str, facts: Mapping[str, Any], targets: M
     return moved(record, replace(green, targets=dict(targets), **facts), "replaying")
 
 
-def caught_up(record: Record, rebuild_id: str) -> Record:
-    """Note that the new generation has folded all that it was to, and keeps up."""
+def caught_up(record: Record, rebuild_id: str, progress: RebuildProgress) -> Record:
+    """Note that the new generation has folded all that it was to, and keeps up.
+
+    Args:
+        record: The record.
+        rebuild_id: The rebuild's.
+        progress: Its figures.
+    """
     green = green_of(record, rebuild_id)
     if green is None or green.phase != "replaying":
         return record
-    return moved(record, green, "verifying")
+    return unfolded(moved(record, green, "verifying"), progress)
 
 
 def compared(record: Record, rebuild_id: str, report: Summary | None, refused: str = "") -> Record:

@@ -109,6 +109,10 @@ class RebuildRecord(msgspec.Struct, frozen=True, kw_only=True):
     models: int | None = None
     deleted: int = 0
     declined: int = 0
+    dead_letters: int = 0
+    """Events that waited as dead letters in the end."""
+    skipped: int = 0
+    """Events that were left out because they could not be folded."""
     seconds: float = 0.0
     """How long the process took that ended it."""
     events_per_second: float = 0.0

@@ -130,6 +130,27 @@ class ModelCache:
                 "Other code has stored it, or the store is damaged: rebuild from the beginning."
             ) from error
 
+    def remove(self, model_id: str) -> None:
+        """Have there be no model of this id."""
+        model = self.dirty.get(model_id, MISSING)
+        if (self.load(model_id) if model is MISSING else model) is not None:
+            self.dirty[model_id] = None
+
+    def restore(self, model_id: str, saved: Any = MISSING) -> None:
+        """Have a model be again as it was, whatever user code has made of it.
+
+        Args:
+            model_id: Its id.
+            saved: What it was, encoded; None where there was none. By default it was as it is in the store.
+        """
+        if saved is MISSING:
+            if model_id in self.added:
+                self.added.discard(model_id)
+                self.dirty.pop(model_id, None)
+                return
+            saved = self._store.get(model_id)
+        self.dirty[model_id] = None if saved is None else self._decode(model_id, saved)
+
     def has(self, model_id: str) -> bool:
         """Say whether there is a model of this id, changed or not, in memory or in the store."""
         if model_id in self.dirty:

@@ -9,10 +9,13 @@ from streams.data.cache import ModelCannotBeStored
 from streams.data.fold import Fold
 from streams.data.history import TopicWatch
 from streams.data.job import Job
+from streams.data.letterbox import Letterbox
+from streams.data.letters import Letters
 from streams.data.mirror import Mirror
 from streams.data.pace import Pace
 from streams.data.partition import HeldPartition, Phase
 from streams.data.split import SplitWatch
+from streams.errors import BrokerUnavailable
 from streams.log import get_logger
 
 __all__ = ["Commits"]
@@ -33,6 +36,7 @@ class Commits:
         held: The partitions, by number; looked at anew each time.
         topic: Tells whether what was read is of the same topic still.
         mirror: Is told of what was committed.
+        letterbox: Takes what is said of events that cannot be folded.
         read: Has a partition read from where it is to be read.
         committed: Is called after each commit of a partition.
     """
@@ -43,6 +47,7 @@ class Commits:
         held: Mapping[int, HeldPartition],
         topic: TopicWatch,
         mirror: Mirror,
+        letterbox: Letterbox,
         read: Callable[[HeldPartition], None],
         committed: Callable[[HeldPartition], None],
     ) -> None:
@@ -50,6 +55,7 @@ class Commits:
         self._held = held
         self._topic = topic
         self._mirror = mirror
+        self._letterbox = letterbox
         self._read = read
         self._committed = committed
         self._pace = Pace(job.settings)
@@ -133,7 +139,10 @@ class Commits:
         log.debug("checkpoint.saved", group=self._job.group, models=models, seconds=round(took_s, 4))
 
     def one(self, held: HeldPartition) -> bool:
-        """Commit one fold to its store. False: a model cannot be stored, and the fold is back at its last commit.
+        """Commit one fold to its store.
+
+        False: a model cannot be stored, and the fold is back at its last commit; or what it keeps of events that cannot
+        be folded could not be written to their topic, and it is to be tried again.
 
         Raises:
             BuildChanged: Another build, or other code, is current by now.
@@ -142,6 +151,8 @@ class Commits:
         fold = held.fold
         assert fold is not None
         self._job.build.check_current()
+        if fold.rescue is not None and not self._say(held, fold.rescue.letters, fold.position):
+            return False
         changed = fold.changed
         try:
             fold.commit()
@@ -156,6 +167,20 @@ class Commits:
         self._settle(held, changed)
         self._mirror.note(held.number)
         self._committed(held)
+        return True
+
+    def _say(self, held: HeldPartition, letters: Letters, position: int) -> bool:
+        """Have the topic of dead letters know before the store's position passes their events; say whether it does."""
+        letters.passed(position)
+        if letters.saying:
+            try:
+                self._letterbox.write(letters.saying)
+            except BrokerUnavailable as error:
+                log.warning(
+                    "dead_letters.not_written", partition=held.number, count=len(letters.saying), why=str(error)
+                )
+                return False
+            letters.said()
         return True
 
     def _settle(self, held: HeldPartition, changed: int) -> None:

@@ -10,22 +10,24 @@ from typing import Any
 from projections.contract import CqrsProjection, Event, TransientError
 from streams.errors import ProjectionError, at
 
-__all__ = ["failed", "not_its_stream", "users_frames"]
+__all__ = ["NotItsStream", "brief", "failed", "users_frames"]
 
 _HERE = Path(__file__).parents[1]
 
 
-def not_its_stream(model_id: str) -> Exception:
-    """Give what is wrong with a model id that is not its event's stream."""
-    return ValueError(
-        f"extract_model_id gave {model_id!r}, which is not the event's stream. Kafka orders events within "
-        "a partition "
-        "only, so a model must be fed by one stream's partition. If every event of one model is of one "
-        "stream, say so "
-        'with `partition_by = "stream"` in the projection; if not, write the events to a topic keyed by '
-        "the model's "
-        'id (`partition_by = "model"`, which does that by itself, is planned)'
-    )
+class NotItsStream(ValueError):
+    """A model's id is not its event's stream: what is wrong is the projection's declaration, and not the event."""
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(
+            f"extract_model_id gave {model_id!r}, which is not the event's stream. Kafka orders events within "
+            "a partition "
+            "only, so a model must be fed by one stream's partition. If every event of one model is of one "
+            "stream, say so "
+            'with `partition_by = "stream"` in the projection; if not, write the events to a topic keyed by '
+            "the model's "
+            'id (`partition_by = "model"`, which does that by itself, is planned)'
+        )
 
 
 def failed(
@@ -45,6 +47,18 @@ def failed(
     failure.user_traceback = users_frames(error)
     failure.is_transient = isinstance(error, TransientError)
     return failure
+
+
+def brief(error: BaseException) -> str:
+    """Write what went wrong in one line, with the line of code that raised it; cheap, for where many events fail."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return text
+    code = trace.tb_frame.f_code
+    return f"{text} ({Path(code.co_filename).name}:{trace.tb_lineno} in {code.co_name})"
 
 
 def users_frames(error: BaseException) -> str:

@@ -45,10 +45,10 @@ class Feeding:
         """Whether nothing more is to be folded."""
         return self.error is not None or bool(self._interrupts)
 
-    def begin(self, sizes: Sequence[int], record_ms: int) -> None:
-        """Take in what the records' sizes are, and the last one's timestamp."""
+    def begin(self, records: Sequence[Record], sizes: Sequence[int], record_ms: int) -> None:
+        """Take in which records come, what their sizes are, and the last one's timestamp."""
         for fold in self.held.folds:
-            fold.begin(sizes, record_ms)
+            fold.begin(records, sizes, record_ms)
 
     def fold(self, outcomes: Sequence[Outcome]) -> None:
         """Fold what some of the records came out as."""
@@ -71,7 +71,7 @@ def feed_all(codec: EventCodec, feedings: Sequence[Feeding]) -> None:
     records = feedings[0].records
     sizes, record_ms = list(map(len, records)), records[-1].timestamp()[1]
     for one in feedings:
-        one.begin(sizes, record_ms)
+        one.begin(records, sizes, record_ms)
     for outcomes in decoded(codec, records):
         for one in feedings:
             one.fold(outcomes)

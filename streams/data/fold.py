@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, cast
@@ -11,9 +9,12 @@ from typing import Any, cast
 import msgspec
 
 from projections.contract import CqrsProjection, Event
-from streams.data.cache import MISSING, ModelCache
+from streams.data.cache import ModelCache
 from streams.data.codec import EventCodec, Outcome, Record, Tombstone, Undecodable, decoded
-from streams.data.failures import failed, not_its_stream
+from streams.data.failures import brief, failed
+from streams.data.loop import Loop, Ran
+from streams.data.recovery import Kind
+from streams.data.rescue import Rescue, Unguarded
 from streams.data.serde import Serde
 from streams.data.store import PartitionStore
 from streams.errors import CqrsError
@@ -45,6 +46,9 @@ class Fold:
         until: The position to end at, exactly; None for no end.
     """
 
+    rescue: Rescue | None = None
+    """What is done with events that cannot be folded; None: nothing, the fold ends in front of them."""
+
     def __init__(
         self,
         projection: CqrsProjection[Any],
@@ -59,9 +63,8 @@ class Fold:
         self._interrupts = interrupts
         self._until = until
         self._end = until
-        self._is_async = inspect.iscoroutinefunction(projection.apply_to_model)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self.cache = ModelCache(serde, store)
+        self._loop = Loop(projection, self.cache, interrupts)
         self.carefully = False
         """Check after each event that its model can be stored; slow, to find the event after whose fold it cannot."""
         self._reset()
@@ -88,8 +91,11 @@ class Fold:
 
     @property
     def has_moved(self) -> bool:
-        """Whether the position differs from the store's: events, or only gaps in the log, were passed."""
-        return self.position != self._store.state.position
+        """Whether the next commit has something to write: events, or only gaps in the log, were passed, or dead letters
+        have come or gone."""
+        if self.position != self._store.state.position:
+            return True
+        return self.rescue is not None and self.rescue.letters.has_changes
 
     @property
     def committed(self) -> int:
@@ -110,10 +116,12 @@ class Fold:
         before, self._end = self._end, self._until if position is None else position
         return before != self._end
 
-    def begin(self, sizes: Sequence[int], record_ms: int) -> None:
-        """Take in the sizes in bytes of the records that come next, and the timestamp of the last of them."""
+    def begin(self, records: Sequence[Record], sizes: Sequence[int], record_ms: int) -> None:
+        """Take in which records come next, their sizes in bytes, and the timestamp of the last of them."""
         self.cache.saw(sizes)
         self.record_ms = record_ms
+        if self.rescue is not None:
+            self.rescue.records = records
 
     def fold(self, outcomes: Sequence[Outcome]) -> None:
         """Fold what consecutive records of this partition came out as.
@@ -132,7 +140,7 @@ class Fold:
         if passed_end:
             outcomes = [outcome for outcome in outcomes if outcome.offset < cast(int, self._end)]
         if set(map(type, outcomes)) <= _EVENTS_ONLY:
-            self._count(cast(Sequence[Event], outcomes))
+            self._fold(cast(Sequence[Event], outcomes))
         else:
             self._fold_mixed(outcomes)
         if passed_end and not self._interrupts:
@@ -141,26 +149,55 @@ class Fold:
     def _fold_mixed(self, outcomes: Sequence[Outcome]) -> None:
         for kind, alike in groupby(outcomes, type):
             if kind is Event:
-                self._count(cast(Sequence[Event], list(alike)))
+                self._fold(cast(Sequence[Event], list(alike)))
             elif kind is Tombstone:
                 for tombstone in cast(Iterable[Tombstone], alike):
                     self._bury(tombstone)
             else:
-                raise cast(Undecodable, next(alike)).error()
+                for undecodable in cast(Iterable[Undecodable], alike):
+                    self._reject(undecodable)
             if self._interrupts:
                 return
 
     def _bury(self, tombstone: Tombstone) -> None:
         """Take a record that deletes its key's model, or that is to be passed over."""
+        if self._is_left_out(tombstone):
+            return
         self.position = tombstone.offset + 1
         self.events += 1
         if not tombstone.deletes:
             self.declined += 1
             return
         self.deleted += 1
-        model = self.cache.dirty.get(tombstone.stream, MISSING)
-        if (self.cache.load(tombstone.stream) if model is MISSING else model) is not None:
-            self.cache.dirty[tombstone.stream] = None
+        self.cache.remove(tombstone.stream)
+
+    def _reject(self, undecodable: Undecodable) -> None:
+        """Go on without a record that is no event, or end in front of it."""
+        rescue = self.rescue
+        if rescue is None:
+            raise undecodable.error()
+        if undecodable.offset not in rescue.letters.dropped:
+            action = rescue.decide(Kind.UNDECODABLE, undecodable)
+            if action in ("halt", "retry"):
+                raise undecodable.error()
+            rescue.keep(Kind.UNDECODABLE, undecodable, self.events, skipped=action == "skip")
+        self._leave_out(undecodable)
+
+    def _leave_out(self, outcome: Outcome) -> None:
+        self.position = outcome.offset + 1
+        self.events += 1
+
+    def _is_left_out(self, outcome: Event | Tombstone) -> bool:
+        """Whether an event is not to be folded now, or ever; then it is passed."""
+        rescue = self.rescue
+        if rescue is None or not rescue.letters.is_sorting:
+            return False
+        if outcome.offset not in rescue.letters.dropped:
+            if not rescue.letters.holds(outcome):
+                return False
+            rescue.keep(Kind.HELD, outcome, self.events)
+        self._leave_out(outcome)
+        return True
 
     def skip_to(self, position: int) -> None:
         """Move over offsets that hold no record: transaction markers, aborted or compacted records."""
@@ -168,95 +205,121 @@ class Fold:
             position = min(position, self._end)
         self.position = max(self.position, position)
 
-    def _count(self, events: Sequence[Event]) -> None:
+    def _fold(self, events: Sequence[Event]) -> None:
+        """Fold events, but for those that have to wait behind others."""
+        if self.rescue is None or not self.rescue.letters.is_sorting:
+            self._fold_free(events)
+            return
+        free: list[Event] = []
+        for event in events:
+            if not self.rescue.letters.leaves_out(event):
+                free.append(event)
+                continue
+            if free:
+                self._fold_free(free)
+                free = []
+            if self._interrupts:
+                return
+            self._is_left_out(event)
+        if free:
+            self._fold_free(free)
+
+    def _fold_free(self, events: Sequence[Event]) -> None:
+        """Fold events, as far as none fails that is not to be gone on without."""
+        rescue = self.rescue
+        while events:
+            is_careful = self.carefully or (rescue is not None and rescue.is_careful(self.events))
+            is_guarding = is_careful or (rescue is not None and rescue.is_guarding(self.events))
+            portion = events[:1] if is_careful else events
+            if rescue is not None and is_guarding:
+                rescue.save(portion)
+            ran = self._loop.run(portion)
+            self._passed(portion[: ran.folded], ran)
+            if ran.error is not None:
+                self._failed(portion, ran, Kind.FAILED, ran.error, is_guarding=is_guarding)
+            elif is_careful and (error := self._not_storable(portion[0])) is not None:
+                self._failed(portion, Ran(0, 0, 0, error, ran.was_loaded), Kind.UNSTORABLE, error, is_guarding=True)
+            events = events[ran.folded + (ran.error is not None) :]
+            if self._interrupts:
+                return
+            if events and rescue is not None and rescue.letters.is_sorting:
+                self._fold(events)  # some of them may have to wait behind the one that has failed
+                return
+
+    def _passed(self, events: Sequence[Event], ran: Ran) -> None:
         if not events:
             return
-        if self.carefully:
-            for event in events:
-                self._run((event,))
-                self._check_storable(event)
-                if self._interrupts:
-                    break
-        else:
-            self._run(events)
-        if self.position > events[-1].offset:
-            self.events += len(events)
-        else:  # interrupted: count what was folded
-            self.events += sum(1 for event in events if event.offset < self.position)
-
-    def _run(self, events: Sequence[Event]) -> None:
-        if self._is_async:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-            self._loop.run_until_complete(self._fold_async(events))
-        else:
-            self._fold(events)
-
-    def _fold(self, events: Sequence[Event]) -> None:
-        """Fold events until they end or an interrupt comes. Every line here runs once per event of history."""
-        extract, apply = self._projection.extract_model_id, self._projection.apply_to_model
-        any_stream = self._projection.partition_by is not None
-        dirty, load, interrupts = self.cache.dirty, self.cache.load, self._interrupts
-        get = dirty.get
-        event = events[0]
-        declined = deleted = 0
-        try:
-            for event in events:
-                model_id = extract(event)
-                if model_id is None:
-                    declined += 1
-                else:
-                    if not any_stream and model_id != event.stream:
-                        raise not_its_stream(model_id)
-                    model = get(model_id, MISSING)
-                    if model is MISSING:
-                        model = load(model_id)
-                    changed = apply(model, event)
-                    if changed is not model:
-                        dirty[model_id] = changed
-                    if changed is None:
-                        deleted += 1
-                if interrupts:
-                    break
-        except BaseException as error:  # noqa: BLE001  (raised as what it is)
-            self._raise(event, error)
-        self._passed(event, declined, deleted)
-
-    async def _fold_async(self, events: Sequence[Event]) -> None:
-        """The same for an `async def apply_to_model`. A copy, because an await costs more than the rest."""
-        extract, apply = self._projection.extract_model_id, cast(Any, self._projection.apply_to_model)
-        any_stream = self._projection.partition_by is not None
-        dirty, load, interrupts = self.cache.dirty, self.cache.load, self._interrupts
-        event = events[0]
-        declined = deleted = 0
-        try:
-            for event in events:
-                model_id = extract(event)
-                if model_id is None:
-                    declined += 1
-                else:
-                    if not any_stream and model_id != event.stream:
-                        raise not_its_stream(model_id)
-                    model = dirty.get(model_id, MISSING)
-                    if model is MISSING:
-                        model = load(model_id)
-                    changed = await apply(model, event)
-                    if changed is not model:
-                        dirty[model_id] = changed
-                    if changed is None:
-                        deleted += 1
-                if interrupts:
-                    break
-        except BaseException as error:  # noqa: BLE001  (raised as what it is)
-            self._raise(event, error)
-        self._passed(event, declined, deleted)
-
-    def _passed(self, event: Event, declined: int, deleted: int) -> None:
+        event = events[-1]
         self.position = event.offset + 1
-        self.declined += declined
-        self.deleted += deleted
+        self.events += len(events)
+        self.declined += ran.declined
+        self.deleted += ran.deleted
         self._last_event_id = str(event.id)  # a number, where the envelope has one
         self._last_event_time = event.recorded_at
+
+    def _failed(
+        self, events: Sequence[Event], ran: Ran, kind: Kind, error: BaseException, *, is_guarding: bool
+    ) -> None:
+        """Go on without an event that could not be folded, or raise what its failure is: the user's, unless it is ours
+        or comes from outside."""
+        if isinstance(error, (CqrsError, *_NEVER)):
+            raise error
+        event, rescue = events[ran.folded], self.rescue
+        model_id = None if kind is Kind.FAILED else self._projection.extract_model_id(event)
+        what = "the projection failed" if model_id is None else f"its model {model_id!r} cannot be stored"
+        action = "halt" if rescue is None else rescue.decide(kind, event, error)
+        if rescue is None or action in ("halt", "retry"):
+            failure = failed(self._projection, event, error, what)
+            if rescue is not None and action == "retry":
+                failure.retry_in_s = rescue.retry_in_s
+            raise failure from error
+        if not rescue.undo(event, ran, events[: ran.folded], was_guarding=is_guarding):
+            raise Unguarded(f"event {event.offset} cannot be undone", offset=event.offset)
+        rescue.keep(kind, event, self.events, error, skipped=action == "skip")
+        if kind is Kind.FAILED:
+            self._leave_out(event)
+
+    def fold_letter(self, outcome: Outcome) -> tuple[Kind, str] | None:
+        """Fold an event that was passed before, because it could not be folded then.
+
+        Returns:
+            Why it cannot be folded this time either; None where it is in its model now.
+
+        Raises:
+            Unguarded: It failed, and its model cannot be put back; `discard`.
+            StorageError: The store failed; likewise.
+        """
+        rescue = self.rescue
+        assert rescue is not None
+        if isinstance(outcome, Undecodable):
+            return Kind.UNDECODABLE, outcome.reason
+        if isinstance(outcome, Tombstone):
+            if outcome.deletes:
+                self.cache.remove(outcome.stream)
+            return None
+        rescue.save((outcome,))
+        ran = self._loop.run((outcome,))
+        kind, error = Kind.FAILED, ran.error
+        if error is None:
+            kind, error = Kind.UNSTORABLE, self._not_storable(outcome)
+        if error is None:
+            return None
+        if isinstance(error, (CqrsError, *_NEVER)):
+            raise error
+        if not rescue.undo(outcome, ran, (), was_guarding=True):
+            raise Unguarded(f"event {outcome.offset} cannot be undone", offset=outcome.offset)
+        return kind, brief(error)
+
+    def _not_storable(self, event: Event) -> Exception | None:
+        """Give why an event's model cannot be stored; None where it can."""
+        model_id = self._projection.extract_model_id(event)
+        if model_id is None:
+            return None
+        try:
+            self.cache.check_storable(model_id)
+        except Exception as error:  # noqa: BLE001  (told as what it is by whoever called)
+            return error
+        return None
 
     def commit(self) -> None:
         """Write every changed model and the position in one batch.
@@ -279,7 +342,12 @@ class Fold:
             last_event_time=_time(self._last_event_time),
             record_ms=self.record_ms,
         )
-        self._store.commit(self.cache.encoded(), state)
+        letters = None if self.rescue is None else self.rescue.letters
+        if letters is None:
+            self._store.commit(self.cache.encoded(), state)
+        else:
+            self._store.commit(self.cache.encoded(), letters.of(state), letters.staged)
+            letters.committed()
         method = f"{type(self._projection).__qualname__}.apply_to_model"
         if before.events == 0 and state.gave_nothing and method not in _told_of:
             _told_of.add(method)  # once, and not for each partition
@@ -295,28 +363,15 @@ class Fold:
         """Forget everything since the last commit, also every cached model: user code may have half changed it."""
         self.cache.reset()
         self._reset()
-
-    # Failures
-
-    def _check_storable(self, event: Event) -> None:
-        model_id = self._projection.extract_model_id(event)
-        if model_id is not None:
-            try:
-                self.cache.check_storable(model_id)
-            except Exception as error:
-                raise failed(self._projection, event, error, f"its model {model_id!r} cannot be stored") from error
-
-    def _raise(self, event: Event, error: BaseException) -> None:
-        """Raise what a failure at an event is: the user's, unless it is ours or comes from outside."""
-        if isinstance(error, (CqrsError, *_NEVER)):
-            raise error
-        raise failed(self._projection, event, error) from error
+        if self.rescue is not None:
+            self.rescue.letters.reset()
 
     def close(self) -> None:
         """Close the store and the loop that async code ran on, without writing."""
         self._store.close()
-        if self._loop is not None:
-            self._loop.close()
+        self._loop.close()
+        if self.rescue is not None:
+            self.rescue.close()
 
 
 def feed(
@@ -331,7 +386,7 @@ def feed(
     sizes = list(map(len, records))
     record_ms = records[-1].timestamp()[1]
     for fold in folds:
-        fold.begin(sizes, record_ms)
+        fold.begin(records, sizes, record_ms)
     for outcomes in decoded(codec, records):
         for fold in folds:
             fold.fold(outcomes)

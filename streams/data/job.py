@@ -10,6 +10,7 @@ from projections.contract import CqrsProjection
 from streams.config import FoldSettings
 from streams.data.build import Build
 from streams.data.partition import PartitionStatus
+from streams.data.recovery import RecoveryPolicy, recovery_of
 from streams.data.source import KafkaEventStore
 from streams.data.stamp import Pinned
 from streams.types import TopicInfo
@@ -36,8 +37,22 @@ class Job:
     """The position at which each partition's fold ends, exactly; None: none ends."""
     pinned: Mapping[int, Pinned] | None = None
     """By partition, the rebuild that this is part of; None: of none."""
+    recovery: RecoveryPolicy | None = None
+    """What becomes of events that cannot be folded; None: what the settings say."""
+    replay_ends: Mapping[int, int] = field(default_factory=dict)
+    """By partition, the end that was pinned when the generation's replay began: what comes before it is a rebuild's."""
     address: str = ""
     """Where the models are served that it folds, as host:port; "" where they are not."""
+
+    @property
+    def policy(self) -> RecoveryPolicy:
+        """What becomes of events that cannot be folded."""
+        return self.recovery or recovery_of(self.settings)
+
+    def replay_end(self, partition: int) -> int:
+        """Give the offset in front of which a partition's events are a rebuild's."""
+        pinned = None if self.pinned is None else self.pinned.get(partition)
+        return self.replay_ends.get(partition, 0) if pinned is None else pinned.target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,12 @@ from streams.data.feeding import Feeding, feed_all
 from streams.data.fold import Fold
 from streams.data.history import TopicWatch
 from streams.data.job import AgentStatus, Job, Work
+from streams.data.letterbox import Letterbox
 from streams.data.mirror import Mirror
 from streams.data.opening import Opener
 from streams.data.partition import HeldPartition, Phase
 from streams.data.polling import Slice
+from streams.data.rescue import Unguarded
 from streams.data.serde import serde_for
 from streams.errors import (
     BrokerError,
@@ -72,10 +74,11 @@ class Lane:
         self._closed: list[HeldPartition] = []
         self._released_events = 0
         self._mirror = Mirror(job)
-        self._opener = Opener(job, self._serde, self._cluster, interrupts)
+        self._letterbox = Letterbox(job.events.kafka, self._cluster, job.projection.name, job.topic)
+        self._opener = Opener(job, self._serde, self._cluster, self._letterbox, interrupts)
         self._topic = TopicWatch(self._cluster, job.topic, job.projection.name)
         self._answers = Answers(job, self._serde, interrupts)
-        self.commits = Commits(job, self._held, self._topic, self._mirror, self._read, self._replace)
+        self.commits = Commits(job, self._held, self._topic, self._mirror, self._letterbox, self._read, self._replace)
         """When and how what is folded is committed."""
         self._cutting = Cutting(job.build, self.commits.one_if_same, self._read, self._stop_reading)
         self._reading: Reading
@@ -152,6 +155,7 @@ class Lane:
             if held.store is not None:
                 self._released_events += held.store.state.events - held.events_before
             self._mirror.forget(partition)
+            self._letterbox.close_partition(partition)
             held.close()
         if going:
             log.info("partitions.released", projection=self._job.projection.name, partitions=going)
@@ -183,7 +187,7 @@ class Lane:
                 # Step 2
                 if self._opener.open(held):
                     self._mirror.note(held.number)
-            except StoreLocked as error:
+            except (StoreLocked, BrokerUnavailable) as error:
                 self._stall([held], error)
             except (StoreCorrupt, CqrsError) as error:
                 if isinstance(error, StorageError) and not isinstance(error, StoreCorrupt):
@@ -290,7 +294,24 @@ class Lane:
             if error is not None:
                 raise error
             self._passed(feeding, held, fold)
-        except (EventError, ProjectionError) as failure:
+        except Unguarded:
+            fold.discard()
+            assert fold.rescue is not None
+            fold.rescue.guard(fold.events)
+            self._read(held)
+            self._again.add(held.number)
+        except ProjectionError as failure:
+            fold.discard()
+            if failure.retry_in_s is not None:
+                held.stall(failure, failure.retry_in_s)
+                self._reading.stop_reading(held.number)
+                where = at(self._job.topic.name, held.number, failure.offset)
+                log.warning("event.tried_again", where=where, in_s=failure.retry_in_s, why=str(failure))
+            else:
+                held.halt = failure
+                self._read(held)
+            self._again.add(held.number)
+        except EventError as failure:
             # Models of this batch may be half changed: begin again at the store's position, and halt in front of
             # the record that failed.
             fold.discard()
@@ -328,6 +349,29 @@ class Lane:
                 self._read(held)
         for held in list(self._held.values()):
             self._replace(held)
+        self._answer_letters()
+
+    def _answer_letters(self) -> None:
+        """Take in what the topic of dead letters says, and carry out what is asked there.
+
+        Not while the models are to stay as they are at a cut, or some are about to be replaced.
+        """
+        for partition, said, offset in self._letterbox.poll():
+            held = self._held.get(partition)
+            if held is not None and held.fold is not None and held.fold.rescue is not None:
+                held.fold.rescue.letters.saw(said, offset)
+        for held in list(self._held.values()):
+            if held.answering is None or held.phase is not Phase.READY or held.cut is not None or held.beside:
+                continue
+            try:
+                if held.answering.advance():
+                    self._answers.look_soon()
+            except Unguarded:
+                assert held.fold is not None
+                assert held.fold.rescue is not None
+                held.fold.discard()
+                held.fold.rescue.guard(held.fold.events)
+                self._read(held)
 
     def _replace(self, held: HeldPartition) -> None:
         """Replace the models of streams that were folded a second time, once both folds are at one position."""
@@ -349,3 +393,4 @@ class Lane:
         self._held.clear()
         for held in self._closed:
             held.close()
+        self._letterbox.close()

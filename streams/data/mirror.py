@@ -55,6 +55,8 @@ class Mirror:
             events=state.events,
             declined=state.declined,
             models=state.models,
+            dead_letters=state.dead_letters,
+            skipped=state.skipped,
             last_event_time=state.last_event_time,
             record_ms=state.record_ms,
             last_event_id=state.last_event_id,

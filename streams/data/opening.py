@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streams.cluster import Cluster
+from streams.data.answering import Answering
 from streams.data.fold import Fold
 from streams.data.history import check_readable
 from streams.data.job import Job
+from streams.data.letterbox import Letterbox
+from streams.data.letters import Letters
 from streams.data.ownership import check_members, check_offset
 from streams.data.partition import HeldPartition
+from streams.data.rescue import Rescue
 from streams.data.serde import Serde
 from streams.data.stamp import Stamp
+from streams.data.store import DROPPED, RocksPartition
 from streams.errors import TopicChanged, at
 from streams.types import Committed, Watermarks
 
@@ -25,13 +30,17 @@ class Opener:
         job: What is folded into what.
         serde: How models are stored.
         cluster: Kafka, which is not waited for long.
+        letterbox: The topic of dead letters.
         interrupts: See Fold.
     """
 
-    def __init__(self, job: Job, serde: Serde, cluster: Cluster, interrupts: Sequence[object]) -> None:
+    def __init__(
+        self, job: Job, serde: Serde, cluster: Cluster, letterbox: Letterbox, interrupts: Sequence[object]
+    ) -> None:
         self._job = job
         self._serde = serde
         self._cluster = cluster
+        self._letterbox = letterbox
         self._interrupts = interrupts
         self._is_proven = False
         self._committed: dict[int, Committed] = {}
@@ -73,13 +82,39 @@ class Opener:
                 check_readable(job.topic, held.number, 0, marks, job.projection.name)
             store = job.build.open(held.number, marks.low)
             until = None if job.until is None else job.until.get(held.number)
-            held.opened(store, Fold(job.projection, self._serde, store, self._interrupts, until=until))
+            fold = Fold(job.projection, self._serde, store, self._interrupts, until=until)
+            try:
+                fold.rescue = self._rescue(held.number, store, fold)
+            except BaseException:
+                fold.close()
+                raise
+            held.opened(store, fold)
+            held.answering = None if fold.rescue is None else Answering(fold, fold.rescue, job.events.codec)
             committed = self._committed.get(held.number)
             check_offset(job.build, job.group, held.number, committed, store.state.position)
             held.reached = self._reached(committed)
         assert held.fold is not None
         check_readable(job.topic, held.number, held.fold.position, marks, job.projection.name)
         return is_opened
+
+    def _rescue(self, number: int, store: RocksPartition, fold: Fold) -> Rescue | None:
+        """Give what is done with events that cannot be folded; None where the fold is to end in front of them."""
+        job = self._job
+        if not job.policy.keeps and not store.state.dead_letters and next(store.beside(DROPPED), None) is None:
+            return None
+        letters = Letters(job.projection, job.generation, job.topic.name, store)
+        for said, offset in self._letterbox.open(number, store.state.letters):
+            letters.saw(said, offset)
+        return Rescue(
+            job.projection,
+            self._serde,
+            fold.cache,
+            job.events.codec,
+            job.policy,
+            letters,
+            job.generation,
+            job.replay_end(number),
+        )
 
     def _reached(self, committed: Committed | None) -> tuple[int, int]:
         stamp = None if committed is None else Stamp.parse(committed.metadata)

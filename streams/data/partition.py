@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from streams.data.answering import Answering
 from streams.data.beside import Beside
 from streams.data.cut import Cut, Held
 from streams.data.fold import Fold
@@ -51,6 +52,10 @@ class PartitionStatus:
     """Events at which `apply_to_model` gave None."""
     models: int = 0
     """Models in the store, as committed."""
+    dead_letters: int = 0
+    """Dead letters that wait to be folded, as committed."""
+    skipped: int = 0
+    """Events that were left out because they could not be folded, likewise."""
     record_ms: int | None = None
     """Kafka's timestamp of the record folded last, in milliseconds since 1970."""
     phase: Phase = Phase.READY
@@ -67,6 +72,8 @@ class PartitionStatus:
             declined=state.declined,
             deleted=state.deleted,
             models=state.models,
+            dead_letters=state.dead_letters,
+            skipped=state.skipped,
             phase=Phase.OPENING,
         )
 
@@ -94,6 +101,8 @@ class HeldPartition:
     """Whether what was read last was the end of what the partition has."""
     unsettled: int | None = 0
     """How many models were written since it was opened; None once it has been at its log's end."""
+    answering: Answering | None = None
+    """What carries out what people ask of its dead letters, where it may have any."""
     cut: Cut | None = None
     """The cut that it is held for."""
     told: Held | None = None
@@ -113,13 +122,20 @@ class HeldPartition:
         """Be read and folded from now on."""
         self.phase, self.error, self._retries = Phase.READY, None, 0
 
-    def stall(self, error: CqrsError) -> float:
-        """Wait for a while before the next try; give for how long it has been stalled, in seconds."""
+    def stall(self, error: CqrsError, wait_s: float | None = None) -> float:
+        """Wait for a while before the next try; give for how long it has been stalled, in seconds.
+
+        Args:
+            error: Why.
+            wait_s: How long; by default a little longer each time.
+        """
         now = time.monotonic()
         if self.phase is not Phase.STALLED:
             self._stalled_since = now
         self.phase, self.error = Phase.STALLED, error
-        self.retry_at = now + min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2**self._retries)
+        if wait_s is None:
+            wait_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2**self._retries)
+        self.retry_at = now + wait_s
         self._retries += 1
         return now - self._stalled_since
 
@@ -145,6 +161,8 @@ class HeldPartition:
             declined=self.fold.declined,
             deleted=state.deleted,
             models=state.models,
+            dead_letters=state.dead_letters,
+            skipped=state.skipped,
             record_ms=self.fold.record_ms,
             phase=self.phase,
             why=why,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -32,6 +33,7 @@ class MemoryStore:
 
     def __init__(self, state: StoreState, models: Mapping[str, bytes | None] | None = None) -> None:
         self.models = dict(models or {})
+        self._beside: dict[bytes, bytes] = {}
         self._state = msgspec.structs.replace(state, models=self._count())
 
     @classmethod
@@ -48,9 +50,23 @@ class MemoryStore:
         """See PartitionStore."""
         return self.models.get(model_id)
 
-    def commit(self, changes: Iterable[tuple[str, bytes | None]], state: StoreState) -> None:
+    def beside(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        """See PartitionStore."""
+        return [(key, self._beside[key]) for key in sorted(self._beside) if key.startswith(prefix)]
+
+    def commit(
+        self,
+        changes: Iterable[tuple[str, bytes | None]],
+        state: StoreState,
+        beside: Mapping[bytes, bytes | None] = MappingProxyType({}),
+    ) -> None:
         """See PartitionStore."""
         self.models.update(list(changes))
+        for key, value in beside.items():
+            if value is None:
+                self._beside.pop(key, None)
+            else:
+                self._beside[key] = value
         self._state = msgspec.structs.replace(state, models=self._count())
 
     def close(self) -> None:

@@ -46,6 +46,10 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=2
     events: int = 0
     declined: int = 0
     models: int = 0
+    dead_letters: int = 0
+    """Events that wait as dead letters."""
+    skipped: int = 0
+    """Events that were left out because they could not be folded."""
     last_event_id: str | None = None
     last_event_time: str | int | None = None
     record_ms: int | None = None

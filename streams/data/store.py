@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, cast
 
 import msgspec
@@ -18,13 +19,28 @@ from streams.errors import ForeignStore, StoreCorrupt
 from streams.log import get_logger
 from streams.prepared import prepared
 
-__all__ = ["MODEL", "STATE", "PartitionStore", "RocksPartition", "StoreState", "decode_state", "ids_of"]
+__all__ = [
+    "DROPPED",
+    "LETTER",
+    "MODEL",
+    "STATE",
+    "PartitionStore",
+    "RocksPartition",
+    "StoreState",
+    "decode_state",
+    "ids_of",
+]
 
 log = get_logger(__name__)
 
 FORMAT = 2
 STATE = b"!state"  # sorts before every model
+LETTER = b"d"
+"""Dead letters that wait, by stream and offset; they sort before every model."""
 MODEL = b"m"
+DROPPED = b"x"
+"""Offsets that are never to be folded; behind every model."""
+_NOTHING: Mapping[bytes, bytes | None] = MappingProxyType({})
 _UNWRITTEN = "rocksdb.num-immutable-mem-table"
 
 
@@ -51,6 +67,12 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
     """When the event folded last happened, as it says."""
     record_ms: int | None = None
     """Kafka's timestamp of the record folded last, in milliseconds since 1970."""
+    dead_letters: int = 0
+    """Dead letters that wait to be folded: events that could not be, and those of their models after them."""
+    skipped: int = 0
+    """Events that were left out because they could not be folded."""
+    letters: int = 0
+    """Where the topic of dead letters is to be read from."""
 
     @property
     def gave_nothing(self) -> bool:
@@ -73,8 +95,17 @@ class PartitionStore(Protocol):
         """Give the model as last committed."""
         ...
 
-    def commit(self, changes: Iterable[tuple[str, bytes | None]], state: StoreState) -> None:
-        """Write models (None deletes) and state in one atomic, durable step.
+    def beside(self, prefix: bytes) -> Iterable[tuple[bytes, bytes]]:
+        """Give what is kept beside the models under keys that begin so, as last committed, in the order of keys."""
+        ...
+
+    def commit(
+        self,
+        changes: Iterable[tuple[str, bytes | None]],
+        state: StoreState,
+        beside: Mapping[bytes, bytes | None] = _NOTHING,
+    ) -> None:
+        """Write models (None deletes), state, and what is kept beside them, in one atomic, durable step.
 
         Nothing is written where iterating `changes` raises.
         """
@@ -215,7 +246,16 @@ class RocksPartition:
         """Yield every model's id as committed, as UTF-8, in the order of the bytes."""
         return ids_of(self._db, self.path)
 
-    def commit(self, changes: Iterable[tuple[str, bytes | None]], state: StoreState) -> None:
+    def beside(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """See PartitionStore."""
+        return beside_of(self._db, self.path, prefix)
+
+    def commit(
+        self,
+        changes: Iterable[tuple[str, bytes | None]],
+        state: StoreState,
+        beside: Mapping[bytes, bytes | None] = _NOTHING,
+    ) -> None:
         """Write models and state in one WriteBatch, synced to disk (see PartitionStore)."""
         batch = WriteBatch(raw_mode=True)
         put, delete = batch.put, batch.delete
@@ -224,6 +264,11 @@ class RocksPartition:
                 delete(MODEL + model_id.encode())
             else:
                 put(MODEL + model_id.encode(), value)
+        for key, value in beside.items():
+            if value is None:
+                delete(key)
+            else:
+                put(key, value)
         put(STATE, msgspec.json.encode(state))
         try:
             self._db.write(batch, self._sync)
@@ -271,6 +316,19 @@ def ids_of(db: Rdict, path: Path) -> Iterator[bytes]:
             if not key.startswith(MODEL):
                 return
             yield key[1:]
+    except GeneratorExit:
+        raise
+    except Exception as error:
+        raise failure(path, "read", error) from error
+
+
+def beside_of(db: Rdict, path: Path, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield what is kept beside the models under keys that begin so, in the order of keys."""
+    try:
+        for key, value in cast(Iterable[tuple[bytes, bytes]], db.items(from_key=prefix)):
+            if not key.startswith(prefix):
+                return
+            yield key, value
     except GeneratorExit:
         raise
     except Exception as error:

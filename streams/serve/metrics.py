@@ -239,6 +239,10 @@ class _Standing(Collector):
         stuck = GaugeMetricFamily("refold_partition_halted", "1 where it is folded no further.", labels=labels)
         processed = CounterMetricFamily("refold_events_processed", "Events folded or declined.", labels=labels)
         declined = CounterMetricFamily("refold_events_declined", "Events declined.", labels=labels)
+        letters = GaugeMetricFamily("refold_dead_letters", "Events that wait as dead letters.", labels=labels)
+        skipped = CounterMetricFamily(
+            "refold_events_skipped", "Events left out because they could not be folded.", labels=labels
+        )
         for tending, one, tended in self._all():
             seen = self._worker.observing.seen.get(one.id)
             views = {} if seen is None else {view.partition: view for view in seen.view.partitions}
@@ -251,6 +255,8 @@ class _Standing(Collector):
                 models.add_metric(key, held.models)
                 processed.add_metric(key, held.events)
                 declined.add_metric(key, held.declined)
+                letters.add_metric(key, held.dead_letters)
+                skipped.add_metric(key, held.skipped)
                 if number in views:
                     view = views[number]
                     low.add_metric(key, view.low)
@@ -260,7 +266,7 @@ class _Standing(Collector):
                     lag.add_metric(key, max(0, view.end - held.committed))
                 if seen is not None and number in seen.lag_s:
                     lag_s.add_metric(key, seen.lag_s[number])
-        yield from (position, low, end, margin, lag, lag_s, whole, models, stuck, processed, declined)
+        yield from (position, low, end, margin, lag, lag_s, whole, models, stuck, processed, declined, letters, skipped)
 
     def _all(self) -> Iterator[tuple[Tending, Generation, Tended | None]]:
         for tending in self._worker.tendings.values():

@@ -13,6 +13,7 @@ from streams.control import transitions as to
 from streams.control import wishes
 from streams.control.record import Record, Summary
 from streams.errors import GenerationNotFound, NotReady, RebuildRunning
+from streams.types import RebuildProgress
 
 FACTS: dict[str, Any] = {
     "version": 1,
@@ -38,7 +39,7 @@ def begun(record: Record, rebuild: str = "r1") -> Record:
 STEPS: list[Callable[[Record], Record]] = [
     begun,
     lambda record: to.pinned(record, "r1", NEXT, {0: 10}),
-    lambda record: to.caught_up(record, "r1"),
+    lambda record: to.caught_up(record, "r1", RebuildProgress(dead_letters=2)),
     lambda record: to.compared(record, "r1", REPORT, "1 model differs"),
     wishes.approved,
     lambda record: to.switched(record, "r1"),
@@ -96,7 +97,7 @@ def test_no_step_of_a_driver_is_taken_before_its_turn(count: int) -> None:
             assert same(step(record), record)
     if count:
         assert same(to.pinned(record, "other", NEXT, {}), record)
-        assert same(to.caught_up(record, "other"), record)
+        assert same(to.caught_up(record, "other", RebuildProgress()), record)
         assert same(to.compared(record, "other", REPORT), record)
         assert same(to.switched(record, "other"), record)
 
@@ -113,7 +114,7 @@ def test_cancelled_at_every_step_the_active_one_stays(count: int) -> None:
     assert (record.active, record.wanted) == ("orders.v1", "orders.v1")
     assert record.generations[-1].phase == "retiring"
     assert same(to.switched(record, "r1"), record)
-    assert same(to.caught_up(record, "r1"), record)
+    assert same(to.caught_up(record, "r1", RebuildProgress()), record)
     record = to.retired(record, "orders.v2-2")
     assert [one.id for one in record.generations] == ["orders.v1"]
     assert same(wishes.cancelled(record), record)

@@ -1,0 +1,230 @@
+"""A dead letter: an event that could not be folded, with all that its record had; and what is said of it later.
+
+They are records of the topic `refold.PROJECTION.dead-letters`, in the partition of the same number as the event's:
+
+- a letter has the event's own key, value and headers, and headers of its own that say what it is (`refold-…`);
+- a mark has the key, no value, and the same headers: what has become of the letter that has its id;
+- a request asks whoever folds the partition to fold some of them again, or to drop them.
+
+The same letter may be there twice where a process was killed in between. Of several records of one id, the last counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from streams.errors import at
+from streams.prepared import prepared
+
+__all__ = ["Letter", "Mark", "Request", "Said", "parse", "topic_of"]
+
+PREFIX = "refold-"
+_REQUEST = "refold-request"
+_RESULT = "refold-result"
+
+Headers: TypeAlias = list[tuple[str, str | bytes | None]]
+
+
+def topic_of(projection: str) -> str:
+    """Name the topic of a projection's dead letters."""
+    return f"refold.{projection}.dead-letters"
+
+
+class Letter(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An event that was not folded, and why."""
+
+    projection: str
+    generation: str
+    topic: str
+    """Of the event, as the next two."""
+    partition: int
+    offset: int
+    timestamp: int
+    """Kafka's, of the event's record, in milliseconds since 1970."""
+    kind: str
+    """See `recovery.Kind`."""
+    skipped: bool = False
+    """Whether nothing waits for it: what follows was folded without it."""
+    error: str
+    stream: str | None = None
+    """The event's stream; None where it cannot be told."""
+    model: str | None = None
+    """The id of the model that it was for; None where it cannot be told."""
+    event_id: str | None = None
+    event_type: str | None = None
+    key: bytes | None = None
+    value: bytes | None = None
+    headers: list[tuple[str, bytes | None]] = []
+    """Those of the event's own record."""
+
+    @property
+    def id(self) -> str:
+        """What it is known by."""
+        return letter_id(self.generation, self.topic, self.partition, self.offset)
+
+    @property
+    def where(self) -> str:
+        """The event's coordinates."""
+        return at(self.topic, self.partition, self.offset)
+
+    def record(self) -> dict[str, Any]:
+        """Give the record that it is in its topic, as a producer takes it."""
+        return {
+            "partition": self.partition,
+            "key": self.key,
+            "value": self.value,
+            "headers": [*self.headers, *self._told()],
+        }
+
+    def _told(self) -> Headers:
+        told = {
+            "id": self.id,
+            "projection": self.projection,
+            "generation": self.generation,
+            "topic": self.topic,
+            "partition": str(self.partition),
+            "offset": str(self.offset),
+            "timestamp": str(self.timestamp),
+            "kind": self.kind,
+            "action": "skip" if self.skipped else "dead-letter",
+            "error": self.error,
+            "stream": self.stream,
+            "model": self.model,
+            "event-id": self.event_id,
+            "event-type": self.event_type,
+        }
+        return [(PREFIX + name, value.encode()) for name, value in told.items() if value is not None]
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What has become of a letter."""
+
+    id: str
+    partition: int
+    offset: int
+    """Of the event."""
+    generation: str
+    result: str
+    """folded: it is in its model now. failed: it was tried again in vain, and waits on. dropped: it never will be."""
+    kind: str = ""
+    """Why it waits now, where it failed again."""
+    error: str = ""
+    """What went wrong then."""
+    request: str = ""
+    """The id of the request that it answers; "" where it answers none."""
+    key: bytes | None = None
+
+    def record(self) -> dict[str, Any]:
+        """See Letter."""
+        told = {
+            "id": self.id,
+            "generation": self.generation,
+            "offset": str(self.offset),
+            "result": self.result,
+            "kind": self.kind,
+            "error": self.error,
+            "by": self.request,
+        }
+        headers = [(PREFIX + name, value.encode()) for name, value in told.items()]
+        return {"partition": self.partition, "key": self.key, "value": None, "headers": headers}
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody asks for, of letters of one partition."""
+
+    id: str
+    verb: Literal["retry", "drop", "done"]
+    """done: the answer of whoever has carried it out."""
+    generation: str
+    partition: int
+    offsets: list[int] | None = None
+    """Of the events; None for any."""
+    models: list[str] | None = None
+    """Ids of models, or streams; None for any."""
+
+    def record(self) -> dict[str, Any]:
+        """See Letter."""
+        return {
+            "partition": self.partition,
+            "key": None,
+            "value": msgspec.json.encode(self),
+            "headers": [(_REQUEST, self.id.encode())],
+        }
+
+    def wants(self, offset: int, model: str | None, stream: str | None) -> bool:
+        """Say whether a letter is among those that it is for."""
+        if self.offsets is not None and offset not in self.offsets:
+            return False
+        return self.models is None or model in self.models or stream in self.models
+
+
+Said: TypeAlias = Letter | Mark | Request
+"""What a record of the topic says."""
+
+prepared(Letter, Request)
+
+
+def letter_id(generation: str, topic: str, partition: int, offset: int) -> str:
+    """Give what a letter is known by."""
+    return f"{generation}/{at(topic, partition, offset)}"
+
+
+def parse(
+    partition: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]] | None
+) -> Said | None:
+    """Read a record of a topic of dead letters; None for one that refold did not write."""
+    found = {name: value for name, value in headers or () if name.startswith(PREFIX)}
+    try:
+        if _REQUEST in found:
+            return None if value is None else msgspec.json.decode(value, type=Request)
+        told = {name.removeprefix(PREFIX): (text or b"").decode() for name, text in found.items()}
+        if _RESULT in found:
+            return _mark(partition, key, told)
+        own = [(name, text) for name, text in headers or () if not name.startswith(PREFIX)]
+        return _letter(partition, key, value, own, told)
+    except (KeyError, ValueError, msgspec.MsgspecError):
+        return None
+
+
+def _mark(partition: int, key: bytes | None, told: Mapping[str, str]) -> Mark:
+    return Mark(
+        id=told["id"],
+        partition=partition,
+        offset=int(told["offset"]),
+        generation=told["generation"],
+        result=told["result"],
+        kind=told["kind"],
+        error=told["error"],
+        request=told["by"],
+        key=key,
+    )
+
+
+def _letter(
+    partition: int,
+    key: bytes | None,
+    value: bytes | None,
+    headers: list[tuple[str, bytes | None]],
+    told: Mapping[str, str],
+) -> Letter:
+    return Letter(
+        projection=told["projection"],
+        generation=told["generation"],
+        topic=told["topic"],
+        partition=partition,
+        offset=int(told["offset"]),
+        timestamp=int(told["timestamp"]),
+        kind=told["kind"],
+        skipped=told["action"] == "skip",
+        error=told["error"],
+        stream=told.get("stream"),
+        model=told.get("model"),
+        event_id=told.get("event-id"),
+        event_type=told.get("event-type"),
+        key=key,
+        value=value,
+        headers=headers,
+    )

@@ -1,0 +1,241 @@
+"""One partition's dead letters: what waits, what waits behind it, and what the topic of dead letters has of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from projections.contract import CqrsProjection, Event
+from streams.data.codec import Tombstone
+from streams.data.letter import Letter, Mark, Request, Said, letter_id
+from streams.data.store import DROPPED, LETTER, PartitionStore, StoreState
+from streams.log import get_logger
+
+__all__ = ["Letters"]
+
+log = get_logger(__name__)
+
+_OFFSET_BYTES = 8
+
+
+class Letters:
+    """What is kept here changes in the same batches as the models and the position.
+
+    A letter that waits has its event's bytes in the store, and so needs nothing but the store to be folded again. The
+    topic has it too, for people: it is written there before the position passes the event.
+
+    What is said to the topic goes out before the commit that it is of. A crash between the two leaves said what is not
+    so yet: the next process comes to the same event, or the same request, again, knows by `expected` that the letter is
+    there, and says once more what has become of it.
+
+    Args:
+        projection: The user's code.
+        generation: The generation's id.
+        topic: The event topic.
+        store: Where the partition's models are.
+    """
+
+    def __init__(self, projection: CqrsProjection[Any], generation: str, topic: str, store: PartitionStore) -> None:
+        self._projection = projection
+        self._generation = generation
+        self._topic = topic
+        self._store = store
+        self._is_keyed = projection.partition_by is None
+        self._read_to = store.state.letters
+        # Events in front of which the store's position is, and of which the topic has a letter already: by offset,
+        # whether as skipped, and where in the topic.
+        self._expected: dict[int, tuple[bool, int]] = {}
+        self._written: dict[int, tuple[bool, int]] = {}  # the same, of those that the next commit is behind
+        self._unwritten: dict[int, tuple[bool, int]] = {}  # the same, of those that are among what is to be said
+        self.resets = -1
+        """How often everything since a commit was forgotten."""
+        self._asked: list[tuple[Request, int]] = []
+        self._answered: list[tuple[Request, int]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin again at what the store says, and forget everything since."""
+        self.staged: dict[bytes, bytes | None] = {}
+        """What the next commit writes to the store, beside the models; None deletes."""
+        self.saying: list[dict[str, Any]] = []
+        """What is to be said in the topic before that."""
+        self.waiting = 0
+        self.models: Counter[str] = Counter()
+        """By id of a model, how many letters wait of it."""
+        self.streams: Counter[str] = Counter()
+        """The same by stream, for letters whose model cannot be told."""
+        self.dropped = {int.from_bytes(key[1:], "big") for key, _ in self._store.beside(DROPPED)}
+        """Offsets that are never to be folded."""
+        for _, raw in self._store.beside(LETTER):
+            self._count(msgspec.msgpack.decode(raw, type=Letter), 1)
+        self.skipped = self._store.state.skipped
+        self._expected |= self._written
+        self._written, self._unwritten = {}, {}
+        self._asked = self._answered + self._asked
+        self._answered = []
+        self.resets += 1
+
+    # What is held back
+
+    @property
+    def is_sorting(self) -> bool:
+        """Whether any event may have to be held back, or left out."""
+        return bool(self.models or self.streams or self.dropped)
+
+    def holds(self, outcome: Event | Tombstone) -> bool:
+        """Say whether an event has to wait behind another one of its model."""
+        if outcome.stream in self.streams or (self._is_keyed and outcome.stream in self.models):
+            return not self._is_declined(outcome)
+        if self._is_keyed or not self.models:
+            return False
+        return isinstance(outcome, Event) and self._model_of(outcome) in self.models
+
+    def leaves_out(self, event: Event) -> bool:
+        """Say whether an event is not to be folded now, or ever."""
+        return event.offset in self.dropped or self.holds(event)
+
+    def _is_declined(self, outcome: Event | Tombstone) -> bool:
+        if isinstance(outcome, Tombstone):
+            return not outcome.deletes
+        return self._model_of(outcome) is None
+
+    def _model_of(self, event: Event) -> str | None:
+        try:
+            return self._projection.extract_model_id(event)
+        except Exception:  # noqa: BLE001  (it fails again where it is folded, and is told there)
+            return event.stream
+
+    # Letters that come and go
+
+    def add(self, letter: Letter) -> None:
+        """Keep an event that is not folded, and have others wait behind it unless it is skipped."""
+        known = self._expected.pop(letter.offset, None)
+        if known is not None and known[0] == letter.skipped:
+            self._written[letter.offset] = known
+        else:
+            self._unwritten[letter.offset] = (letter.skipped, self._read_to)
+            self.saying.append(letter.record())
+        if letter.skipped:
+            self.skipped += 1
+            return
+        self.staged[_key(letter)] = msgspec.msgpack.encode(letter)
+        self._count(letter, 1)
+
+    def resolve(self, letter: Letter, result: str, request: str = "") -> None:
+        """Take a letter that is folded or dropped out of what waits."""
+        self.staged[_key(letter)] = None
+        self._count(letter, -1)
+        self.saying.append(_mark(letter, result, request).record())
+
+    def failed(self, letter: Letter, kind: str, error: str, request: str) -> None:
+        """Note that a letter was tried again in vain."""
+        self.staged[_key(letter)] = msgspec.msgpack.encode(msgspec.structs.replace(letter, kind=kind, error=error))
+        self.saying.append(msgspec.structs.replace(_mark(letter, "failed", request), kind=kind, error=error).record())
+
+    def drop(self, offset: int) -> None:
+        """Never fold an event, also where it is come by again."""
+        self.dropped.add(offset)
+        self.staged[DROPPED + offset.to_bytes(_OFFSET_BYTES, "big")] = b""
+
+    def in_order(self) -> Iterator[Letter]:
+        """Yield what waits: by stream, and within one in the events' order."""
+        found = {key: raw for key, raw in self._store.beside(LETTER) if key not in self.staged}
+        found |= {key: raw for key, raw in self.staged.items() if raw is not None and key.startswith(LETTER)}
+        for key in sorted(found):
+            yield msgspec.msgpack.decode(found[key], type=Letter)
+
+    def _count(self, letter: Letter, by: int) -> None:
+        self.waiting += by
+        blocked = self.streams if letter.model is None else self.models
+        name = letter.stream if letter.model is None else letter.model
+        if name is not None:
+            blocked[name] += by
+            if blocked[name] <= 0:
+                del blocked[name]
+
+    # The topic
+
+    @property
+    def read_to(self) -> int:
+        """Where the topic is to be read from by whoever opens the store after the next commit."""
+        return min([self._read_to, *(where for _, where in self._expected.values()), *(at for _, at in self._asked)])
+
+    def saw(self, said: Said | None, offset: int) -> None:
+        """Take in what a record of the topic says, and where it is there."""
+        self._read_to = offset + 1
+        if said is None or said.generation != self._generation:
+            return
+        if isinstance(said, Request):
+            if said.verb != "done":
+                self._asked.append((said, offset))
+        elif said.offset < self._store.state.position or said.offset in self._written.keys() | self._unwritten.keys():
+            return  # it is known here
+        elif isinstance(said, Letter):
+            if said.topic == self._topic:
+                self._expected[said.offset] = (said.skipped, offset)
+        elif said.result == "dropped":
+            self.drop(said.offset)
+        elif said.result == "folded":
+            self._expected.pop(said.offset, None)
+
+    @property
+    def request(self) -> Request | None:
+        """What is asked for next, of what nobody has carried out; None where nothing is."""
+        return self._asked[0][0] if self._asked else None
+
+    def answer(self, answer: Request) -> None:
+        """Note that what was asked for next is carried out, once the next commit is made."""
+        self._answered.append(self._asked.pop(0))
+        self.saying.append(answer.record())
+
+    def passed(self, position: int) -> None:
+        """Say so of events in front of a position of which the topic has a letter, and that were folded after all."""
+        for offset in [offset for offset in self._expected if offset < position]:
+            del self._expected[offset]
+            where = (self._generation, self._topic, self._store.state.partition, offset)
+            mark = Mark(
+                id=letter_id(*where),
+                partition=self._store.state.partition,
+                offset=offset,
+                generation=self._generation,
+                result="folded",
+            )
+            self.saying.append(mark.record())
+
+    def of(self, state: StoreState) -> StoreState:
+        """Give what a store is to say of itself at the next commit."""
+        return msgspec.structs.replace(state, dead_letters=self.waiting, skipped=self.skipped, letters=self.read_to)
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether there is something that the next commit is to write, or that is to be said before it."""
+        return bool(self.staged or self.saying)
+
+    def said(self) -> None:
+        """Note that the topic has what was to be said."""
+        self._written |= self._unwritten
+        self.saying, self._unwritten = [], {}
+
+    def committed(self) -> None:
+        """Note that the store has what was staged."""
+        self.staged, self._written, self._answered = {}, {}, []
+
+
+def _mark(letter: Letter, result: str, request: str) -> Mark:
+    return Mark(
+        id=letter.id,
+        partition=letter.partition,
+        offset=letter.offset,
+        generation=letter.generation,
+        result=result,
+        request=request,
+        key=letter.key,
+    )
+
+
+def _key(letter: Letter) -> bytes:
+    """Give the key that sorts a letter by its stream, and in it by offset."""
+    return LETTER + (letter.stream or "").encode() + b"\0" + letter.offset.to_bytes(_OFFSET_BYTES, "big")
