@@ -66,6 +66,7 @@ COMMANDS = {
     "preview": (
         "Fold a sample of streams with the code as it is now, and show which stored models would differ, and how."
     ),
+    "dead-letters": "List, show, retry or drop events that could not be folded, and those that wait behind them.",
     "snapshots": (
         "Take, list, restore or prune snapshots: read models as of one position of each partition, to go on from later."
     ),
@@ -77,6 +78,7 @@ COMMANDS = {
 
 _PLACES = {
     "list": "list:list_",
+    "dead-letters": "dead_letters:dead_letters",
     "reset-offsets": "reset_offsets:reset_offsets",
     **{name: f"generations:{name}" for name in ("resume", "pause", "cancel", "verify", "switch", "rollback", "retire")},
 }

@@ -82,6 +82,31 @@ _REBUILD = thing(
 )
 """The rebuild that made the state."""
 
+_LETTER = thing(
+    event=text("topic[partition]@offset"),
+    state={"enum": ["waiting", "skipped", "folded", "dropped"]},
+    kind={"enum": ["undecodable", "failed", "unstorable", "held"], "description": "held: it waits behind another"},
+    error=text("what went wrong when it was tried last"),
+    projection=text(),
+    generation=text(),
+    topic=text("of the event"),
+    partition=whole(),
+    offset=whole(),
+    time=text("Kafka's, of the event"),
+    written_at=time("when it was kept"),
+    tried=whole(),
+    stream=maybe(text()),
+    model=maybe(text("its id")),
+    event_id=maybe(text()),
+    event_type=maybe(text()),
+    size_bytes=whole("of the event's value"),
+)
+_LETTER_RECORD: dict[str, Schema] = {
+    "key": maybe(text("show: as text, or Python's bytes where it is none")),
+    "value": maybe(text("show: likewise")),
+    "headers": many({"type": "array", "items": maybe(text())}, "show: names and values"),
+}
+
 KINDS: dict[str, Schema] = {
     "lag/1": thing(
         at=time("when it was looked"),
@@ -126,6 +151,16 @@ KINDS: dict[str, Schema] = {
                 ),
             )
         ),
+    ),
+    "dead-letter/1": {**_LETTER, "properties": {**_LETTER["properties"], **_LETTER_RECORD}},
+    "dead-letters-answer/1": thing(
+        verb={"enum": ["retry", "drop"]},
+        asked=whole("how many were asked for"),
+        folded=whole("in their models now"),
+        failed=whole("tried again in vain"),
+        dropped=whole("never to be folded"),
+        waiting=whole("of the generation, by now"),
+        silent=many(whole(), "partitions that nobody has answered for in time"),
     ),
     "status/1": thing(
         projection=text(),

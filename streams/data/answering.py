@@ -43,6 +43,11 @@ class Answering:
         self._left: Iterator[list[Letter]] | None = None
         self._resets = 0
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is something to be carried out."""
+        return self._rescue.letters.request is not None
+
     def advance(self) -> bool:
         """Go on with what is asked for, for a moment; say whether there is more.
 

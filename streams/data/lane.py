@@ -126,6 +126,8 @@ class Lane:
             return True
         if self._job.until is None or not all(one.is_settled for one in held):
             return False
+        if any(one.answering is not None and one.answering.is_asked for one in held):
+            return False
         if any(fold.has_moved for fold in self.commits.folds()):
             self.commits.all()
             if any(fold.has_moved for fold in self.commits.folds()) or not all(one.is_settled for one in held):

@@ -12,14 +12,14 @@ The same letter may be there twice where a process was killed in between. Of sev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
 from streams.errors import at
 from streams.prepared import prepared
 
-__all__ = ["Letter", "Mark", "Request", "Said", "parse", "topic_of"]
+__all__ = ["Letter", "Mark", "Request", "Said", "parse", "said", "topic_of"]
 
 PREFIX = "refold-"
 _REQUEST = "refold-request"
@@ -33,11 +33,22 @@ def topic_of(projection: str) -> str:
     return f"refold.{projection}.dead-letters"
 
 
+class Kept(Protocol):
+    """A record of a topic of dead letters; confluent-kafka's `Message` is one."""
+
+    def partition(self) -> int: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> list[tuple[str, bytes | None]] | None: ...
+
+
 class Letter(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An event that was not folded, and why."""
 
     projection: str
     generation: str
+    group: str
+    """The consumer group of the generation's fold, by which the letters of one fold are told from those of others."""
     topic: str
     """Of the event, as the next two."""
     partition: int
@@ -63,7 +74,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def id(self) -> str:
         """What it is known by."""
-        return letter_id(self.generation, self.topic, self.partition, self.offset)
+        return letter_id(self.group, self.topic, self.partition, self.offset)
 
     @property
     def where(self) -> str:
@@ -84,6 +95,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             "id": self.id,
             "projection": self.projection,
             "generation": self.generation,
+            "group": self.group,
             "topic": self.topic,
             "partition": str(self.partition),
             "offset": str(self.offset),
@@ -106,7 +118,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     partition: int
     offset: int
     """Of the event."""
-    generation: str
+    group: str
     result: str
     """folded: it is in its model now. failed: it was tried again in vain, and waits on. dropped: it never will be."""
     kind: str = ""
@@ -121,7 +133,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """See Letter."""
         told = {
             "id": self.id,
-            "generation": self.generation,
+            "group": self.group,
             "offset": str(self.offset),
             "result": self.result,
             "kind": self.kind,
@@ -138,7 +150,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     verb: Literal["retry", "drop", "done"]
     """done: the answer of whoever has carried it out."""
-    generation: str
+    group: str
     partition: int
     offsets: list[int] | None = None
     """Of the events; None for any."""
@@ -167,9 +179,9 @@ Said: TypeAlias = Letter | Mark | Request
 prepared(Letter, Request)
 
 
-def letter_id(generation: str, topic: str, partition: int, offset: int) -> str:
+def letter_id(group: str, topic: str, partition: int, offset: int) -> str:
     """Give what a letter is known by."""
-    return f"{generation}/{at(topic, partition, offset)}"
+    return f"{group}/{at(topic, partition, offset)}"
 
 
 def parse(
@@ -189,12 +201,17 @@ def parse(
         return None
 
 
+def said(record: Kept) -> Said | None:
+    """Read a record of a topic of dead letters, as a client gives it; see `parse`."""
+    return parse(record.partition(), record.key(), record.value(), record.headers())
+
+
 def _mark(partition: int, key: bytes | None, told: Mapping[str, str]) -> Mark:
     return Mark(
         id=told["id"],
         partition=partition,
         offset=int(told["offset"]),
-        generation=told["generation"],
+        group=told["group"],
         result=told["result"],
         kind=told["kind"],
         error=told["error"],
@@ -213,6 +230,7 @@ def _letter(
     return Letter(
         projection=told["projection"],
         generation=told["generation"],
+        group=told["group"],
         topic=told["topic"],
         partition=partition,
         offset=int(told["offset"]),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -11,7 +10,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from streams.calls import QUIET, broker_error
 from streams.cluster import Cluster
 from streams.config import KafkaSettings
-from streams.data.letter import Said, parse, topic_of
+from streams.data.letter import Said, said, topic_of
+from streams.data.scan import scan
+from streams.data.source import KafkaEventStore
 from streams.denied import Need
 from streams.errors import BrokerUnavailable, TopicNotFound
 from streams.log import get_logger
@@ -25,7 +26,6 @@ _ROOM_BYTES = 64 << 10
 """What headers may add to a record of the event topic."""
 _BATCH = 500
 _WAIT_S = 0.1
-_CATCH_UP_S = 20.0
 
 
 def ensure_topic(cluster: Cluster, projection: str, events: TopicInfo) -> TopicInfo:
@@ -96,7 +96,12 @@ class Letterbox:
             self._topic = ensure_topic(self._cluster, self._projection, self._events)
         marks = self._cluster.watermarks(self._topic)[partition]
         begin = _within(position, marks)
-        found = list(self._read({partition: begin}, marks.high)) if begin < marks.high else []
+        known = KafkaEventStore(self.name, kafka=self._kafka)
+        found = [
+            (said(record), record.offset())
+            for records in scan(known, {partition: (begin, marks.high)})
+            for record in records
+        ]
         if self._consumer is None:
             self._consumer = self._new_consumer()
         self.close_partition(partition)
@@ -119,7 +124,7 @@ class Letterbox:
         if self._consumer is None or not self._reading:
             return []
         return [
-            (message.partition(), _said(message), message.offset())
+            (message.partition(), said(message), message.offset())
             for message in self._consumer.consume(_BATCH, 0)
             if self._is_record(message)
         ]
@@ -186,28 +191,6 @@ class Letterbox:
         if error is not None:
             self._refused = error
 
-    def _read(self, begin: dict[int, int], end: int) -> Iterable[tuple[Said | None, int]]:
-        """Read partitions up to an offset."""
-        consumer = self._new_consumer()
-        try:
-            consumer.assign([TopicPartition(self.name, number, at) for number, at in begin.items()])
-            deadline = time.monotonic() + _CATCH_UP_S
-            while True:
-                messages = consumer.consume(_BATCH, _WAIT_S)
-                for message in messages:
-                    if self._is_record(message):
-                        deadline = time.monotonic() + _CATCH_UP_S
-                        yield _said(message), message.offset()
-                if any(_is_end(message) for message in messages):
-                    return
-                if time.monotonic() > deadline:
-                    raise BrokerUnavailable(
-                        f"Kafka at {self._kafka.bootstrap_servers} has sent nothing of {self.name!r} for "
-                        f"{_CATCH_UP_S:g} s, which has records up to {end}."
-                    )
-        finally:
-            consumer.close()
-
     def _new_consumer(self) -> Consumer:
         return Consumer(
             self._kafka.client(
@@ -239,8 +222,3 @@ def _within(position: int, marks: Watermarks) -> int:
 def _is_end(message: Message) -> bool:
     error = message.error()
     return error is not None and error.code() == KafkaError._PARTITION_EOF
-
-
-def _said(message: Message) -> Said | None:
-    headers: Sequence[tuple[str, bytes | None]] | None = message.headers()
-    return parse(message.partition(), message.key(), message.value(), headers)

@@ -33,14 +33,14 @@ class Letters:
 
     Args:
         projection: The user's code.
-        generation: The generation's id.
+        group: The generation's consumer group.
         topic: The event topic.
         store: Where the partition's models are.
     """
 
-    def __init__(self, projection: CqrsProjection[Any], generation: str, topic: str, store: PartitionStore) -> None:
+    def __init__(self, projection: CqrsProjection[Any], group: str, topic: str, store: PartitionStore) -> None:
         self._projection = projection
-        self._generation = generation
+        self._group = group
         self._topic = topic
         self._store = store
         self._is_keyed = projection.partition_by is None
@@ -166,16 +166,17 @@ class Letters:
     def saw(self, said: Said | None, offset: int) -> None:
         """Take in what a record of the topic says, and where it is there."""
         self._read_to = offset + 1
-        if said is None or said.generation != self._generation:
+        if said is None or said.group != self._group:
             return
         if isinstance(said, Request):
             if said.verb != "done":
                 self._asked.append((said, offset))
+        elif said.id != letter_id(self._group, self._topic, self._store.state.partition, said.offset):
+            return  # of another topic that was folded
         elif said.offset < self._store.state.position or said.offset in self._written.keys() | self._unwritten.keys():
             return  # it is known here
         elif isinstance(said, Letter):
-            if said.topic == self._topic:
-                self._expected[said.offset] = (said.skipped, offset)
+            self._expected[said.offset] = (said.skipped, offset)
         elif said.result == "dropped":
             self.drop(said.offset)
         elif said.result == "folded":
@@ -195,12 +196,12 @@ class Letters:
         """Say so of events in front of a position of which the topic has a letter, and that were folded after all."""
         for offset in [offset for offset in self._expected if offset < position]:
             del self._expected[offset]
-            where = (self._generation, self._topic, self._store.state.partition, offset)
+            where = (self._group, self._topic, self._store.state.partition, offset)
             mark = Mark(
                 id=letter_id(*where),
                 partition=self._store.state.partition,
                 offset=offset,
-                generation=self._generation,
+                group=self._group,
                 result="folded",
             )
             self.saying.append(mark.record())
@@ -229,7 +230,7 @@ def _mark(letter: Letter, result: str, request: str) -> Mark:
         id=letter.id,
         partition=letter.partition,
         offset=letter.offset,
-        generation=letter.generation,
+        group=letter.group,
         result=result,
         request=request,
         key=letter.key,

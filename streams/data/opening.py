@@ -16,7 +16,7 @@ from streams.data.partition import HeldPartition
 from streams.data.rescue import Rescue
 from streams.data.serde import Serde
 from streams.data.stamp import Stamp
-from streams.data.store import DROPPED, RocksPartition
+from streams.data.store import RocksPartition
 from streams.errors import TopicChanged, at
 from streams.types import Committed, Watermarks
 
@@ -89,7 +89,7 @@ class Opener:
                 fold.close()
                 raise
             held.opened(store, fold)
-            held.answering = None if fold.rescue is None else Answering(fold, fold.rescue, job.events.codec)
+            held.answering = Answering(fold, fold.rescue, job.events.codec)
             committed = self._committed.get(held.number)
             check_offset(job.build, job.group, held.number, committed, store.state.position)
             held.reached = self._reached(committed)
@@ -97,14 +97,13 @@ class Opener:
         check_readable(job.topic, held.number, held.fold.position, marks, job.projection.name)
         return is_opened
 
-    def _rescue(self, number: int, store: RocksPartition, fold: Fold) -> Rescue | None:
-        """Give what is done with events that cannot be folded; None where the fold is to end in front of them."""
+    def _rescue(self, number: int, store: RocksPartition, fold: Fold) -> Rescue:
+        """Give what is done with events that cannot be folded."""
         job = self._job
-        if not job.policy.keeps and not store.state.dead_letters and next(store.beside(DROPPED), None) is None:
-            return None
-        letters = Letters(job.projection, job.generation, job.topic.name, store)
-        for said, offset in self._letterbox.open(number, store.state.letters):
-            letters.saw(said, offset)
+        letters = Letters(job.projection, job.group, job.topic.name, store)
+        if job.policy.keeps or letters.waiting or letters.dropped:
+            for told, offset in self._letterbox.open(number, store.state.letters):
+                letters.saw(told, offset)
         return Rescue(
             job.projection,
             self._serde,
@@ -113,6 +112,7 @@ class Opener:
             job.policy,
             letters,
             job.generation,
+            job.group,
             job.replay_end(number),
         )
 

@@ -45,6 +45,7 @@ class Rescue:
         policy: What becomes of events that fail.
         letters: Where they are kept.
         generation: The generation's id.
+        group: Its consumer group.
         replay_end: Events in front of it are a rebuild's.
     """
 
@@ -57,6 +58,7 @@ class Rescue:
         policy: RecoveryPolicy,
         letters: Letters,
         generation: str,
+        group: str,
         replay_end: int = 0,
     ) -> None:
         self._projection = projection
@@ -65,6 +67,7 @@ class Rescue:
         self._keys_are_streams = bool(getattr(codec, "streams_are_keys", False))
         self._policy = policy
         self._generation = generation
+        self._group = group
         self._replay_end = replay_end
         self._again = Loop(projection, cache, ())  # not interrupted: it is to come to where it was before
         self.letters = letters
@@ -204,6 +207,7 @@ class Rescue:
             Letter(
                 projection=self._projection.name,
                 generation=self._generation,
+                group=self._group,
                 topic=record.topic(),
                 partition=record.partition(),
                 offset=record.offset(),

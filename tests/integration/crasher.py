@@ -27,12 +27,14 @@ from streams import (
 )
 from streams.cluster import Cluster
 from streams.compacted import CompactedTopic
+from streams.config import FoldSettings
 from streams.control.generations import Generations
 from streams.data import answers, build
 from streams.data.checkpoint import KafkaCheckpointStore
+from streams.data.letterbox import Letterbox
 from streams.data.store import RocksPartition
 from tests.integration.kit import Kit
-from tests.integration.versions import Fixed
+from tests.integration.versions import Fixed, Mended
 
 __all__ = ["DIED", "Job", "beside"]
 
@@ -48,7 +50,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: str
     kind: str
     """beginning, checkpoint, position, snapshot, restore, streams; take, which takes a snapshot; beside and resume, a
-    rebuild beside the live generation; or run, which folds live and counts as its steps only the replacing of models.
+    rebuild beside the live generation; run, which folds live and counts as its steps only the replacing of models; or
+    letters and mended, which fold all that there is, and keep what cannot be folded.
     """
     positions: dict[int, int] = {}
     snapshot: str = ""
@@ -83,6 +86,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
                 asyncio.run(generations.rebuild(policy="report", approve="auto", keep=timedelta(0), workers=0))
             else:
                 asyncio.run(generations.resume(workers=0))
+        elif self.kind in ("letters", "mended"):
+            kit.settings = FoldSettings(on_error="dead-letter", checkpoint_events=5, session_timeout_s=2)
+            if self.kind == "mended":
+                kit.projection = Mended()
+            kit.fold_all(adopt=True)
         elif self.kind == "run":
             with kit.live() as agent:
                 agent.run()
@@ -114,6 +122,7 @@ def _prepare(job: Job) -> None:
 
         return step
 
+    Letterbox.write = dying(Letterbox.write)  # type: ignore[method-assign]
     if job.kind == "run":
         vars(answers)["swap"] = dying(vars(answers)["swap"])
         return

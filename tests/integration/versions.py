@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import time
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from projections.contract import Event
+from projections.contract import Event, TransientError
 from projections.flights import Aircraft, AircraftLog
 from projections.orders import Order, OrderSummary
 from tests.support import Tally
@@ -25,6 +26,40 @@ class Fixed(Tally):
         if model is not None and event.stream.endswith("7"):
             model["fixed"] = True
         return model
+
+
+class Mended(Tally):
+    """What failed is put right."""
+
+    name = "tally"
+
+    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+        return super().apply_to_model(model, as_good(event))
+
+
+def as_good(event: Event) -> Event:
+    """The same event, of a type at which nothing fails."""
+    if event.type not in ("fail", "unstorable"):
+        return event
+    return Event(
+        event.id, "add", event.stream, event.recorded_at, event.data, None, event.topic, event.partition, event.offset
+    )
+
+
+class Passing(Tally):
+    """Fails at some events the first times that this process folds them, and says that it may pass."""
+
+    name = "tally"
+
+    def __init__(self) -> None:
+        self.times: Counter[int] = Counter()
+
+    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+        if event.type == "fail":
+            self.times[event.offset] += 1
+            if self.times[event.offset] <= event.data["times"]:
+                raise TransientError("the answer is not there yet")
+        return super().apply_to_model(model, as_good(event))
 
 
 class Refactored(Tally):

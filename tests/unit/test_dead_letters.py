@@ -25,6 +25,7 @@ from streams.data.rescue import Rescue, Unguarded
 from streams.data.serde import serde_for
 from streams.data.store import RocksPartition, StoreState
 from streams.errors import EventError, ProjectionError
+from tests.integration.versions import Mended
 from tests.support import MadeRecord, Tally, envelope, folded
 
 FRESH = StoreState(directory="d", build=1, partition=0, start=0, position=0)
@@ -45,19 +46,6 @@ class Months(CqrsProjection[dict[str, Any]]):
 
     def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
         return Tally().apply_to_model(model, event)
-
-
-class Mended(Tally):
-    """The same, with what failed put right."""
-
-    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
-        return super().apply_to_model(model, _Mended(event) if event.type in ("fail", "unstorable") else event)
-
-
-def _Mended(event: Event) -> Event:  # noqa: N802
-    return Event(
-        event.id, "add", event.stream, event.recorded_at, event.data, None, event.topic, event.partition, event.offset
-    )
 
 
 class Partition:
@@ -81,7 +69,7 @@ class Partition:
         self.letters = Letters(self.projection, "g", "t", store)
         self.seen = store.state.letters
         self.rescue = self.fold.rescue = Rescue(
-            self.projection, serde, self.fold.cache, JsonCodec(), self.policy, self.letters, "g"
+            self.projection, serde, self.fold.cache, JsonCodec(), self.policy, self.letters, "tally.v1", "g"
         )
         self.answering = Answering(self.fold, self.rescue, JsonCodec())
         self.read_topic()
@@ -125,7 +113,7 @@ class Partition:
         self.open()
 
     def ask(self, verb: str, **which: Any) -> None:
-        request = Request(id=f"r{len(self.topic)}", verb=verb, generation="g", partition=0, **which)  # type: ignore[arg-type]
+        request = Request(id=f"r{len(self.topic)}", verb=verb, group="g", partition=0, **which)  # type: ignore[arg-type]
         self.topic.append(request.record())
         self.read_topic()
         self.answer()
@@ -316,7 +304,7 @@ def test_a_letter_has_all_that_its_record_had(tmp_path: Path) -> None:
     assert isinstance(letter, Letter)
     assert letter.headers == [("h", b"1")]
     assert (letter.where, letter.timestamp, letter.kind) == ("t[0]@1", 1_700_000_000_000, "failed")
-    assert (letter.id, letter.projection, letter.generation) == ("g/t[0]@1", "tally", "g")
+    assert (letter.id, letter.projection, letter.generation, letter.group) == ("g/t[0]@1", "tally", "tally.v1", "g")
     assert (letter.event_id, letter.event_type, letter.stream, letter.model) == ("e1", "fail", "ä", "ä")
     assert letter.error == "ValueError: cannot fold e1 (support.py:73 in apply_to_model)"
     assert letter == next(partition.letters.in_order())
