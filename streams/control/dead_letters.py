@@ -98,7 +98,7 @@ class DeadLetters:
         """
         found: dict[str, Standing] = {}
         for said_, _, written_ms in self._read():
-            if isinstance(said_, Request) or said_.group != self._group:
+            if isinstance(said_, Request):
                 continue
             known = found.get(said_.id)
             if isinstance(said_, Letter):
@@ -165,7 +165,7 @@ class DeadLetters:
             for number, offsets in by_partition.items()
         }
         events = TopicInfo(name=self.topic, id=topic.id, partitions=topic.partitions)
-        box = Letterbox(self._kafka, self._cluster, self._projection, events)
+        box = Letterbox(self._kafka, self._cluster, self._projection, self._group, events)
         try:
             box.write(request.record() for request in requests.values())
         finally:
@@ -202,7 +202,7 @@ class DeadLetters:
             ranges = {number: (one.low, one.high) for number, one in self._cluster.watermarks(topic).items()}
         for records in scan(KafkaEventStore(self.topic, kafka=self._kafka), ranges):
             for record in records:
-                told = said(record)
+                told = said(record, self._group)
                 if told is not None:
                     yield told, record.offset(), record.timestamp()[1]
 

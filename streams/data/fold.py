@@ -210,19 +210,15 @@ class Fold:
         if self.rescue is None or not self.rescue.letters.is_sorting:
             self._fold_free(events)
             return
-        free: list[Event] = []
-        for event in events:
-            if not self.rescue.letters.leaves_out(event):
-                free.append(event)
-                continue
-            if free:
-                self._fold_free(free)
-                free = []
-            if self._interrupts:
-                return
-            self._is_left_out(event)
-        if free:
-            self._fold_free(free)
+        begin = 0
+        while begin < len(events) and not self._interrupts:
+            end = self.rescue.letters.first_left_out(events, begin)
+            if end > begin:
+                self._fold_free(events[begin:end])
+                begin = end
+            else:
+                self._is_left_out(events[begin])
+                begin += 1
 
     def _fold_free(self, events: Sequence[Event]) -> None:
         """Fold events, as far as none fails that is not to be gone on without."""
@@ -235,14 +231,15 @@ class Fold:
                 rescue.save(portion)
             ran = self._loop.run(portion)
             self._passed(portion[: ran.folded], ran)
-            if ran.error is not None:
-                self._failed(portion, ran, Kind.FAILED, ran.error, is_guarding=is_guarding)
+            error = ran.error
+            if error is not None:
+                self._failed(portion, ran, Kind.FAILED, error, is_guarding=is_guarding)
             elif is_careful and (error := self._not_storable(portion[0])) is not None:
                 self._failed(portion, Ran(0, 0, 0, error, ran.was_loaded), Kind.UNSTORABLE, error, is_guarding=True)
             events = events[ran.folded + (ran.error is not None) :]
             if self._interrupts:
                 return
-            if events and rescue is not None and rescue.letters.is_sorting:
+            if error is not None and events:
                 self._fold(events)  # some of them may have to wait behind the one that has failed
                 return
 

@@ -74,7 +74,7 @@ class Lane:
         self._closed: list[HeldPartition] = []
         self._released_events = 0
         self._mirror = Mirror(job)
-        self._letterbox = Letterbox(job.events.kafka, self._cluster, job.projection.name, job.topic)
+        self._letterbox = Letterbox(job.events.kafka, self._cluster, job.projection.name, job.group, job.topic)
         self._opener = Opener(job, self._serde, self._cluster, self._letterbox, interrupts)
         self._topic = TopicWatch(self._cluster, job.topic, job.projection.name)
         self._answers = Answers(job, self._serde, interrupts)

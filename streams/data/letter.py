@@ -22,8 +22,7 @@ from streams.prepared import prepared
 __all__ = ["Letter", "Mark", "Request", "Said", "parse", "said", "topic_of"]
 
 PREFIX = "refold-"
-_REQUEST = "refold-request"
-_RESULT = "refold-result"
+_GROUP = "refold-group"
 
 Headers: TypeAlias = list[tuple[str, str | bytes | None]]
 
@@ -163,7 +162,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             "partition": self.partition,
             "key": None,
             "value": msgspec.json.encode(self),
-            "headers": [(_REQUEST, self.id.encode())],
+            "headers": [(PREFIX + "request", self.id.encode()), (_GROUP, self.group.encode())],
         }
 
     def wants(self, offset: int, model: str | None, stream: str | None) -> bool:
@@ -185,25 +184,31 @@ def letter_id(group: str, topic: str, partition: int, offset: int) -> str:
 
 
 def parse(
-    partition: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]] | None
+    partition: int,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Sequence[tuple[str, bytes | None]] | None,
+    group: str,
 ) -> Said | None:
-    """Read a record of a topic of dead letters; None for one that refold did not write."""
-    found = {name: value for name, value in headers or () if name.startswith(PREFIX)}
+    """Read a record of a topic of dead letters; None for one of another group, or that refold did not write."""
+    if headers is None or (_GROUP, group.encode()) not in headers:
+        return None
+    found = {name.removeprefix(PREFIX): text for name, text in headers if name.startswith(PREFIX)}
     try:
-        if _REQUEST in found:
+        if "request" in found:
             return None if value is None else msgspec.json.decode(value, type=Request)
-        told = {name.removeprefix(PREFIX): (text or b"").decode() for name, text in found.items()}
-        if _RESULT in found:
+        told = {name: (text or b"").decode() for name, text in found.items()}
+        if "result" in told:
             return _mark(partition, key, told)
-        own = [(name, text) for name, text in headers or () if not name.startswith(PREFIX)]
+        own = [(name, text) for name, text in headers if not name.startswith(PREFIX)]
         return _letter(partition, key, value, own, told)
     except (KeyError, ValueError, msgspec.MsgspecError):
         return None
 
 
-def said(record: Kept) -> Said | None:
+def said(record: Kept, group: str) -> Said | None:
     """Read a record of a topic of dead letters, as a client gives it; see `parse`."""
-    return parse(record.partition(), record.key(), record.value(), record.headers())
+    return parse(record.partition(), record.key(), record.value(), record.headers(), group)
 
 
 def _mark(partition: int, key: bytes | None, told: Mapping[str, str]) -> Mark:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,12 +12,10 @@ from streams.calls import QUIET, broker_error
 from streams.cluster import Cluster
 from streams.config import KafkaSettings
 from streams.data.letter import Said, said, topic_of
-from streams.data.scan import scan
-from streams.data.source import KafkaEventStore
 from streams.denied import Need
-from streams.errors import BrokerUnavailable, TopicNotFound
+from streams.errors import BrokerUnavailable, at
 from streams.log import get_logger
-from streams.types import TopicInfo, Watermarks
+from streams.types import TopicInfo
 
 __all__ = ["Letterbox", "ensure_topic"]
 
@@ -26,6 +25,8 @@ _ROOM_BYTES = 64 << 10
 """What headers may add to a record of the event topic."""
 _BATCH = 500
 _WAIT_S = 0.1
+_SILENT_S = 20.0
+_SOON_MS = 5
 
 
 def ensure_topic(cluster: Cluster, projection: str, events: TopicInfo) -> TopicInfo:
@@ -37,9 +38,7 @@ def ensure_topic(cluster: Cluster, projection: str, events: TopicInfo) -> TopicI
         BrokerError: It is not there and cannot be made.
     """
     name = topic_of(projection)
-    try:
-        found = cluster.topic(name)
-    except TopicNotFound:
+    if name not in cluster.topics():  # asked so, and not by describing it, which waits for one that was just made
         largest = int(cluster.topic_config(events.name).get("max.message.bytes", 1 << 20))
         config = {
             "cleanup.policy": "delete",
@@ -49,7 +48,7 @@ def ensure_topic(cluster: Cluster, projection: str, events: TopicInfo) -> TopicI
         }
         cluster.create_topic(name, events.partitions, config)
         log.info("dead_letters.topic_made", topic=name, partitions=events.partitions)
-        found = cluster.topic(name)
+    found = cluster.topic(name)
     if found.partitions < events.partitions:
         cluster.add_partitions(name, events.partitions)
         found = cluster.topic(name)
@@ -63,18 +62,21 @@ class Letterbox:
         kafka: Where Kafka is.
         cluster: Likewise.
         projection: The projection's name.
+        group: The generation's consumer group: what is said of others is passed over.
         events: The event topic.
     """
 
-    def __init__(self, kafka: KafkaSettings, cluster: Cluster, projection: str, events: TopicInfo) -> None:
+    def __init__(self, kafka: KafkaSettings, cluster: Cluster, projection: str, group: str, events: TopicInfo) -> None:
         self._kafka = kafka
         self._cluster = cluster
         self._projection = projection
+        self._group = group
         self._events = events
         self._topic: TopicInfo | None = None
         self._producer: Producer | None = None
         self._consumer: Consumer | None = None
         self._reading: set[int] = set()
+        self._reader: Consumer | None = None
         self._refused: KafkaError | None = None
 
     @property
@@ -95,18 +97,35 @@ class Letterbox:
         if self._topic is None:
             self._topic = ensure_topic(self._cluster, self._projection, self._events)
         marks = self._cluster.watermarks(self._topic)[partition]
-        begin = _within(position, marks)
-        known = KafkaEventStore(self.name, kafka=self._kafka)
-        found = [
-            (said(record), record.offset())
-            for records in scan(known, {partition: (begin, marks.high)})
-            for record in records
-        ]
         if self._consumer is None:
             self._consumer = self._new_consumer()
         self.close_partition(partition)
         self._consumer.incremental_assign([TopicPartition(self.name, partition, marks.high)])
         self._reading.add(partition)
+        begin = position if marks.low <= position <= marks.high else marks.low
+        return self._between(partition, begin, marks.high) if begin < marks.high else []
+
+    def _between(self, partition: int, begin: int, end: int) -> list[tuple[Said | None, int]]:
+        """Read what a partition has between two offsets.
+
+        By a consumer of its own: one that waits at the end of others is not asked for more until that wait is over.
+        """
+        if self._reader is None:
+            self._reader = self._new_consumer(**{"fetch.wait.max.ms": _SOON_MS})
+        self._reader.assign([TopicPartition(self.name, partition, begin)])
+        found: list[tuple[Said | None, int]] = []
+        deadline = time.monotonic() + _SILENT_S
+        while not found or found[-1][1] + 1 < end:
+            more = self._consumed(self._reader, _WAIT_S)
+            found += [(told, offset) for _, told, offset in more]
+            if more:
+                deadline = time.monotonic() + _SILENT_S
+            elif time.monotonic() > deadline:
+                raise BrokerUnavailable(
+                    f"Kafka at {self._kafka.bootstrap_servers} has sent nothing of {at(self.name, partition)} for "
+                    f"{_SILENT_S:g} s, which ends at {end}."
+                )
+        self._reader.unassign()
         return found
 
     def close_partition(self, partition: int) -> None:
@@ -121,23 +140,22 @@ class Letterbox:
         Raises:
             BrokerError: It cannot be read.
         """
-        if self._consumer is None or not self._reading:
-            return []
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        return self._consumed(self._consumer, 0) if self._consumer is not None and self._reading else []
+
+    def _consumed(self, consumer: Consumer, wait_s: float) -> list[tuple[int, Said | None, int]]:
+        first = consumer.poll(wait_s)  # and not `consume`, which waits until there are so many
+        messages = [] if first is None else [first, *consumer.consume(_BATCH, 0)]
         return [
-            (message.partition(), said(message), message.offset())
-            for message in self._consumer.consume(_BATCH, 0)
+            (message.partition(), said(message, self._group), message.offset())
+            for message in messages
             if self._is_record(message)
         ]
 
-    def write(self, records: Iterable[dict[str, Any]]) -> None:
-        """Write records, and wait until the brokers have them all.
-
-        Raises:
-            BrokerUnavailable: They have not, in time; some may be there.
-            BrokerError: They will not have one.
-        """
-        if self._topic is None:
-            self._topic = ensure_topic(self._cluster, self._projection, self._events)
+    def prepare(self) -> Producer:
+        """Have what writes connect, so that the first letter does not wait for it."""
         if self._producer is None:
             self._producer = Producer(
                 self._kafka.client(
@@ -152,10 +170,22 @@ class Letterbox:
                     }
                 )
             )
+        return self._producer
+
+    def write(self, records: Iterable[dict[str, Any]]) -> None:
+        """Write records, and wait until the brokers have them all.
+
+        Raises:
+            BrokerUnavailable: They have not, in time; some may be there.
+            BrokerError: They will not have one.
+        """
+        if self._topic is None:
+            self._topic = ensure_topic(self._cluster, self._projection, self._events)
+        producer = self.prepare()
         self._refused = None
         for record in records:
             self._produce(record)
-        left = self._producer.flush(self._kafka.request_timeout_s + 1)
+        left = producer.flush(self._kafka.request_timeout_s + 1)
         if self._refused is not None:
             raise broker_error(
                 self._refused,
@@ -164,15 +194,16 @@ class Letterbox:
                 [Need("Write", "topic", self.name)],
             )
         if left:
-            self._producer.purge()
+            producer.purge()
             raise BrokerUnavailable(
                 f"Kafka at {self._kafka.bootstrap_servers} did not acknowledge {left:,} dead letters in time."
             )
 
     def close(self) -> None:
         """Let go of the connections."""
-        if self._consumer is not None:
-            self._consumer.close()
+        for consumer in (self._consumer, self._reader):
+            if consumer is not None:
+                consumer.close()
 
     def _produce(self, record: dict[str, Any]) -> None:
         assert self._producer is not None
@@ -191,7 +222,7 @@ class Letterbox:
         if error is not None:
             self._refused = error
 
-    def _new_consumer(self) -> Consumer:
+    def _new_consumer(self, **settings: Any) -> Consumer:
         return Consumer(
             self._kafka.client(
                 **{
@@ -202,6 +233,7 @@ class Letterbox:
                     "enable.partition.eof": True,
                     "isolation.level": "read_committed",
                     "log_level": QUIET,
+                    **settings,
                 }
             )
         )
@@ -213,10 +245,6 @@ class Letterbox:
         if not _is_end(message) and not error.retriable() and error.code() >= 0:
             raise broker_error(error, f"read topic {self.name!r}", self._kafka, [Need("Read", "topic", self.name)])
         return False
-
-
-def _within(position: int, marks: Watermarks) -> int:
-    return position if marks.low <= position <= marks.high else marks.low
 
 
 def _is_end(message: Message) -> bool:

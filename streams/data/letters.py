@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -93,9 +93,21 @@ class Letters:
             return False
         return isinstance(outcome, Event) and self._model_of(outcome) in self.models
 
-    def leaves_out(self, event: Event) -> bool:
-        """Say whether an event is not to be folded now, or ever."""
-        return event.offset in self.dropped or self.holds(event)
+    def first_left_out(self, events: Sequence[Event], begin: int) -> int:
+        """Give where the first event is that is not to be folded now, or ever; behind the last where there is none.
+
+        Args:
+            events: In their order.
+            begin: Where to look first.
+        """
+        models, streams, dropped = self.models, self.streams, self.dropped
+        for index in range(begin, len(events)):
+            event = events[index]
+            stream = event.stream
+            may_wait = stream in streams or (stream in models if self._is_keyed else models)
+            if (may_wait and self.holds(event)) or (dropped and event.offset in dropped):
+                return index
+        return len(events)
 
     def _is_declined(self, outcome: Event | Tombstone) -> bool:
         if isinstance(outcome, Tombstone):
@@ -166,7 +178,7 @@ class Letters:
     def saw(self, said: Said | None, offset: int) -> None:
         """Take in what a record of the topic says, and where it is there."""
         self._read_to = offset + 1
-        if said is None or said.group != self._group:
+        if said is None:
             return
         if isinstance(said, Request):
             if said.verb != "done":

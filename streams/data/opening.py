@@ -104,6 +104,7 @@ class Opener:
         if job.policy.keeps or letters.waiting or letters.dropped:
             for told, offset in self._letterbox.open(number, store.state.letters):
                 letters.saw(told, offset)
+            self._letterbox.prepare()
         return Rescue(
             job.projection,
             self._serde,

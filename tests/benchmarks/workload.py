@@ -57,6 +57,22 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
+class Poisoned(Workload, frozen=True, kw_only=True):
+    """The same, but that one event in so many cannot be folded: by turns, it is torn, or `Picky` raises."""
+
+    every: int = 100
+
+    def records(self) -> Iterator[tuple[bytes, bytes]]:
+        """See Workload."""
+        for number, (key, value) in enumerate(super().records()):
+            if number % self.every:
+                yield key, value
+            elif number % (2 * self.every):
+                yield key, value[:-1]
+            else:
+                yield key, value.replace(b'"ItemAdded"', b'"Broken"', 1)
+
+
 def fold(model: Model | None, event_id: str, data: dict[str, Any]) -> Model:
     """Fold one event into its order's summary; the model may be changed in place.
 

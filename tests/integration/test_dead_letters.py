@@ -72,8 +72,9 @@ def letters(kit: Kit) -> DeadLetters:
 def written(kit: Kit) -> Counter[str]:
     """How often each of this fold's letters is in the topic, as it is there."""
     topic = kit.cluster.topic(topic_of("tally"))
-    found = [said(record) for records in read_log(kit.bootstrap, topic).values() for record in records]
-    return Counter(one.where for one in found if isinstance(one, Letter) and one.group == kit.group)
+    records = [record for records in read_log(kit.bootstrap, topic).values() for record in records]
+    found = [said(record, kit.group) for record in records]
+    return Counter(one.where for one in found if isinstance(one, Letter))
 
 
 @pytest.mark.slow

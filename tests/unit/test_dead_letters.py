@@ -147,7 +147,7 @@ class Partition:
 
 
 def said(record: dict[str, Any]) -> Any:
-    return parse(record["partition"], record["key"], record["value"], record["headers"])
+    return parse(record["partition"], record["key"], record["value"], record["headers"], "g")
 
 
 def log_of(kinds: Sequence[tuple[str, str]]) -> list[MadeRecord]:

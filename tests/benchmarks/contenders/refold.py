@@ -59,14 +59,28 @@ def unavailable() -> str | None:
     return f"`streams` exports no {', '.join(missing)}" if missing else None
 
 
-def run(job: Job, workers: int = 1) -> Outcome:
-    """Rebuild once, with so many agents, and read the models back."""
+def run(job: Job, workers: int = 1, projection: CqrsProjection[Order] | None = None, **settings: Any) -> Outcome:
+    """Rebuild once, with so many agents, and read the models back.
+
+    Args:
+        job: The run.
+        workers: How many agents.
+        projection: Another one than `OrderSummary`.
+        settings: Of `FoldSettings`, where they are not the default ones.
+    """
     api: Any = streams
-    projection = OrderSummary()
+    projection = projection or OrderSummary()
     event_log = api.KafkaEventStore(job.topic, bootstrap_servers=job.bootstrap_servers)
     store = api.RocksStore(job.path("state"))
     checkpoints = api.KafkaCheckpointStore(job.group, event_log)
-    coordinator = api.RebuildCoordinator(projection, event_log, store, checkpoints, workers=workers)
+    coordinator = api.RebuildCoordinator(
+        projection,
+        event_log,
+        store,
+        checkpoints,
+        workers=workers,
+        **({"settings": api.FoldSettings(**settings)} if settings else {}),
+    )
 
     async def rebuild() -> float:
         started = time.perf_counter()

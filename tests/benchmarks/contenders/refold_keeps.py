@@ -1,0 +1,16 @@
+"""Refold, keeping what cannot be folded, with what comes after it of its model: `on_error = dead-letter`."""
+
+from __future__ import annotations
+
+from tests.benchmarks.contenders import refold
+from tests.benchmarks.contenders.job import Job, Outcome
+from tests.benchmarks.contenders.refold_skips import Picky
+
+__all__ = ["run", "unavailable"]
+
+unavailable = refold.unavailable
+
+
+def run(job: Job) -> Outcome:
+    """Rebuild once."""
+    return refold.run(job, projection=Picky(), on_error="dead-letter")
