@@ -11,15 +11,20 @@ from typing import Any
 from projections.contract import CqrsProjection
 from streams.control.target import Prepared, Target
 from streams.data.build import Build, RebuildRecord
-from streams.data.handover import Handovers, swap
+from streams.data.handover import Handovers, Swapped, swap
+from streams.data.letter import Mark
+from streams.data.letterbox import Letterbox
 from streams.data.reader import ModelReader
 from streams.data.refold import Refold
 from streams.data.source import KafkaEventStore
 from streams.data.split import split_error
-from streams.errors import CheckpointError, RebuildCancelled, RebuildError, StoreLocked, TopicChanged, at
+from streams.errors import BrokerError, CheckpointError, RebuildCancelled, RebuildError, StoreLocked, TopicChanged, at
+from streams.log import get_logger
 from streams.types import TopicInfo, Watermarks
 
 __all__ = ["Refolding"]
+
+log = get_logger(__name__)
 
 _NEAR = 1_000
 _ROUNDS = 10
@@ -63,6 +68,7 @@ class Refolding:
             """By partition that has models, where its history begins."""
             self.positions = {number: state.position for number, state in reader.states().items()}
             """By partition, where its models were when this was last looked at."""
+            dropped = reader.dropped()
             where = {stream: reader.partition_of(stream) for stream in ids} if projection.partition_by is None else {}
         self._known = {stream for stream, number in where.items() if number is not None}
         wanted = {
@@ -74,6 +80,7 @@ class Refolding:
             events,
             wanted,
             {number: build.fresh(number, self.starts[number]) for number in wanted},
+            dropped,
             interrupts,
         )
 
@@ -154,7 +161,7 @@ class Refolding:
             for number, fold in self.folds.items():
                 store = prepared.build.open(number, self.starts[number])
                 try:
-                    swap(store, fold.kept.models)
+                    self._tell(swap(store, fold.kept.models, fold.streams))
                     states[number] = store.state
                 finally:
                     store.close()
@@ -212,6 +219,19 @@ class Refolding:
                 topic=self._topic.name,
             ) from error
 
+    def _tell(self, swapped: Swapped) -> None:
+        """Say in the topic of dead letters that those of the streams are in their models now; nobody else will."""
+        if not swapped.letters:
+            return
+        cluster, name, group = self._events.cluster, self._projection.name, swapped.letters[0].group
+        box = Letterbox(self._events.kafka, cluster, name, group, self._topic)
+        try:
+            box.write(Mark.of(letter, "folded").record() for letter in swapped.letters)
+        except BrokerError as error:  # they are folded all the same, and asking for them says so again
+            log.warning("dead_letters.not_written", count=len(swapped.letters), why=str(error))
+        finally:
+            box.close()
+
     def _check_topic(self) -> None:
         """Make sure that what was read is of the topic that the models are of.
 
@@ -238,7 +258,7 @@ class Refolding:
             try:
                 self._refold.read_to({number: store.state.position}, check)
                 self._check_topic()
-                swap(store, self.folds[number].kept.models)
+                self._tell(swap(store, self.folds[number].kept.models, self.folds[number].streams))
                 done.add(number)
             finally:
                 store.close()

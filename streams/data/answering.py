@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import groupby
 
 import msgspec
@@ -58,7 +58,9 @@ class Answering:
         until = time.monotonic() + _SLICE_S
         while (request := letters.request) is not None and time.monotonic() < until:
             if self._left is None or self._resets != letters.resets:
-                by_stream = groupby(list(letters.in_order()), key=lambda one: one.stream)
+                waiting = list(letters.in_order())
+                self._tell_settled(request, {letter.offset for letter in waiting})
+                by_stream = groupby(waiting, key=lambda one: one.stream)
                 self._left = iter([list(some) for _, some in by_stream])
                 self._resets = letters.resets
             for some in self._left:
@@ -69,6 +71,13 @@ class Answering:
             letters.answer(msgspec.structs.replace(request, verb="done", offsets=None, models=None))
             log.info("dead_letters.answered", request=request.id, verb=request.verb, waiting=letters.waiting)
         return letters.request is not None
+
+    def _tell_settled(self, request: Request, waiting: Container[int]) -> None:
+        """Say of what was asked for, and does not wait here, that it is folded: whoever asked knew no better."""
+        letters = self._rescue.letters
+        for offset in request.offsets or ():
+            if offset < self._fold.committed and offset not in waiting and offset not in letters.dropped:
+                letters.tell_of(offset, request.id)
 
     def _carry_out(self, request: Request, waiting: list[Letter]) -> None:
         """Carry a request out on the letters of one stream, in their order.

@@ -100,7 +100,12 @@ class Answers:
                 continue
             if handover is not None and handover.is_of(build):
                 fresh = build.fresh(mine.number, handover.position)
-                mine.beside = Beside(self._job.projection, self._serde, asked, handover, fresh, self._interrupts)
+                dropped = (
+                    frozenset() if mine.fold is None or mine.fold.rescue is None else mine.fold.rescue.letters.dropped
+                )
+                mine.beside = Beside(
+                    self._job.projection, self._serde, asked, handover, fresh, self._interrupts, dropped
+                )
                 if mine.phase is Phase.HALTED:
                     self.halted(mine)
                 elif not mine.is_level:
@@ -139,6 +144,8 @@ class Answers:
         if error is not None:
             beside.asked.end(Outcome(error=error))
             return
-        models = swap(store, beside.kept.models)
+        swapped = swap(store, beside.kept.models, beside.streams)
         fold.discard()  # what it has in memory of these models is the old ones
-        beside.asked.end(Outcome(position=fold.position, events=beside.events, models=models))
+        if fold.rescue is not None:
+            fold.rescue.letters.tell_folded(swapped.letters)
+        beside.asked.end(Outcome(position=fold.position, events=beside.events, models=swapped.models))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from projections.contract import CqrsProjection
@@ -26,6 +26,7 @@ class Beside(StreamsFold):
         handover: What was handed over.
         fresh: The state of a store that has folded nothing, at the position of the handover.
         interrupts: See Fold.
+        dropped: Offsets of events that are never to be folded.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class Beside(StreamsFold):
         handover: Handover,
         fresh: StoreState,
         interrupts: Sequence[object],
+        dropped: Container[int],
     ) -> None:
         store = MemoryStore(fresh, handover.models)
-        super().__init__(projection, serde, store, handover.streams, interrupts)
+        super().__init__(projection, serde, store, handover.streams, interrupts, dropped)
         self.asked = asked
         self.failure: CqrsError | None = None
 

@@ -151,7 +151,7 @@ class Commits:
         fold = held.fold
         assert fold is not None
         self._job.build.check_current()
-        if fold.rescue is not None and not self._say(held, fold.rescue.letters, fold.position):
+        if fold.rescue is not None and not self._say(held, fold.rescue.letters):
             return False
         changed = fold.changed
         try:
@@ -169,9 +169,8 @@ class Commits:
         self._committed(held)
         return True
 
-    def _say(self, held: HeldPartition, letters: Letters, position: int) -> bool:
+    def _say(self, held: HeldPartition, letters: Letters) -> bool:
         """Have the topic of dead letters know before the store's position passes their events; say whether it does."""
-        letters.passed(position)
         if letters.saying:
             try:
                 self._letterbox.write(letters.saying)

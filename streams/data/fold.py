@@ -11,7 +11,7 @@ import msgspec
 from projections.contract import CqrsProjection, Event
 from streams.data.cache import ModelCache
 from streams.data.codec import EventCodec, Outcome, Record, Tombstone, Undecodable, decoded
-from streams.data.failures import brief, failed
+from streams.data.failures import brief, failed, let_go
 from streams.data.loop import Loop, Ran
 from streams.data.recovery import Kind
 from streams.data.rescue import Rescue, Unguarded
@@ -177,10 +177,11 @@ class Fold:
         if rescue is None:
             raise undecodable.error()
         if undecodable.offset not in rescue.letters.dropped:
-            action = rescue.decide(Kind.UNDECODABLE, undecodable)
+            said = f"the record is no event: {undecodable.reason}"
+            action = rescue.decide(Kind.UNDECODABLE, undecodable, said)
             if action in ("halt", "retry"):
                 raise undecodable.error()
-            rescue.keep(Kind.UNDECODABLE, undecodable, self.events, skipped=action == "skip")
+            rescue.keep(Kind.UNDECODABLE, undecodable, self.events, said, skipped=action == "skip")
         self._leave_out(undecodable)
 
     def _leave_out(self, outcome: Outcome) -> None:
@@ -195,7 +196,7 @@ class Fold:
         if outcome.offset not in rescue.letters.dropped:
             if not rescue.letters.holds(outcome):
                 return False
-            rescue.keep(Kind.HELD, outcome, self.events)
+            rescue.keep(Kind.HELD, outcome, self.events, "an event before it waits")
         self._leave_out(outcome)
         return True
 
@@ -262,9 +263,10 @@ class Fold:
         if isinstance(error, (CqrsError, *_NEVER)):
             raise error
         event, rescue = events[ran.folded], self.rescue
+        said = brief(error)
         model_id = None if kind is Kind.FAILED else self._projection.extract_model_id(event)
         what = "the projection failed" if model_id is None else f"its model {model_id!r} cannot be stored"
-        action = "halt" if rescue is None else rescue.decide(kind, event, error)
+        action = "halt" if rescue is None else rescue.decide(kind, event, said, error)
         if rescue is None or action in ("halt", "retry"):
             failure = failed(self._projection, event, error, what)
             if rescue is not None and action == "retry":
@@ -272,7 +274,8 @@ class Fold:
             raise failure from error
         if not rescue.undo(event, ran, events[: ran.folded], was_guarding=is_guarding):
             raise Unguarded(f"event {event.offset} cannot be undone", offset=event.offset)
-        rescue.keep(kind, event, self.events, error, skipped=action == "skip")
+        rescue.keep(kind, event, self.events, said, skipped=action == "skip")
+        let_go(error)
         if kind is Kind.FAILED:
             self._leave_out(event)
 
@@ -305,7 +308,9 @@ class Fold:
             raise error
         if not rescue.undo(outcome, ran, (), was_guarding=True):
             raise Unguarded(f"event {outcome.offset} cannot be undone", offset=outcome.offset)
-        return kind, brief(error)
+        said = brief(error)
+        let_go(error)
+        return kind, said
 
     def _not_storable(self, event: Event) -> Exception | None:
         """Give why an event's model cannot be stored; None where it can."""

@@ -12,22 +12,24 @@ model is the fold of all events up to the store's position.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from streams.data.asking import asked, asking, is_asked
 from streams.data.build import FORMAT, Build, read_record, write_record
+from streams.data.letter import Letter
 from streams.data.refold import StreamsFold
-from streams.data.store import RocksPartition
+from streams.data.store import LETTER, RocksPartition
 from streams.errors import StorageError
 from streams.log import get_logger
 from streams.prepared import prepared
 
-__all__ = ["Asked", "Handover", "Handovers", "Outcome", "handovers", "swap"]
+__all__ = ["Asked", "Handover", "Handovers", "Outcome", "Swapped", "handovers", "swap"]
 
 log = get_logger(__name__)
 
@@ -141,18 +143,40 @@ def handovers(build: Build) -> Iterator[Asked]:
                 yield Asked(path, int(path.stem))
 
 
-def swap(store: RocksPartition, models: Mapping[str, bytes | None]) -> int:
-    """Replace models in one batch, at the store's position; give how many of them there are now.
+class Swapped(NamedTuple):
+    """What has come of it."""
+
+    models: int
+    """How many there are now, of those that were to be replaced."""
+    letters: list[Letter]
+    """Dead letters that waited, and are in these models now."""
+
+
+def swap(store: RocksPartition, models: Mapping[str, bytes | None], streams: Container[str]) -> Swapped:
+    """Replace models in one batch, at the store's position.
+
+    Args:
+        store: Where they are.
+        models: By id; None for one that there is no longer.
+        streams: Those whose events were all folded again, also what waited of them as dead letters.
 
     Raises:
         StorageError: The disk; nothing was replaced.
     """
     before = {model_id: store.get(model_id) for model_id in models}
     changed = {model_id: raw for model_id, raw in models.items() if raw != before[model_id]}
+    waited = {key: msgspec.msgpack.decode(raw, type=Letter) for key, raw in store.beside(LETTER)}
+    gone = {key: letter for key, letter in waited.items() if letter.stream in streams}
     now = sum(raw is not None for raw in models.values())
-    if changed:
+    if changed or gone:
         had = sum(raw is not None for raw in before.values())
         state = store.state
-        store.commit(changed.items(), msgspec.structs.replace(state, models=state.models - had + now))
-    log.info("models.replaced", partition=store.state.partition, models=now, changed=len(changed))
-    return now
+        store.commit(
+            changed.items(),
+            msgspec.structs.replace(
+                state, models=state.models - had + now, dead_letters=state.dead_letters - len(gone)
+            ),
+            dict.fromkeys(gone),
+        )
+    log.info("models.replaced", partition=store.state.partition, models=now, changed=len(changed), letters=len(gone))
+    return Swapped(now, list(gone.values()))

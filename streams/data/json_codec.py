@@ -44,30 +44,23 @@ class JsonCodec:
 
     def decode(self, records: Sequence[Record]) -> Sequence[Outcome]:
         """Give one outcome for each record; see EventCodec."""
-        try:
-            documents = list(map(orjson.loads, map(type(records[0]).value, records)))  # type: ignore[arg-type]
-        except Exception:  # noqa: BLE001  (whatever it is, it is found again at its own record)
-            return self._decode_around(records)
-        return self._decode_parsed(records, documents)
-
-    def _decode_around(self, records: Sequence[Record]) -> list[Outcome]:
-        """Decode records of which some are no JSON, which does not make the others slow."""
-        outcomes: list[Outcome] = []
-        parsed: list[Record] = []
         documents: list[Any] = []
-        for record in records:
+        values = list(map(type(records[0]).value, records))
+        outcomes: list[Outcome] = []
+        begin = 0
+        while begin < len(records):
             try:
-                document = orjson.loads(record.value())  # type: ignore[arg-type]
-            except Exception:  # noqa: BLE001  (it is told by decoding it alone)
-                if parsed:
-                    outcomes += self._decode_parsed(parsed, documents)
-                    parsed, documents = [], []
-                outcomes.append(self._decode_one(record))
+                documents.extend(map(orjson.loads, values[begin:]))  # type: ignore[arg-type]
+            except Exception:  # noqa: BLE001  (whatever it is, it is told by decoding that record alone)
+                end = begin + len(documents)  # those before it are there: it does not make its neighbours slow
+                if documents:
+                    outcomes += self._decode_parsed(records[begin:end], documents)
+                    documents = []
+                outcomes.append(self._decode_one(records[end]))
+                begin = end + 1
             else:
-                parsed.append(record)
-                documents.append(document)
-        if parsed:
-            outcomes += self._decode_parsed(parsed, documents)
+                parsed = self._decode_parsed(records[begin:], documents)
+                return [*outcomes, *parsed] if outcomes else parsed
         return outcomes
 
     def _decode_parsed(self, records: Sequence[Record], documents: list[Any]) -> list[Outcome]:

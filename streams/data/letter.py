@@ -128,6 +128,19 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The id of the request that it answers; "" where it answers none."""
     key: bytes | None = None
 
+    @classmethod
+    def of(cls, letter: Letter, result: str, request: str = "") -> Mark:
+        """Say what has become of a letter."""
+        return cls(
+            id=letter.id,
+            partition=letter.partition,
+            offset=letter.offset,
+            group=letter.group,
+            result=result,
+            request=request,
+            key=letter.key,
+        )
+
     def record(self) -> dict[str, Any]:
         """See Letter."""
         told = {

@@ -77,6 +77,7 @@ class Letterbox:
         self._consumer: Consumer | None = None
         self._reading: set[int] = set()
         self._reader: Consumer | None = None
+        self._own: set[tuple[int, int]] = set()
         self._refused: KafkaError | None = None
 
     @property
@@ -132,6 +133,7 @@ class Letterbox:
         """Read a partition no further."""
         if self._consumer is not None and partition in self._reading:
             self._reading.discard(partition)
+            self._own = {where for where in self._own if where[0] != partition}
             self._consumer.incremental_unassign([TopicPartition(self.name, partition)])
 
     def poll(self) -> list[tuple[int, Said | None, int]]:
@@ -148,11 +150,14 @@ class Letterbox:
     def _consumed(self, consumer: Consumer, wait_s: float) -> list[tuple[int, Said | None, int]]:
         first = consumer.poll(wait_s)  # and not `consume`, which waits until there are so many
         messages = [] if first is None else [first, *consumer.consume(_BATCH, 0)]
-        return [
-            (message.partition(), said(message, self._group), message.offset())
-            for message in messages
-            if self._is_record(message)
-        ]
+        found = []
+        for message in messages:
+            if self._is_record(message):
+                where = message.partition(), message.offset()
+                is_own = where in self._own  # then it is known here, and need not be understood
+                self._own.discard(where)
+                found.append((where[0], None if is_own else said(message, self._group), where[1]))
+        return found
 
     def prepare(self) -> Producer:
         """Have what writes connect, so that the first letter does not wait for it."""
@@ -218,9 +223,10 @@ class Letterbox:
                 return
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        del message
         if error is not None:
             self._refused = error
+        elif message.partition() in self._reading:
+            self._own.add((message.partition(), message.offset()))
 
     def _new_consumer(self, **settings: Any) -> Consumer:
         return Consumer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -63,14 +63,20 @@ class Letters:
         self.saying: list[dict[str, Any]] = []
         """What is to be said in the topic before that."""
         self.waiting = 0
+        self._offsets: set[int] = set()
         self.models: Counter[str] = Counter()
         """By id of a model, how many letters wait of it."""
         self.streams: Counter[str] = Counter()
         """The same by stream, for letters whose model cannot be told."""
         self.dropped = {int.from_bytes(key[1:], "big") for key, _ in self._store.beside(DROPPED)}
         """Offsets that are never to be folded."""
-        for _, raw in self._store.beside(LETTER):
-            self._count(msgspec.msgpack.decode(raw, type=Letter), 1)
+        for key, raw in self._store.beside(LETTER):
+            letter = msgspec.msgpack.decode(raw, type=Letter)
+            if letter.offset < self._store.state.position:
+                self._count(letter, 1)
+            else:  # the store was set back to before its event, which is come by again
+                self.staged[key] = None
+                self._expected.setdefault(letter.offset, (False, self._read_to))
         self.skipped = self._store.state.skipped
         self._expected |= self._written
         self._written, self._unwritten = {}, {}
@@ -140,12 +146,16 @@ class Letters:
         """Take a letter that is folded or dropped out of what waits."""
         self.staged[_key(letter)] = None
         self._count(letter, -1)
-        self.saying.append(_mark(letter, result, request).record())
+        self.saying.append(Mark.of(letter, result, request).record())
 
     def failed(self, letter: Letter, kind: str, error: str, request: str) -> None:
         """Note that a letter was tried again in vain."""
         self.staged[_key(letter)] = msgspec.msgpack.encode(msgspec.structs.replace(letter, kind=kind, error=error))
-        self.saying.append(msgspec.structs.replace(_mark(letter, "failed", request), kind=kind, error=error).record())
+        self.saying.append(msgspec.structs.replace(Mark.of(letter, "failed", request), kind=kind, error=error).record())
+
+    def tell_folded(self, letters: Iterable[Letter], request: str = "") -> None:
+        """Say of letters that do not wait any more that they are in their models."""
+        self.saying += [Mark.of(letter, "folded", request).record() for letter in letters]
 
     def drop(self, offset: int) -> None:
         """Never fold an event, also where it is come by again."""
@@ -161,6 +171,7 @@ class Letters:
 
     def _count(self, letter: Letter, by: int) -> None:
         self.waiting += by
+        (self._offsets.add if by > 0 else self._offsets.discard)(letter.offset)
         blocked = self.streams if letter.model is None else self.models
         name = letter.stream if letter.model is None else letter.model
         if name is not None:
@@ -185,8 +196,12 @@ class Letters:
                 self._asked.append((said, offset))
         elif said.id != letter_id(self._group, self._topic, self._store.state.partition, said.offset):
             return  # of another topic that was folded
-        elif said.offset < self._store.state.position or said.offset in self._written.keys() | self._unwritten.keys():
-            return  # it is known here
+        elif said.offset < self._store.state.position:
+            is_open = said.offset not in self._offsets and said.offset not in self.dropped
+            if isinstance(said, Letter) and not said.skipped and is_open:
+                self.tell_of(said.offset)  # whoever folded it after all could not say so any more
+        elif said.offset in self._written or said.offset in self._unwritten:
+            return  # it was written from here
         elif isinstance(said, Letter):
             self._expected[said.offset] = (said.skipped, offset)
         elif said.result == "dropped":
@@ -204,23 +219,22 @@ class Letters:
         self._answered.append(self._asked.pop(0))
         self.saying.append(answer.record())
 
-    def passed(self, position: int) -> None:
-        """Say so of events in front of a position of which the topic has a letter, and that were folded after all."""
-        for offset in [offset for offset in self._expected if offset < position]:
-            del self._expected[offset]
-            where = (self._group, self._topic, self._store.state.partition, offset)
-            mark = Mark(
-                id=letter_id(*where),
-                partition=self._store.state.partition,
-                offset=offset,
-                group=self._group,
-                result="folded",
-            )
-            self.saying.append(mark.record())
-
     def of(self, state: StoreState) -> StoreState:
         """Give what a store is to say of itself at the next commit."""
         return msgspec.structs.replace(state, dead_letters=self.waiting, skipped=self.skipped, letters=self.read_to)
+
+    def tell_of(self, offset: int, request: str = "") -> None:
+        """Say of an event that it is in its model, where there is no letter of it here."""
+        partition = self._store.state.partition
+        mark = Mark(
+            id=letter_id(self._group, self._topic, partition, offset),
+            partition=partition,
+            offset=offset,
+            group=self._group,
+            result="folded",
+            request=request,
+        )
+        self.saying.append(mark.record())
 
     @property
     def has_changes(self) -> bool:
@@ -233,20 +247,15 @@ class Letters:
         self.saying, self._unwritten = [], {}
 
     def committed(self) -> None:
-        """Note that the store has what was staged."""
+        """Note that the store has what was staged.
+
+        Of events that it has passed, and of which the topic has a letter all the same, the next commit says that they
+        were folded after all.
+        """
         self.staged, self._written, self._answered = {}, {}, []
-
-
-def _mark(letter: Letter, result: str, request: str) -> Mark:
-    return Mark(
-        id=letter.id,
-        partition=letter.partition,
-        offset=letter.offset,
-        group=letter.group,
-        result=result,
-        request=request,
-        key=letter.key,
-    )
+        for offset in [offset for offset in self._expected if offset < self._store.state.position]:
+            del self._expected[offset]
+            self.tell_of(offset)
 
 
 def _key(letter: Letter) -> bytes:

@@ -167,6 +167,10 @@ class ModelReader:
         """Give what each partition's store says of itself, by partition."""
         return {number: partition.state() for number, partition in self._partitions.items()}
 
+    def dropped(self) -> dict[int, frozenset[int]]:
+        """Give, by partition, the offsets of events that are never to be folded."""
+        return {number: frozenset(one.dropped()) for number, one in self._partitions.items()}
+
     def count(self) -> int:
         """Give the number of models."""
         return sum(state.models for state in self.states().values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -88,6 +88,7 @@ class StreamsFold(Fold):
         store: Where they are kept.
         streams: The streams.
         interrupts: See Fold.
+        dropped: Offsets of events that are never to be folded.
     """
 
     def __init__(
@@ -97,8 +98,10 @@ class StreamsFold(Fold):
         store: MemoryStore,
         streams: Iterable[str],
         interrupts: Sequence[object] = (),
+        dropped: Container[int] = frozenset(),
     ) -> None:
         super().__init__(projection, serde, store, interrupts)
+        self._dropped = dropped
         self.streams = frozenset(streams)
         self.kept = store
         self.seen: set[str] = set()
@@ -109,8 +112,12 @@ class StreamsFold(Fold):
 
     def fold(self, outcomes: Sequence[Outcome]) -> None:
         """Fold those that are of the streams; see Fold. A record that is no event may be one of theirs."""
-        streams = self.streams
-        mine = [one for one in outcomes if not isinstance(one, Event | Tombstone) or one.stream in streams]
+        streams, dropped = self.streams, self._dropped
+        mine = [
+            one
+            for one in outcomes
+            if (not isinstance(one, Event | Tombstone) or one.stream in streams) and one.offset not in dropped
+        ]
         if mine:
             self.seen.update(one.stream for one in mine if isinstance(one, Event | Tombstone))
             super().fold(mine)
@@ -133,6 +140,7 @@ class Refold:
         events: The topic.
         streams: By partition, the streams to look for there.
         fresh: By partition, the state of a store that has folded nothing of it.
+        dropped: By partition, offsets of events that are never to be folded.
         interrupts: When something is put in here, by any thread, it stops after the event that it is at; then
             `check` is to raise.
     """
@@ -143,13 +151,16 @@ class Refold:
         events: KafkaEventStore,
         streams: Mapping[int, Iterable[str]],
         fresh: Mapping[int, StoreState],
+        dropped: Mapping[int, Container[int]],
         interrupts: Sequence[object] = (),
     ) -> None:
         self._events = events
         self._interrupts = interrupts
         serde = serde_for(projection.model_type())
         self.folds = {
-            number: StreamsFold(projection, serde, MemoryStore(fresh[number]), wanted, interrupts)
+            number: StreamsFold(
+                projection, serde, MemoryStore(fresh[number]), wanted, interrupts, dropped.get(number, ())
+            )
             for number, wanted in streams.items()
         }
         """By partition."""

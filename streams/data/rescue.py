@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 from projections.contract import CqrsProjection, Event, TransientError
 from streams.data.cache import MISSING, ModelCache
-from streams.data.codec import EventCodec, Outcome, Record, Tombstone, Undecodable
-from streams.data.failures import NotItsStream, brief
+from streams.data.codec import EventCodec, Outcome, Record, Undecodable
+from streams.data.failures import NotItsStream
 from streams.data.letter import Letter
 from streams.data.letters import Letters
 from streams.data.loop import Loop, Ran
@@ -64,6 +65,7 @@ class Rescue:
         self._projection = projection
         self._serde = serde
         self._cache = cache
+        self._is_keyed = projection.partition_by is None
         self._keys_are_streams = bool(getattr(codec, "streams_are_keys", False))
         self._policy = policy
         self._generation = generation
@@ -101,20 +103,16 @@ class Rescue:
 
     def save(self, events: Sequence[Event]) -> None:
         """Save the models of events that are about to be folded, as far as the store does not have them so."""
-        saved, dirty, encode = self._saved, self._cache.dirty, self._serde.encode
-        saved.clear()
-        self._unsaved.clear()
-        for event in events:
-            model_id = event.stream if self._projection.partition_by is None else self.model_of(event)
-            if model_id is None or model_id in saved:
-                continue
-            model = dirty.get(model_id, MISSING)
-            if model is MISSING:
-                continue
-            try:
-                saved[model_id] = None if model is None else encode(model)
-            except Exception:  # noqa: BLE001  (it is told at the commit, or by looking at each)
-                self._unsaved.add(model_id)
+        get, encode = self._cache.dirty.get, self._serde.encode
+        ids = [event.stream for event in events] if self._is_keyed else [*filter(None, map(self.model_of, events))]
+        models = zip(ids, map(get, ids, repeat(MISSING)), strict=True)
+        try:
+            self._saved = {
+                model_id: None if model is None else encode(model) for model_id, model in models if model is not MISSING
+            }
+            self._unsaved = set()
+        except Exception:  # noqa: BLE001  (it is told at the commit, or by looking at each)
+            self._saved, self._unsaved = {}, set(ids)
 
     def undo(self, event: Event, ran: Ran, before: Sequence[Event], *, was_guarding: bool) -> bool:
         """Have the model of an event be as it was before; False where nobody can tell how that was.
@@ -151,8 +149,15 @@ class Rescue:
 
     # Deciding and keeping
 
-    def decide(self, kind: Kind, outcome: Event | Undecodable, error: BaseException | None = None) -> Action:
-        """Say what becomes of an event that cannot be folded."""
+    def decide(self, kind: Kind, outcome: Event | Undecodable, said: str, error: BaseException | None = None) -> Action:
+        """Say what becomes of an event that cannot be folded.
+
+        Args:
+            kind: Why.
+            outcome: The event, or that it is none.
+            said: What went wrong, in one line.
+            error: What was raised, where something was.
+        """
         if isinstance(error, NotItsStream):
             return "halt"
         is_transient = isinstance(error, TransientError)
@@ -161,7 +166,7 @@ class Rescue:
         action = self._policy.decide(
             Failure(
                 kind=kind,
-                error=_said(outcome, error),
+                error=said,
                 topic=outcome.topic,
                 partition=outcome.partition,
                 offset=outcome.offset,
@@ -188,16 +193,14 @@ class Rescue:
         """Whether it is known what has to wait behind a record that is no event."""
         return self._keys_are_streams and self._record(offset).key() is not None
 
-    def keep(
-        self, kind: Kind, outcome: Outcome, events: int, error: BaseException | None = None, *, skipped: bool = False
-    ) -> None:
+    def keep(self, kind: Kind, outcome: Outcome, events: int, said: str, *, skipped: bool = False) -> None:
         """Keep an event's bytes as a letter.
 
         Args:
             kind: Why it is not folded.
             outcome: What its record came out as.
             events: How many the fold has seen.
-            error: What its fold raised.
+            said: What went wrong, in one line.
             skipped: Whether nothing is to wait for it.
         """
         record = self._record(outcome.offset)
@@ -214,9 +217,9 @@ class Rescue:
                 timestamp=record.timestamp()[1],
                 kind=kind.value,
                 skipped=skipped,
-                error="an event before it waits" if kind is Kind.HELD else _said(outcome, error),
+                error=said,
                 stream=stream,
-                model=self._model_id(outcome),
+                model=self._model_id(kind, outcome),
                 event_id=str(outcome.id) if isinstance(outcome, Event) else None,
                 event_type=str(outcome.type) if isinstance(outcome, Event) else None,
                 key=key,
@@ -229,10 +232,12 @@ class Rescue:
             if kind is Kind.UNSTORABLE:
                 self._careful_to = events + _CALM_EVENTS
 
-    def _model_id(self, outcome: Outcome) -> str | None:
-        if isinstance(outcome, Event):
-            return self.model_of(outcome)
-        return outcome.stream if isinstance(outcome, Tombstone) else None
+    def _model_id(self, kind: Kind, outcome: Outcome) -> str | None:
+        if isinstance(outcome, Undecodable):
+            return None
+        if kind is Kind.HELD and self._is_keyed:
+            return outcome.stream
+        return self.model_of(outcome) if isinstance(outcome, Event) else outcome.stream
 
     def _record(self, offset: int) -> Record:
         return self.records[bisect_left(self.records, offset, key=lambda record: record.offset())]
@@ -240,12 +245,6 @@ class Rescue:
     def close(self) -> None:
         """Close what user code ran on."""
         self._again.close()
-
-
-def _said(outcome: Outcome, error: BaseException | None) -> str:
-    if isinstance(outcome, Undecodable):
-        return f"the record is no event: {outcome.reason}"
-    return "" if error is None else brief(error)
 
 
 def _text(key: bytes | None) -> str | None:

@@ -28,6 +28,7 @@ __all__ = [
     "RocksPartition",
     "StoreState",
     "decode_state",
+    "dropped_of",
     "ids_of",
 ]
 
@@ -333,6 +334,11 @@ def beside_of(db: Rdict, path: Path, prefix: bytes) -> Iterator[tuple[bytes, byt
         raise
     except Exception as error:
         raise failure(path, "read", error) from error
+
+
+def dropped_of(db: Rdict, path: Path) -> Iterator[int]:
+    """Yield the offsets of events that are never to be folded."""
+    return (int.from_bytes(key[len(DROPPED) :], "big") for key, _ in beside_of(db, path, DROPPED))
 
 
 def decode_state(path: Path, raw: bytes) -> StoreState:

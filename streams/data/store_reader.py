@@ -8,7 +8,7 @@ from pathlib import Path
 from rocksdict import AccessType, Rdict
 
 from streams.data.rocks import WAY_OUT, failure, get_raw, memory_bytes, options
-from streams.data.store import MODEL, STATE, StoreState, decode_state, ids_of
+from streams.data.store import MODEL, STATE, StoreState, decode_state, dropped_of, ids_of
 from streams.errors import StorageError, StoreCorrupt
 
 __all__ = ["PartitionReader", "read_only", "read_state"]
@@ -56,6 +56,10 @@ class PartitionReader:
     def ids(self) -> Iterator[bytes]:
         """Yield every model's id, as UTF-8, in the order of the bytes."""
         return ids_of(self._db, self.path)
+
+    def dropped(self) -> Iterator[int]:
+        """Yield the offsets of events that are never to be folded."""
+        return dropped_of(self._db, self.path)
 
     def memory_bytes(self) -> int:
         """Give the memory that RocksDB takes for it."""

@@ -8,6 +8,7 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from confluent_kafka import Message
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from streams import SpecificStreams
 from streams.config import FoldSettings
 from streams.control.dead_letters import DeadLetters
 from streams.data.letter import Letter, said, topic_of
@@ -306,3 +308,32 @@ def test_a_topic_that_cannot_be_written_stops_nothing_before_it_and_loses_nothin
     assert kit.models() == folded(
         [record for record in read_log(kit.bootstrap, kit.cluster.topic(kit.topic))[0] if record.key() == b"a"], Tally()
     )
+
+
+@pytest.mark.parametrize("is_folded", [True, False])
+async def test_streams_that_are_folded_again_take_their_letters_in(new_kit: NewKit, is_folded: bool) -> None:
+    kit = new_kit(partitions=1, settings=FoldSettings(on_error="dead-letter"))
+    events = [("a", "add"), ("a", "fail"), ("b", "fail"), ("a", "add"), ("b", "add"), ("c", "fail"), ("c", "add")]
+    produce(kit.bootstrap, kit.topic, [(key, envelope(number, kind)) for number, (key, kind) in enumerate(events)])
+    kit.fold_all()
+    letters(kit).post("drop", [one for one in letters(kit).waiting() if one.letter.offset == 5])
+    kit.projection = Mended()
+    folding = kit.process("--adopt", env=DEAD_LETTER, projection=MENDED) if is_folded else nullcontext()
+    with folding:
+        if is_folded:
+            until("somebody folds", lambda: kit.cluster.members(kit.group))
+        else:
+            kit.fold_all(adopt=True)
+        until("c's to be dropped", lambda: len(letters(kit).waiting()) == 4)
+        await kit.coordinator(adopt=True).rebuild(SpecificStreams(["a", "c"]))
+        until("that to be told", lambda: [one.letter.offset for one in letters(kit).waiting()] == [2, 4])
+        log = read_log(kit.bootstrap, kit.cluster.topic(kit.topic))[0]
+        good = [record for record in log if record.key() != b"b" and record.offset() != 5]
+        assert kit.models() == folded(good, Mended())
+        produce(kit.bootstrap, kit.topic, [("a", envelope(8)), ("b", envelope(9))])
+        if is_folded:
+            until("it to be folded", lambda: kit.models()["a"]["count"] == 4)
+        else:
+            kit.fold_all(adopt=True)
+        assert kit.models()["a"]["count"] == 4
+        until("b's to wait", lambda: [one.letter.offset for one in letters(kit).waiting()] == [2, 4, 8])

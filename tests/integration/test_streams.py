@@ -145,7 +145,7 @@ def test_streams_handed_over_behind_the_store_are_folded_on_as_long_as_it_is_rea
     spoilt = kit.raw()
     build = kit.store.current()
     assert build is not None
-    refold = Refold(kit.projection, kit.events, {0: SOME}, {0: build.fresh(0, 0)})
+    refold = Refold(kit.projection, kit.events, {0: SOME}, {0: build.fresh(0, 0)}, {})
     refold.read_to({0: 200}, lambda: None)
     with kit.process(env=QUICKLY) as process, Handovers.asking(build, "test") as asking:
         until(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from streams.data.letters import Letters
 from streams.data.recovery import Failure, Kind, Recovery, recovery_of
 from streams.data.rescue import Rescue, Unguarded
 from streams.data.serde import serde_for
-from streams.data.store import RocksPartition, StoreState
+from streams.data.store import LETTER, RocksPartition, StoreState
 from streams.errors import EventError, ProjectionError
 from tests.integration.versions import Mended
 from tests.support import MadeRecord, Tally, envelope, folded
@@ -92,7 +93,6 @@ class Partition:
     def commit(self, log: Sequence[MadeRecord], *, dies_before_the_store: bool = False) -> None:
         at = self.fold.position
         while True:
-            self.letters.passed(self.fold.position)
             self.topic += self.letters.saying
             self.letters.said()
             if dies_before_the_store:
@@ -101,6 +101,8 @@ class Partition:
             try:
                 self.fold.commit()
                 self.fold.carefully = False
+                if self.letters.saying:
+                    continue
             except ModelCannotBeStored:
                 self.fold.discard()
                 self.fold.carefully = True
@@ -396,3 +398,38 @@ def test_settings_say_what_becomes_of_which_kind_apart_for_rebuilds() -> None:
     transient = replace(failure, kind=Kind.FAILED, is_transient=True)
     assert [policy.decide(replace(transient, attempt=n)) for n in (1, 2)] == ["retry", "dead-letter"]
     assert not recovery_of(FoldSettings()).keeps
+
+
+def test_a_store_that_is_set_back_comes_by_what_waits_once_more_and_keeps_it_once(tmp_path: Path) -> None:
+    kinds = [("a", "add"), ("b", "fail"), ("a", "fail"), ("a", "add"), ("b", "add")]
+    log = log_of(kinds)
+    partition = Partition(tmp_path / "0", DEAD_LETTERS)
+    run(partition, log, [])
+    store = partition.fold._store
+    store.commit([], msgspec.structs.replace(store.state, position=2, events=2))
+    partition.crash()
+    assert partition.waiting() == [1]
+    run(partition, log, [])
+    assert partition.waiting() == [1, 2, 3, 4]
+    assert partition.letters.waiting == store_of(partition).state.dead_letters == 4
+    assert len([one for one in map(said, partition.topic) if isinstance(one, Letter)]) == 4
+    partition.fold.close()
+
+
+def store_of(partition: Partition) -> Any:
+    return partition.fold._store
+
+
+def test_what_is_asked_for_and_does_not_wait_is_told_to_be_folded(tmp_path: Path) -> None:
+    log = log_of([("a", "fail"), ("a", "add")])
+    partition = Partition(tmp_path / "0", DEAD_LETTERS)
+    run(partition, log, [])
+    # As after a crash between the store and the topic.
+    store_of(partition).commit([], store_of(partition).state, dict.fromkeys(dict(store_of(partition).beside(LETTER))))
+    partition.crash()
+    assert partition.told() == {0: "waiting", 1: "waiting"}
+    partition.ask("retry", offsets=[0, 1])
+    partition.commit(log)
+    assert partition.told() == {0: "folded", 1: "folded"}
+    assert partition.models() == {}
+    partition.fold.close()
