@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.integration.fleet import Fleet, Worker, fleet
 from tests.integration.kit import Kit, produce, tally_events, until
+from tests.integration.test_worker import metrics
 from tests.support import envelope
 from tests.tools import tool
 
@@ -296,6 +298,32 @@ def test_page_without_tokens_takes_no_commands_and_says_where_they_are_taken(
         with shown(browser, at_port) as page:
             sign_in(page)
             expect(page.get_by_role("button", name="Rebuild…")).to_be_visible()
+
+
+def test_dead_letters_are_told_on_the_page_and_in_figures_and_answered_by_workers(
+    new_kit: NewKit,
+    browser: Browser,
+) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(200))
+    with fleet(kit, variables={"REFOLD_ON_ERROR": "dead-letter"}) as workers:
+        one = workers.start("a")
+        workers.ready(one)
+        with shown(browser, one) as page:
+            tally = page.get_by_role("region", name="tally")
+            expect(tally.get_by_text("live", exact=True)).to_be_visible()
+            events = [("stream-1", envelope(200, "fail")), ("stream-1", envelope(201)), ("stream-2", envelope(202))]
+            produce(kit.bootstrap, kit.topic, events)
+            expect(tally.get_by_text("2 dead letters wait")).to_be_visible()
+            expect(tally.get_by_text("refold dead-letters tally")).to_be_visible()
+            accessible(page)
+            keep(page, "page-dead-letters")
+            until("the figure", lambda: sum(metrics(one)["refold_dead_letters"].values()) == 2)
+            (bad,) = [each for each in kit.refold("dead-letters", "list", "--json").splitlines() if "held" not in each]
+            told = kit.refold("dead-letters", "drop", orjson.loads(bad)["event"], "--yes")
+            assert told == "1 dropped, 1 folded, 0 failed again; 0 wait.\n"
+            expect(tally.get_by_text("live", exact=True)).to_be_visible()
+            until("the figure", lambda: sum(metrics(one)["refold_dead_letters"].values()) == 0)
 
 
 def test_page_says_when_it_is_not_live_and_does_not_keep_a_worker_from_ending(

@@ -41,6 +41,10 @@ export function etaRange(samples) {
   return [last.left / Math.max(...rates), last.left / Math.min(...rates)];
 }
 
+export function sumOf(generation, field) {
+  return generation.partitions.reduce((sum, one) => sum + one[field], 0);
+}
+
 export function stateOf(projection) {
   const live = projection.generations[projection.active];
   if (!live) return ["bad", projection.error || "it has no generation yet"];
@@ -55,6 +59,8 @@ export function stateOf(projection) {
     if (green && green.phase === "waiting") return ["warn", `${rebuild.generation} waits for approval`];
     return ["", `${rebuild.generation} is ${green ? green.phase : "being made"}`];
   }
+  const letters = sumOf(live, "dead_letters");
+  if (letters) return ["warn", `${number(letters)} dead letters wait`];
   if (live.partitions.some((one) => !one.owner)) return ["warn", "some partitions have no owner"];
   return ["good", "live"];
 }

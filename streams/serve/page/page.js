@@ -4,7 +4,7 @@
 import { h, render } from "./vendor/preact.js";
 import htm from "./vendor/htm.js";
 import { Feed, ask } from "./feed.js";
-import { bytes, clock, compact, duration, etaRange, number, percent, stateOf } from "./figures.js";
+import { bytes, clock, compact, duration, etaRange, number, percent, stateOf, sumOf } from "./figures.js";
 
 const html = htm.bind(h);
 const KEPT_S = 900;
@@ -162,6 +162,7 @@ function Projection({ name, projection }) {
     ${live?.halted && html`<p class="note bad">${live.halted}</p>`}
     ${projection.waiting && html`<p class="note">Code of version ${projection.waiting.version} waits since ${clock(projection.waiting.since)}, of ${projection.waiting.by}: a rebuild makes its models beside those that are live.</p>`}
     ${live && html`<${Figures} live=${live} />`}
+    ${live && sumOf(live, "dead_letters") > 0 && html`<p class="note">Events of ${projection.active} could not be folded, and later events of their models wait behind them: <code>refold dead-letters ${name}</code> says which, and why.</p>`}
     ${live && html`<${Lag} name=${name} points=${lagsOf(projection, live)} />`}
     ${projection.rebuild && html`<${Rebuild} name=${name} projection=${projection} />`}
     ${Object.entries(projection.generations).map(([id, one]) => html`<${Generation} key=${id} id=${id} one=${one} isActive=${id === projection.active} />`)}
@@ -169,17 +170,23 @@ function Projection({ name, projection }) {
 }
 
 function Figures({ live }) {
-  const models = live.partitions.reduce((sum, one) => sum + one.models, 0);
-  const events = live.partitions.reduce((sum, one) => sum + one.events, 0);
+  const [letters, skipped] = [sumOf(live, "dead_letters"), sumOf(live, "skipped")];
   const owners = new Set(live.partitions.map((one) => one.owner).filter(Boolean));
   return html`<dl class="figures">
     <div><dt>lag, records</dt><dd>${number(live.lag)}</dd></div>
     <div><dt>behind</dt><dd>${live.lag ? duration(live.lag_seconds) : "–"}</dd></div>
-    <div><dt>models</dt><dd>${compact(models)}</dd></div>
-    <div><dt>events folded</dt><dd>${compact(events)}</dd></div>
+    <div><dt>models</dt><dd>${compact(sumOf(live, "models"))}</dd></div>
+    <div><dt>events folded</dt><dd>${compact(sumOf(live, "events"))}</dd></div>
     <div><dt>partitions</dt><dd>${live.partitions.length}</dd></div>
     <div><dt>agents</dt><dd>${owners.size}</dd></div>
+    ${letters > 0 && html`<div><dt>dead letters</dt><dd class="warn">${number(letters)}</dd></div>`}
+    ${skipped > 0 && html`<div><dt>skipped</dt><dd class="warn">${number(skipped)}</dd></div>`}
   </dl>`;
+}
+
+function unfolded({ dead_letters: letters, skipped }) {
+  const parts = [letters && `${number(letters)} dead letters`, skipped && `${number(skipped)} skipped`].filter(Boolean);
+  return parts.length ? `, with ${parts.join(" and ")}` : "";
 }
 
 function Rebuild({ name, projection }) {
@@ -187,7 +194,7 @@ function Rebuild({ name, projection }) {
   const running = rebuild.outcome === "running";
   const green = projection.generations[rebuild.generation];
   const range = running && progress ? etaRange(state.left[rebuild.id] || []) : null;
-  const ended = running ? "" : `, ${rebuild.outcome} ${clock(rebuild.ended_at)}`;
+  const ended = running ? "" : `, ${rebuild.outcome} ${clock(rebuild.ended_at)}${unfolded(rebuild)}`;
   const isReplaying = running && green && ["new", "replaying"].includes(green.phase);
   const share = progress ? progress.percent : green && !isReplaying ? 100 : null;
   return html`<div class="rebuild">
