@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streams.cli.progress import RichReporter
     from streams.cluster import Cluster
-    from streams.config import FoldSettings, KafkaSettings
+    from streams.config import FoldSettings, KafkaSettings, RecoverySettings
     from streams.control.active import ActiveModels
     from streams.control.compare import Report
+    from streams.control.dead_letters import DeadLetters
     from streams.control.explain import History, explain
     from streams.control.generations import Generations
     from streams.control.observed import progress_of
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from streams.data.json_codec import JsonCodec
     from streams.data.process_runner import ProcessRunner
     from streams.data.reader import ModelReader
+    from streams.data.recovery import Action, Failure, Recovery, RecoveryPolicy
     from streams.data.runner import ThreadRunner
     from streams.data.shared import SharedRead
     from streams.data.snapshots import Snapshot, Snapshots
@@ -63,6 +65,11 @@ __all__ = [
     "SharedRead",
     "ActiveModels",
     "Retry",
+    "RecoveryPolicy",
+    "Recovery",
+    "Failure",
+    "Action",
+    "DeadLetters",
     "RebuildStrategy",
     "FromBeginning",
     "FromCheckpoint",
@@ -105,14 +112,16 @@ __all__ = [
     "Cluster",
     "FoldSettings",
     "KafkaSettings",
+    "RecoverySettings",
 ]
 
 _PLACES = {
     "streams.cluster": ("Cluster",),
-    "streams.config": ("FoldSettings", "KafkaSettings"),
+    "streams.config": ("FoldSettings", "KafkaSettings", "RecoverySettings"),
     "streams.cli.progress": ("RichReporter",),
     "streams.control.active": ("ActiveModels",),
     "streams.control.compare": ("Report",),
+    "streams.control.dead_letters": ("DeadLetters",),
     "streams.control.explain": ("History", "explain"),
     "streams.control.generations": ("Generations",),
     "streams.control.record": ("Generation", "Record"),
@@ -142,6 +151,7 @@ _PLACES = {
     "streams.data.json_codec": ("JsonCodec",),
     "streams.data.generation": ("RocksStore",),
     "streams.data.reader": ("ModelReader",),
+    "streams.data.recovery": ("Action", "Failure", "Recovery", "RecoveryPolicy"),
     "streams.data.process_runner": ("ProcessRunner",),
     "streams.data.runner": ("ThreadRunner",),
     "streams.data.supervisor": ("Supervisor",),

@@ -22,7 +22,7 @@ EXIT_CODES = {
     6: "no such projection, topic, group, generation, state or model; near names are told",
     7: "no broker answers",
     8: "a plan is of a world that is no more, or too old",
-    9: "of several projections or offsets, some were done and others not",
+    9: "of several projections or offsets, some were done and others not; or events are left as dead letters",
     10: "something waits for a person: models differ",
     130: "interrupted; a second signal ends any command at once, with 128 and its number",
 }

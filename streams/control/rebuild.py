@@ -19,6 +19,7 @@ from streams.control.streams_run import StreamsRun
 from streams.control.threads import stopped_with_its_task
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.generation import RocksStore
+from streams.data.recovery import RecoveryPolicy
 from streams.data.runner import MakeRunner, ThreadRunner
 from streams.data.source import KafkaEventStore
 from streams.data.supervisor import supervised
@@ -50,6 +51,7 @@ class RebuildCoordinator:
         workers: How many agents fold, as members of the group that share its partitions (reference: Parallel
             Processing): 1 on a thread of this process; more, each in a process of its own, supervised (`Supervisor`).
         runner: Where the agent runs, if not so: `ProcessRunner`, or one of your own.
+        recovery: What becomes of events that cannot be folded; by default what the settings say.
         reporters: Who is told of the progress of each rebuild (see `ProgressReporter`).
     """
 
@@ -68,6 +70,7 @@ class RebuildCoordinator:
         retry: Retry | None = None,
         workers: int = 1,
         runner: MakeRunner | None = None,
+        recovery: RecoveryPolicy | None = None,
         reporters: Sequence[ProgressReporter] = (),
     ) -> None:
         self._ground = Ground(
@@ -79,6 +82,7 @@ class RebuildCoordinator:
             allow_incomplete=allow_incomplete,
             generation=generation,
             adopt=adopt,
+            recovery=recovery,
         )
         if workers < 1:
             raise ConfigError(f"workers is {workers}: at least one has to fold.")

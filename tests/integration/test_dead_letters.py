@@ -18,7 +18,7 @@ from confluent_kafka import Message
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from streams import SpecificStreams
+from streams import Action, Failure, RecoveryPolicy, SpecificStreams
 from streams.config import FoldSettings
 from streams.control.dead_letters import DeadLetters
 from streams.data.letter import Letter, said, topic_of
@@ -337,3 +337,31 @@ async def test_streams_that_are_folded_again_take_their_letters_in(new_kit: NewK
             kit.fold_all(adopt=True)
         assert kit.models()["a"]["count"] == 4
         until("b's to wait", lambda: [one.letter.offset for one in letters(kit).waiting()] == [2, 4, 8])
+
+
+class Lenient:
+    """A policy from outside: what is torn is skipped, and of the rest the user decides."""
+
+    keeps = True
+
+    def __init__(self) -> None:
+        self.asked: list[Failure] = []
+
+    def decide(self, failure: Failure) -> Action:
+        self.asked.append(failure)
+        return "skip" if failure.kind == "undecodable" else "dead-letter"
+
+
+async def test_a_policy_of_ones_own_decides(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(
+        kit.bootstrap, kit.topic, [("a", envelope(0)), ("b", b"{torn"), ("c", envelope(2, "fail")), ("c", envelope(3))]
+    )
+    policy = Lenient()
+    assert isinstance(policy, RecoveryPolicy)
+    progress = await kit.coordinator(recovery=policy).rebuild_from_beginning()
+    assert (progress.dead_letters, progress.events_skipped, progress.is_whole) == (2, 1, False)
+    assert progress.completion_percentage() == 100.0
+    (torn, failed) = policy.asked
+    assert (torn.offset, torn.event_id, torn.is_rebuild, failed.model_id) == (1, None, True, "c")
+    assert failed.error.startswith("ValueError: cannot fold e2")
