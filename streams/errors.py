@@ -15,6 +15,7 @@
     │   └── ModelSplit         events of one model are on several partitions
     ├── StorageError           the state directory
     │   ├── StoreLocked        another process folds in it
+    │   ├── DiskFull
     │   ├── StoreCorrupt
     │   ├── ForeignStore       written by another projection, topic or format
     │   ├── StateNotFound      nothing was folded yet
@@ -58,6 +59,7 @@ __all__ = [
     "ConfigError",
     "CqrsError",
     "DeadLettersLeft",
+    "DiskFull",
     "EmbeddedBrokerError",
     "EventError",
     "ForeignOffset",
@@ -201,6 +203,10 @@ class StorageError(CqrsError, OSError):
 
 class StoreLocked(StorageError):
     """Another process folds in the directory: one writer per build and partition. The message names it."""
+
+
+class DiskFull(StorageError):
+    """There is no space left for what is to be written. Nothing of it was."""
 
 
 class StoreCorrupt(StorageError):

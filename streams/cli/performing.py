@@ -23,6 +23,7 @@ from streams.cli.wiring import FoldOptions
 from streams.control.begin import default_policy
 from streams.control.planning import World, differences, world_of
 from streams.control.record import Policy
+from streams.control.space import check_space
 from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy, SpecificStreams
 from streams.data.history import check_complete
 from streams.errors import ConfigError, PlanStale, RebuildRunning
@@ -143,10 +144,13 @@ def _check_possible(world: World, wired: Wired, strategy: RebuildStrategy) -> No
     Raises:
         HistoryIncomplete: Events are gone that it needs.
         GroupActive: Somebody folds what it would replace.
+        DiskFull: The disk cannot hold it.
     """
     cluster = wired.events.cluster
     if world.manner == "in-place":
         cluster.check_empty(world.group)
+    if world.manner == "beside":
+        check_space(wired.state_dir, world.models_bytes or 0, wired.name)
     if isinstance(strategy, FromBeginning) and not wired.allow_incomplete:
         check_complete(
             cluster,

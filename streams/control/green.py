@@ -19,6 +19,7 @@ from streams.control.registry import Watch
 from streams.control.retire import retire
 from streams.control.run import note_end
 from streams.control.site import Site
+from streams.control.space import check_space, size_bytes
 from streams.control.strategies import FromBeginning
 from streams.control.verdict import compare_generations, refusal
 from streams.control.verify import last_report
@@ -27,6 +28,7 @@ from streams.errors import (
     BrokerUnavailable,
     CodeChanged,
     CqrsError,
+    DiskFull,
     NotReady,
     ProjectionError,
     RebuildCancelled,
@@ -199,6 +201,9 @@ class Green:
         build = store.current()
         if build is None:
             ground = site.ground(site.place(green))
+            blue = site.place(self._newest().live).store.current()
+            if blue is not None:
+                check_space(site.state_dir, size_bytes(blue.path), site.name)
             preflight(ground)
             claim_rebuild(ground, FromBeginning(), self._check_stopped).lock.release()
             build = store.current()
@@ -308,7 +313,7 @@ class Green:
         """Note what has stopped it; where nothing was made yet, give it up."""
         if isinstance(error, (RebuildCancelled, RebuildRunning)):
             return
-        may_pass = isinstance(error, (BrokerUnavailable, StorageError))
+        may_pass = isinstance(error, (BrokerUnavailable, StorageError)) and not isinstance(error, DiskFull)
         try:
             record = self._site.record()
             running = record.running

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import datetime
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from streams.control.record import Record
 from streams.control.site import Site
+from streams.control.space import free_bytes
 from streams.control.status import StateView, view_state
 from streams.control.strategies import FromBeginning, RebuildStrategy, SpecificStreams
 from streams.errors import NotReady, StorageError, at
@@ -132,7 +131,7 @@ def world_of(site: Site, called: str, strategy: RebuildStrategy, *, beside: bool
         unreadable=unreadable,
         models=None if state is None else state.models,
         models_bytes=None if state is None else state.size_bytes,
-        free_bytes=_free(site.state_dir),
+        free_bytes=free_bytes(site.state_dir),
         events_per_second=rate_of(record, state),
         typical_events_per_second=_typical(site),
     )
@@ -211,11 +210,4 @@ def rate_of(record: Record | None, state: StateView | None) -> float | None:
             seconds = (step.at - began).total_seconds()
             events = sum(one.targets.values()) if one is not None else 0
             return events / seconds if seconds > 0 and events else None
-    return None
-
-
-def _free(directory: Path) -> int | None:
-    for path in (directory.absolute(), *directory.absolute().parents):
-        if path.exists():
-            return shutil.disk_usage(path).free
     return None

@@ -12,6 +12,7 @@ from typing import Any
 from projections.contract import CqrsProjection
 from projections.fingerprint import fingerprint
 from streams.cluster import Cluster
+from streams.control.space import size_bytes
 from streams.data.agent import AgentStatus
 from streams.data.build import Build, RebuildRecord
 from streams.data.generation import RocksStore
@@ -162,7 +163,7 @@ def view_state(store: RocksStore, projection: CqrsProjection[Any] | None = None)
         code_changed=None
         if projection is None
         else (code.version, code.fingerprint) != (projection.version, fingerprint(projection)),
-        size_bytes=_size(build.path),
+        size_bytes=size_bytes(build.path),
         models=sum(state.models for state in states.values()),
         rebuild=build.rebuild(),
         rebuilding=store.rebuilder(),
@@ -287,15 +288,3 @@ def _gone(members: Iterable[Member], build: Build | None, live: Iterable[Holder]
 
 def _replace(view: PartitionView, **changes: Any) -> PartitionView:
     return dataclasses.replace(view, **changes)
-
-
-def _size(directory: Path) -> int:
-    """Give the bytes of all files below a directory, as far as they are still there."""
-    total = 0
-    for path in directory.rglob("*"):
-        try:
-            if path.is_file():
-                total += path.stat().st_size
-        except OSError:
-            continue
-    return total

@@ -15,7 +15,7 @@ from streams.data.mirror import Mirror
 from streams.data.pace import Pace
 from streams.data.partition import HeldPartition, Phase
 from streams.data.split import SplitWatch
-from streams.errors import BrokerUnavailable
+from streams.errors import BrokerUnavailable, DiskFull
 from streams.log import get_logger
 
 __all__ = ["Commits"]
@@ -24,6 +24,9 @@ log = get_logger(__name__)
 
 _LIVE_MS = 2000
 """Folded so soon after it was written, by Kafka's timestamps, an event is live."""
+_FULL_S = 1.0
+"""How long after a write that the disk had no space for the next one is tried."""
+_TELL_FULL_S = 30.0
 _MANY = 5000
 """So many models take longer to read from a log than whoever asks for one of them should wait."""
 
@@ -62,6 +65,7 @@ class Commits:
         self._splits = SplitWatch(job.build)
         self._is_behind = True
         self._has_caught_up = False
+        self._told_full_s = -_TELL_FULL_S
         self.taken = 0
         """Checkpoints so far."""
         self.taken_s = 0.0
@@ -142,7 +146,7 @@ class Commits:
         """Commit one fold to its store.
 
         False: a model cannot be stored, and the fold is back at its last commit; or what it keeps of events that cannot
-        be folded could not be written to their topic, and it is to be tried again.
+        be folded could not be written to their topic; or the disk is full. Then it is to be tried again.
 
         Raises:
             BuildChanged: Another build, or other code, is current by now.
@@ -163,11 +167,23 @@ class Commits:
             if held.phase is Phase.READY:
                 self._read(held)
             return False
+        except DiskFull as error:
+            fold.discard()
+            held.is_to_be_reopened = True  # RocksDB takes nothing more, also once there is space again
+            held.stall(error, _FULL_S)
+            self._tell_full(held, error)
+            return False
         fold.carefully = False
         self._settle(held, changed)
         self._mirror.note(held.number)
         self._committed(held)
         return True
+
+    def _tell_full(self, held: HeldPartition, error: DiskFull) -> None:
+        """Log that the disk is full, now and then while it is."""
+        if time.monotonic() - self._told_full_s >= _TELL_FULL_S:
+            self._told_full_s = time.monotonic()
+            log.warning("disk.full", partition=held.number, again_in_s=_FULL_S, why=str(error))
 
     def _say(self, held: HeldPartition, letters: Letters) -> bool:
         """Have the topic of dead letters know before the store's position passes their events; say whether it does."""

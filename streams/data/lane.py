@@ -23,6 +23,7 @@ from streams.errors import (
     BrokerError,
     BrokerUnavailable,
     CqrsError,
+    DiskFull,
     EventError,
     ProjectionError,
     StorageError,
@@ -154,13 +155,16 @@ class Lane:
         going = [partition for partition in partitions if partition in self._held]
         for partition in going:
             held = self._held.pop(partition)
-            if held.store is not None:
-                self._released_events += held.store.state.events - held.events_before
             self._mirror.forget(partition)
             self._letterbox.close_partition(partition)
-            held.close()
+            self._close(held)
         if going:
             log.info("partitions.released", projection=self._job.projection.name, partitions=going)
+
+    def _close(self, held: HeldPartition) -> None:
+        if held.store is not None:
+            self._released_events += held.store.state.events - held.events_before
+        held.close()
 
     def advance(self) -> None:
         """Open partitions that are new, and try again where something was in the way.
@@ -185,12 +189,16 @@ class Lane:
             return
         positions = {}
         for held in due:
+            if held.is_to_be_reopened:
+                self._close(held)
             try:
                 # Step 2
                 if self._opener.open(held):
                     self._mirror.note(held.number)
             except (StoreLocked, BrokerUnavailable) as error:
                 self._stall([held], error)
+            except DiskFull as error:
+                held.stall(error)  # however long it takes: nothing is lost meanwhile
             except (StoreCorrupt, CqrsError) as error:
                 if isinstance(error, StorageError) and not isinstance(error, StoreCorrupt):
                     raise

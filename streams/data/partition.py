@@ -97,6 +97,8 @@ class HeldPartition:
     """Why the fold is to halt, and where, while everything before that record is folded again."""
     beside: Beside | None = None
     """Some of its streams, that are folded a second time, to replace their models."""
+    is_to_be_reopened: bool = False
+    """Its store takes nothing more until it is opened anew."""
     is_at_log_end: bool = False
     """Whether what was read last was the end of what the partition has."""
     unsettled: int | None = 0
@@ -197,6 +199,8 @@ class HeldPartition:
 
     def close(self) -> None:
         """Let go of the store, without writing."""
+        self.is_to_be_reopened = False
+        self.answering = None
         self.drop_beside()
         if self.fold is not None:
             self.fold.close()

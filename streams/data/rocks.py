@@ -7,7 +7,7 @@ from pathlib import Path
 import rocksdict
 from rocksdict import BlockBasedOptions, Options, Rdict
 
-from streams.errors import StorageError, StoreCorrupt, StoreLocked
+from streams.errors import DiskFull, StorageError, StoreCorrupt, StoreLocked
 
 __all__ = ["WAY_OUT", "failure", "get_raw", "is_unlocked", "memory_bytes", "open_db", "options"]
 
@@ -103,5 +103,5 @@ def failure(path: Path, doing: str, error: Exception) -> StorageError:
     if any(sign in text for sign in _CORRUPT):
         tried = {"open": "opened", "read": "read"}.get(doing, f"{doing}ten")
         return StoreCorrupt(f"{path} cannot be {tried}: {text}. {WAY_OUT}")
-    advice = " The disk is full: make space and start again." if _FULL in text else ""
-    return StorageError(f"{path}: RocksDB could not {doing}: {text}. Nothing was committed by this step.{advice}")
+    said = f"{path}: RocksDB could not {doing}: {text}. Nothing was committed by this step."
+    return DiskFull(f"{said} The disk is full: make space.") if _FULL in text else StorageError(said)

@@ -16,6 +16,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from streams.control.record import Generation
+from streams.control.space import size_bytes
 from streams.serve.standing import readiness
 from streams.serve.tending import Tended, Tending
 
@@ -203,7 +204,7 @@ class _Standing(Collector):
             rocksdb.add_metric([*key, "writing"], tended.status.rocksdb_bytes)
             if tended.job is not None:
                 rocksdb.add_metric([*key, "reading"], self._worker.shelf.memory_bytes(tended.job.build))
-                size.add_metric(key, _size(tended.job.build.path))
+                size.add_metric(key, size_bytes(tended.job.build.path))
         yield from (
             phase,
             halted,
@@ -281,13 +282,3 @@ def _resident(pid: int) -> int:
     except (OSError, IndexError, ValueError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _size(directory: Path) -> int:
-    total = 0
-    for path in directory.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except OSError:
-            continue
-    return total

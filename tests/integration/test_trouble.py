@@ -14,18 +14,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from rocksdict import Options, Rdict
 
+from streams import Generations
 from streams.broker import EmbeddedBroker
 from streams.cluster import Cluster
 from streams.config import FoldSettings, KafkaSettings
+from streams.data.agent import AgentStatus
+from streams.data.partition import Phase
 from streams.data.process_runner import ProcessRunner
 from streams.errors import (
     BrokerError,
     BrokerUnavailable,
     ConfigError,
     CqrsError,
+    DiskFull,
     ProjectionError,
     RebuildCancelled,
     StorageError,
@@ -412,7 +417,7 @@ def fill(path: Path, leave_kb: int) -> None:
 
 
 @pytest.mark.parametrize("leave_kb", [0, 4, 16, 64, 256, 1024])
-def test_full_disk_is_a_clear_error_and_space_is_all_that_is_needed(
+def test_a_full_disk_is_waited_for_and_space_is_all_that_is_needed(
     new_kit: NewKit, tmp_path: Path, leave_kb: int
 ) -> None:
     kit = new_kit(partitions=2)
@@ -421,15 +426,55 @@ def test_full_disk_is_a_clear_error_and_space_is_all_that_is_needed(
     with small_disk(disk, 64):
         full = Kit(kit.bootstrap, kit.topic, kit.group, disk / "state", projection=Keeps())
         fill(disk, leave_kb)
-        with pytest.raises(StorageError) as raised:
+        said: list[str] = []
+
+        def look(status: AgentStatus) -> None:
+            stalled = [one.why for one in status.partitions.values() if one.phase is Phase.STALLED]
+            if stalled and not said:
+                full.check()
+                (disk / "ballast").unlink()
+                said.extend(stalled)
+
+        try:
+            full.fold_all(look=look)  # it waits, and goes on by itself
+        except StorageError:  # before anything was folded
+            assert full.cluster.members(full.group) == []
+            assert not said
+            (disk / "ballast").unlink()
             full.fold_all()
-        assert "the projection failed" not in str(raised.value)
-        assert full.cluster.members(full.group) == []
-        if full.state_dir.exists() and full.store.current() is not None:
-            full.check()
-        (disk / "ballast").unlink()
-        full.fold_all()
+        else:
+            assert all("The disk is full: make space." in one for one in said)
+            assert said
         assert full.check() == 6000
+
+
+def test_a_rebuild_that_the_disk_cannot_hold_is_refused_before_anything_is_changed(
+    new_kit: NewKit, tmp_path: Path
+) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, [(f"s{n}", envelope(n, text=os.urandom(300).hex())) for n in range(6000)])
+    disk = tmp_path / "disk"
+    with small_disk(disk, 64):
+        full = Kit(kit.bootstrap, kit.topic, kit.group, disk / "state", projection=Keeps())
+        full.refold_in_place(projection=KEEPS)
+        models = full.raw()
+        fill(disk, 1024)
+        error = full.refold("rebuild", "--beside", "--yes", projection=KEEPS, ok=1)
+        assert "models beside those of 'tally' will take about" in error
+        assert "MB free" in error
+        generations = Generations(
+            Keeps(), full.events, registry=full.registry, state_dir=full.state_dir, group=full.group
+        )
+        with pytest.raises(DiskFull):
+            asyncio.run(generations.rebuild(workers=0))
+        record = orjson.loads(full.refold("status", "--json", projection=KEEPS))["registry"]
+        assert [one["id"] for one in record["generations"]] == ["tally.v1"]
+        assert full.raw() == models
+        (disk / "ballast").unlink()
+        full.refold("rebuild", "--beside", "--yes", projection=KEEPS)
+
+
+KEEPS = "tests.integration.test_trouble:Keeps"
 
 
 class Keeps(Tally):
