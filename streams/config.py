@@ -136,11 +136,41 @@ class FoldSettings(BaseSettings):
     """What an event does that cannot be folded. Env: REFOLD_ON_ERROR."""
     recovery: RecoverySettings = RecoverySettings()
     """The same in detail, as a table in the file or as JSON. Env: REFOLD_RECOVERY."""
+    rate: str | None = None
+    """How fast one process folds events of a rebuild at most: events/s (`20000`), bytes of values/s (`5MB`; kB, MB, GB,
+    KiB, MiB, GiB), or both with a comma between; what is live is folded as it comes. Env: REFOLD_RATE."""
     on_change: OnChange = "ask"
     """What a run does whose code is not the active generation's. Env: REFOLD_ON_CHANGE."""
     session_timeout_s: PositiveFloat = 45.0
     """Silence after which the group gives a member's partitions to others (session.timeout.ms).
     Env: REFOLD_SESSION_TIMEOUT_S."""
+
+    @field_validator("rate")
+    @classmethod
+    def _is_rate(cls, rate: str | None) -> str | None:
+        _rates(rate)
+        return rate
+
+    @property
+    def rates(self) -> tuple[float | None, float | None]:
+        """Events and bytes a second of `rate`; None for any number."""
+        return _rates(self.rate)
+
+
+_UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def _rates(rate: str | None) -> tuple[float | None, float | None]:
+    events = size = None
+    for part in [] if rate is None else rate.split(","):
+        found = re.fullmatch(r"\s*([0-9_]+(?:\.[0-9]+)?)\s*(B|kB|MB|GB|KiB|MiB|GiB)?(?:/s)?\s*", part)
+        if found is None or float(found[1]) <= 0:
+            raise ValueError("a rate is a number of events (20000) or of bytes (5MB), or both with a comma between")
+        if found[2] is None:
+            events = float(found[1])
+        else:
+            size = float(found[1]) * _UNITS[found[2]]
+    return events, size
 
 
 class StateSettings(BaseSettings):

@@ -192,6 +192,8 @@ class FoldOptions(GroupOptions):
     on_error: Annotated[str | None, Parameter(env_var="REFOLD_ON_ERROR")] = None
     """What becomes of an event that cannot be folded: halt its partition (the default), skip it, or dead-letter, which
     keeps it and has later events of its model wait behind it."""
+    rate: Annotated[str | None, Parameter(env_var="REFOLD_RATE")] = None
+    """How fast one process folds events of a rebuild at most: events/s (20000), bytes/s (5MB), or both (20000,5MB)."""
     tombstones: Annotated[str | None, Parameter(env_var="REFOLD_TOMBSTONES")] = None
     """What a record with a null value does: halt its partition (the default), skip, or delete-model by its key."""
     checkpoint_events: Annotated[str | None, Parameter(env_var="REFOLD_CHECKPOINT_EVENTS")] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from streams.data.collector import rare_collections
@@ -9,6 +10,8 @@ from streams.data.job import AgentStatus, Job
 from streams.data.seat import Seat
 
 __all__ = ["Agent", "AgentStatus", "Job"]
+
+_WAKE_S = 0.05
 
 
 class Agent:
@@ -78,12 +81,19 @@ class Agent:
         try:
             # Step 2
             while not seat.is_over:
-                slices = seat.poll(room=lane.commits.room)
+                slices = seat.poll(room=seat.room)
                 lane.advance()
                 seat.take(slices)
                 seat.rest(idle=not any(piece.records for piece in slices))
                 yield
+                self._rest()
             clean = True
         finally:
             # Step 3
             seat.leave(clean=clean)
+
+    def _rest(self) -> None:
+        """Rest for as long as a rebuild is to be slowed down; be there at once for who wants it to stop."""
+        until = time.monotonic() + self._seat.rest_s
+        while not self._seat.interrupts and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _WAKE_S))

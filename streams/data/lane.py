@@ -98,6 +98,13 @@ class Lane:
         return not self._held or any(held.phase is Phase.OPENING for held in self._held.values())
 
     @property
+    def is_replaying(self) -> bool:
+        """Whether some of what is held has still to come to the end that a rebuild has pinned."""
+        return any(
+            one.fold is not None and one.fold.position < self._job.replay_end(one.number) for one in self._held.values()
+        )
+
+    @property
     def errors(self) -> list[CqrsError]:
         """Why partitions have halted, of those held now; after `close`, of those that were held then."""
         held = self._held.values() if self._held else self._closed

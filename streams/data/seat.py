@@ -10,6 +10,7 @@ from streams.data.job import AgentStatus, Job, Work
 from streams.data.lane import Lane, Reading
 from streams.data.polling import Slice
 from streams.data.subscription import Subscription
+from streams.data.throttle import Throttle
 from streams.log import get_logger
 from streams.types import Member
 
@@ -39,6 +40,7 @@ class Seat:
         self.lane = Lane(job, self.interrupts)
         self.status = AgentStatus()
         """The figures as of the last batch."""
+        self._throttle = Throttle(job.settings)
         self._mirrored_s = 0.0
         self._rebalances = 0
         self._batches = 0
@@ -85,13 +87,35 @@ class Seat:
             timeout_s = SOON_S if self.lane.is_waiting else IDLE_S
         return self._subscription.poll(timeout_s, room)
 
+    @property
+    def room(self) -> int | None:
+        """How many events the next batch may hold; None for any number."""
+        rooms = [self.lane.commits.room, self._throttle.room if self._is_slowed else None]
+        return min((room for room in rooms if room is not None), default=None)
+
+    @property
+    def _is_slowed(self) -> bool:
+        return self._throttle.is_on and self.lane.is_replaying
+
     def take(self, slices: Sequence[Slice]) -> None:
         """Fold what was read; see `Lane.take`."""
         began = time.monotonic()
+        self.spend(slices)
         self.lane.take(slices)
         if slices:
             self._batches += 1
             self._apply_s += time.monotonic() - began
+
+    def spend(self, slices: Sequence[Slice]) -> None:
+        """Note what is about to be folded, where a rebuild may only be so fast."""
+        if self._is_slowed:
+            records = [record for piece in slices for record in piece.records]
+            self._throttle.took(len(records), sum(map(len, records)))
+
+    @property
+    def rest_s(self) -> float:
+        """How long to rest before the next batch, so that a rebuild is not too fast."""
+        return 0.0 if self.interrupts else self._throttle.rest_s
 
     def rest(self, *, idle: bool) -> None:
         """Do what is due between two batches: checkpoints, answers, the mirror, the figures.

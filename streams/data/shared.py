@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
@@ -108,10 +109,11 @@ class SharedRead:
             one.attempt(lambda seat: seat.poll(0))  # partitions come and go in here
             one.attempt(lambda seat: seat.lane.advance())
         alive = [one for one in active if not one.has_ended]
-        rooms = [room for one in alive if (room := one.seat.lane.commits.room) is not None]
+        rooms = [room for one in alive if (room := one.seat.room) is not None]
         is_waiting = any(one.seat.lane.is_waiting for one in alive)
         slices = router.poll(SOON_S if is_waiting else IDLE_S, min(rooms, default=None))
         for one in alive:
+            one.seat.spend(slices)
             one.seat.lane.begin_batch()
         for piece in slices:
             self._fold(piece, [one for one in alive if not one.has_ended])
@@ -119,6 +121,7 @@ class SharedRead:
         for one in alive:
             one.attempt(lambda seat: seat.rest(idle=idle))
             one.end_if_over()
+        time.sleep(max((one.seat.rest_s for one in alive), default=0.0))
 
     @staticmethod
     def _fold(piece: Slice, alive: Sequence[SharedRunner]) -> None:

@@ -106,3 +106,22 @@ def test_client_settings_are_judged_together_and_those_that_are_wrong_are_all_na
     assert "canary" not in str(raised.value)
     with pytest.raises(ConfigError, match=r"sasl.username and sasl.password must be set"):
         Cluster(load(KafkaSettings, kafka={"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}))
+
+
+@pytest.mark.parametrize(
+    ("rate", "rates"),
+    [
+        ("20000", (20_000, None)),
+        ("5MB", (None, 5e6)),
+        ("20_000/s, 1.5 MiB/s", (20_000, 1.5 * (1 << 20))),
+        (None, (None, None)),
+    ],
+)
+def test_a_rate_is_of_events_or_of_bytes(rate: str | None, rates: tuple[float | None, float | None]) -> None:
+    assert load(FoldSettings, rate=rate).rates == rates
+
+
+@pytest.mark.parametrize("rate", ["fast", "0", "-5", "5 XB", "5MB,", ""])
+def test_a_rate_that_is_none_is_refused(rate: str) -> None:
+    with pytest.raises(ConfigError, match=r"rate: a rate is a number of events \(20000\) or of bytes \(5MB\)"):
+        load(FoldSettings, rate=rate)
