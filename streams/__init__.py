@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from streams.control.dead_letters import DeadLetters
     from streams.control.explain import History, explain
     from streams.control.generations import Generations
+    from streams.control.hooks import RebuildHook
     from streams.control.observed import progress_of
     from streams.control.plan import RebuildPlan, Step
     from streams.control.preview import Preview, preview
@@ -86,6 +87,7 @@ __all__ = [
     "CallbackReporter",
     "LogReporter",
     "RichReporter",
+    "RebuildHook",
     "explain",
     "History",
     "preview",
@@ -126,6 +128,7 @@ _PLACES = {
     "streams.control.generations": ("Generations",),
     "streams.control.record": ("Generation", "Record"),
     "streams.control.registry": ("Registry",),
+    "streams.control.hooks": ("RebuildHook",),
     "streams.control.observed": ("progress_of",),
     "streams.control.plan": ("RebuildPlan", "Step"),
     "streams.control.preview": ("Preview", "preview"),

@@ -211,6 +211,8 @@ class RebuildProgress:
     not. A rebuild that leaves any is completed, and is no plain success."""
     events_skipped: int = 0
     """Events that were left out because they could not be folded; likewise."""
+    checkpoints: int = 0
+    """Commits of models and positions, by agents of the process that runs the rebuild."""
     elapsed_seconds: float = 0.0
     partitions: dict[int, Lag] = field(default_factory=dict)
 

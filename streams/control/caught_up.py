@@ -60,7 +60,7 @@ class CaughtUp:
             RebuildError: Somebody folds the group into another directory.
         """
         self._figures = self._members.figures(status)
-        self._tracker.observe(self._figures, self._members.waiting_for(status))
+        self._tracker.observe(self._figures, self._members.waiting_for(status), status.work.commits)
         return self._tracker.snapshot
 
     def is_caught_up(self) -> bool:

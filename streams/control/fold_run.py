@@ -109,7 +109,7 @@ class FoldRun(Run):
                 method=f"{type(self._ground.projection).__qualname__}.apply_to_model",
                 why="it gave None for every event, which deletes the model; is a `return model` missing?",
             )
-        progress = tracker.ended(figures, states=states)
+        progress = tracker.ended(figures, states=states, checkpoints=runner.status.work.commits)
         note_end(claimed.job.build, progress)
         return progress
 
@@ -119,7 +119,7 @@ class FoldRun(Run):
             has_ended = runner.wait(_LOOK_S)
             status = runner.status
             figures = members.figures(status)
-            tracker.observe(figures, self._waiting_for(members, status))
+            tracker.observe(figures, self._waiting_for(members, status), status.work.commits)
             periodic.observe(tracker.snapshot.events_processed)
             done = all(
                 one.is_halted or one.committed >= tracker.snapshot.partitions[partition].target

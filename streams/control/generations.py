@@ -16,6 +16,7 @@ from streams.control.active import ActiveModels
 from streams.control.begin import Approve, begin_beside
 from streams.control.compare import Report
 from streams.control.green import NICE, Approver, Green
+from streams.control.hooks import RebuildHook
 from streams.control.onlooker import Onlooker, is_led
 from streams.control.record import Generation, Policy, Record
 from streams.control.registry import Registry
@@ -49,6 +50,7 @@ class Generations:
         group: From which their consumer groups are named; by default what the registry says.
         settings: How to fold; by default from the environment.
         allow_incomplete: Fold what is left where retention or compaction has taken events.
+        hooks: Who is told of what becomes of each rebuild (see `RebuildHook`).
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Generations:
         group: str | None = None,
         settings: FoldSettings | None = None,
         allow_incomplete: bool = False,
+        hooks: Sequence[RebuildHook] = (),
     ) -> None:
         directory = Path(state_dir)
         self.site = Site(
@@ -75,6 +78,7 @@ class Generations:
             allow_incomplete=allow_incomplete,
         )
         """What they have in common."""
+        self._hooks = tuple(hooks)
         self._is_patient = False
         self._green: Green | Onlooker | None = None
 
@@ -300,4 +304,6 @@ class Generations:
 
     def _reported(self, work: Any, reporters: Sequence[ProgressReporter]) -> Coroutine[Any, Any, Record]:
         running: Coroutine[Any, Any, Record] = stopped_with_its_task(work, self.stop)
-        return reported(reporters, self.get_progress, running) if reporters else running
+        if not (reporters or self._hooks):
+            return running
+        return reported(reporters, self.get_progress, running, self._hooks)

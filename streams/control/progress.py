@@ -43,7 +43,9 @@ class ProgressTracker:
             events_processed=resumed,
         )
 
-    def observe(self, figures: Mapping[int, PartitionStatus], waiting_for: str = "") -> None:
+    def observe(
+        self, figures: Mapping[int, PartitionStatus], waiting_for: str = "", checkpoints: int | None = None
+    ) -> None:
         """Take in newer figures, by partition; ones that come within milliseconds of the last are passed over.
 
         A position never goes back: what is folded again was counted before. And it reaches a target only once
@@ -52,6 +54,7 @@ class ProgressTracker:
         Args:
             figures: By partition.
             waiting_for: What keeps the rebuild from going on, or "".
+            checkpoints: How many there were; None: nothing new is known.
         """
         elapsed = time.monotonic() - self._began
         at_end = all(figures[p].committed >= lag.target for p, lag in self.snapshot.partitions.items())
@@ -79,6 +82,7 @@ class ProgressTracker:
             self.snapshot,
             partitions=partitions,
             waiting_for=waiting_for,
+            checkpoints=self.snapshot.checkpoints if checkpoints is None else checkpoints,
             events_processed=events,
             events_declined=max(declined, self.snapshot.events_declined),
             dead_letters=sum(one.dead_letters for one in figures.values()),
@@ -103,6 +107,7 @@ class ProgressTracker:
         error: BaseException | None = None,
         *,
         states: Mapping[int, StoreState] | None = None,
+        checkpoints: int | None = None,
     ) -> RebuildProgress:
         """Close the books, by what is in the stores; the rate is now over all that this process did.
 
@@ -110,6 +115,7 @@ class ProgressTracker:
             figures: By partition.
             error: What ended the rebuild before its end.
             states: What the stores say in the end, where it has come to its end.
+            checkpoints: See `observe`.
         """
         elapsed = time.monotonic() - self._began
         events, declined = self._events(figures), self._declined(figures)
@@ -117,6 +123,7 @@ class ProgressTracker:
         self.snapshot = replace(
             self.snapshot,
             waiting_for="",
+            checkpoints=self.snapshot.checkpoints if checkpoints is None else checkpoints,
             models=None if states is None else sum(one.models for one in states.values()),
             models_deleted=deleted,
             events_declined=declined,

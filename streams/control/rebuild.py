@@ -11,6 +11,7 @@ from projections.fingerprint import fingerprint
 from streams.config import FoldSettings, load
 from streams.control.fold_run import FoldRun
 from streams.control.ground import Ground
+from streams.control.hooks import RebuildHook
 from streams.control.reporters import ProgressReporter, reported
 from streams.control.retry import Retry, retried
 from streams.control.run import Run
@@ -53,6 +54,7 @@ class RebuildCoordinator:
         runner: Where the agent runs, if not so: `ProcessRunner`, or one of your own.
         recovery: What becomes of events that cannot be folded; by default what the settings say.
         reporters: Who is told of the progress of each rebuild (see `ProgressReporter`).
+        hooks: Who is told of what becomes of each rebuild (see `RebuildHook`).
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class RebuildCoordinator:
         runner: MakeRunner | None = None,
         recovery: RecoveryPolicy | None = None,
         reporters: Sequence[ProgressReporter] = (),
+        hooks: Sequence[RebuildHook] = (),
     ) -> None:
         self._ground = Ground(
             projection=projection,
@@ -90,7 +93,7 @@ class RebuildCoordinator:
         self._make_runner = runner or (ThreadRunner if workers == 1 else supervised(workers))
         self._snapshot_every = snapshot_every
         self._retry = retry
-        self._reporters = tuple(reporters)
+        self._reporters, self._hooks = tuple(reporters), tuple(hooks)
         self._runs: WeakSet[Run] = WeakSet()
         """Those that run or are about to; one whose coroutine nobody awaits goes with it."""
         self._newest: Run | None = None
@@ -160,7 +163,9 @@ class RebuildCoordinator:
             work = self._await(run)
         else:
             work = retried(self._retry, strategy, self._new_run, self._await, run)
-        return reported(self._reporters, self.get_progress, work) if self._reporters else work
+        if not (self._reporters or self._hooks):
+            return work
+        return reported(self._reporters, self.get_progress, work, self._hooks)
 
     def _new_run(self, strategy: RebuildStrategy) -> Run:
         run: Run

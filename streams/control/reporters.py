@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from streams.control.hooks import HookReporter, RebuildHook
+from streams.control.record import Record
 from streams.log import get_logger
 from streams.types import RebuildProgress
 
@@ -99,6 +101,7 @@ async def reported(
     reporters: Sequence[ProgressReporter],
     progress: Callable[[], RebuildProgress],
     rebuild: Coroutine[Any, Any, T],
+    hooks: Sequence[RebuildHook] = (),
 ) -> T:
     """Run a rebuild and tell of it.
 
@@ -106,11 +109,13 @@ async def reported(
         reporters: Whom.
         progress: Gives the figures.
         rebuild: What is run.
+        hooks: Who else is told, of what happens.
 
     Raises:
         Whatever the rebuild raises.
     """
-    listening = list(reporters)
+    told = [HookReporter(hook) for hook in hooks]
+    listening: list[ProgressReporter] = [*reporters, *told]
 
     def tell(what: Callable[[ProgressReporter], None]) -> None:
         for one in list(listening):
@@ -125,7 +130,6 @@ async def reported(
         while not (await asyncio.wait([work], timeout=_EVERY_S))[0]:
             figures = progress()
             tell(lambda one, figures=figures: one.report(figures))  # type: ignore[misc]
-        return work.result()
     except asyncio.CancelledError:
         work.cancel()
         while not work.done():
@@ -133,4 +137,15 @@ async def reported(
                 await asyncio.wait([work])
         raise
     finally:
-        tell(lambda one: one.ended(progress()))
+        how = _outcome(work)
+        tell(lambda one: one.finished(progress(), how) if isinstance(one, HookReporter) else one.ended(progress()))
+    return work.result()
+
+
+def _outcome(work: asyncio.Future[Any]) -> BaseException | str:
+    """Say how a rebuild ended: what it raised, or in the registry's word."""
+    if not work.done() or work.cancelled():
+        return asyncio.CancelledError()
+    result = None if work.exception() is not None else work.result()
+    rebuild = result.rebuild if isinstance(result, Record) else None
+    return work.exception() or ("completed" if rebuild is None else rebuild.outcome)
