@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient
 import projections.contract
 import streams.broker
 import streams.errors
+import streams.testing
 from streams.cli.wiring import FoldOptions
 from streams.cluster import Cluster
 from streams.config import KafkaSettings, known_variables
@@ -116,6 +117,23 @@ def test_own_projection_is_loaded_folded_read_and_rebuilt_as_written(shop: Path,
     check_session("get", shop, bootstrap_servers)
 
 
+def test_the_readmes_test_passes_and_finds_a_fold_that_is_wrong(tmp_path: Path) -> None:
+    for name in ("shop.py", "test_shop.py"):
+        (tmp_path / name).write_text(fenced(f"file: {name}"))
+
+    def run() -> str:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shop.py"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False).stdout
+
+    assert "2 passed" in run()
+    wrong = fenced("file: shop.py").replace("basket.items +=", "basket.items -=")
+    (tmp_path / "shop.py").write_text(wrong)
+    assert "model 'basket-1' is not as expected" in run()
+    wrong = fenced("file: shop.py").replace('event.data["cents"]', 'event.data["cents"] + id(event) % 7')
+    (tmp_path / "shop.py").write_text(wrong)
+    assert "The fold is not pure" in run()
+
+
 def test_two_workers_are_a_service_as_written(shop: Path, bootstrap_servers: str) -> None:
     check_session("load", shop, bootstrap_servers)
     environment = REGISTRY | {"REFOLD_BOOTSTRAP_SERVERS": bootstrap_servers, "PYTHONPATH": str(REPOSITORY)}
@@ -199,7 +217,8 @@ def test_reference_names_only_what_there_is() -> None:
         for name in re.findall(r"`([A-Z][a-z]\w*(?:\.\w+)*)`", here):
             place: object = streams
             for part in name.split("."):
-                homes = (place, projections.contract, streams.broker, streams.errors) if place is streams else (place,)
+                ours = (streams, projections.contract, streams.broker, streams.errors, streams.testing)
+                homes = ours if place is streams else (place,)
                 place = next(getattr(home, part) for home in homes if hasattr(home, part))
         for where in re.findall(r"`([\w/.:]+)`", shown_by):
             file, _, test = where.partition("::")
