@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from streams.data.checkpoint_stores import MemoryCheckpointStore, RocksCheckpointStore
     from streams.data.cloudevents import CloudEventsCodec
     from streams.data.codec import EventCodec, Undecodable
+    from streams.data.filters import Condition, Page, Query
     from streams.data.generation import RocksStore
     from streams.data.json_codec import JsonCodec
     from streams.data.process_runner import ProcessRunner
@@ -100,6 +101,9 @@ __all__ = [
     "Undecodable",
     "RocksStore",
     "ModelReader",
+    "Query",
+    "Condition",
+    "Page",
     "Snapshot",
     "Snapshots",
     "CheckpointStore",
@@ -151,6 +155,7 @@ _PLACES = {
     "streams.data.checkpoint_stores": ("MemoryCheckpointStore", "RocksCheckpointStore"),
     "streams.data.cloudevents": ("CloudEventsCodec",),
     "streams.data.codec": ("EventCodec", "Undecodable"),
+    "streams.data.filters": ("Condition", "Page", "Query"),
     "streams.data.json_codec": ("JsonCodec",),
     "streams.data.generation": ("RocksStore",),
     "streams.data.reader": ("ModelReader",),

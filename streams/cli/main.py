@@ -46,6 +46,7 @@ COMMANDS = {
     "rollback": "Make the generation active again that was so before the last switch.",
     "retire": "Remove generations that are kept: their groups, their models and their snapshots.",
     "get": "Print read models as JSON, as last committed, also while they are being folded.",
+    "query": 'Print the models of which some conditions hold, one JSON object a line: {"id": …, "model": …}.',
     "dump": 'Print all read models, one JSON object a line: {"id": …, "model": …}, by partition and then by id.',
     "count": "Print how many read models a projection has, as last committed.",
     "status": "Print how far a projection is folded: position, end, lag, models and owner of each partition.",

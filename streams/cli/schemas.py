@@ -153,6 +153,10 @@ KINDS: dict[str, Schema] = {
         ),
     ),
     "dead-letter/1": {**_LETTER, "properties": {**_LETTER["properties"], **_LETTER_RECORD}},
+    "models/1": thing(
+        models=many(thing(id=text(), model=ANY)),
+        cursor=maybe(text("what --after is to be for the next page; null: there is none")),
+    ),
     "dead-letters-answer/1": thing(
         verb={"enum": ["retry", "drop"]},
         asked=whole("how many were asked for"),

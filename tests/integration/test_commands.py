@@ -269,6 +269,32 @@ def test_models_are_given_by_id_all_together_and_counted(new_kit: NewKit) -> Non
     }
 
 
+def test_query_prints_models_by_what_is_in_them_page_by_page(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=3)
+    produce(kit.bootstrap, kit.topic, tally_events(2000))
+    kit.fold_all()
+    models = kit.models()
+    wanted = sorted((id_ for id_ in models if models[id_]["sum"] >= 60), key=lambda id_: (-models[id_]["sum"], id_))
+    assert len(wanted) > 6
+    found: list[str] = []
+    cursor: list[str] = []
+    while cursor or not found:
+        words = ["sum>=60", "id starts_with stream-", "--order-by", "-sum", "--limit", "5", *cursor]
+        page = orjson.loads(refold(kit, "query", TALLY, *words, "--json")[0])
+        assert all(one["model"] == models[one["id"]] for one in page["models"])
+        found += [one["id"] for one in page["models"]]
+        cursor = ["--after", page["cursor"]] if page["cursor"] else []
+        if not cursor:
+            break
+    assert found == wanted
+    out, told = refold(kit, "query", TALLY, "id=stream-7")
+    assert orjson.loads(out) == {"id": "stream-7", "model": models["stream-7"]}
+    assert "--after" not in told
+    out, told = refold(kit, "query", TALLY, "--limit", "1")
+    assert "There are more: --after" in told
+    assert "is no condition" in refold(kit, "query", TALLY, "sum ~ 3", ok=2)[1]
+
+
 @pytest.mark.parametrize("command", ["get", "dump", "count"])
 def test_reading_without_state_names_the_whole_path(new_kit: NewKit, command: str) -> None:
     kit = new_kit()
