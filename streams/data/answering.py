@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 
 import msgspec
@@ -58,10 +58,9 @@ class Answering:
         until = time.monotonic() + _SLICE_S
         while (request := letters.request) is not None and time.monotonic() < until:
             if self._left is None or self._resets != letters.resets:
-                waiting = list(letters.in_order())
-                self._tell_settled(request, {letter.offset for letter in waiting})
-                by_stream = groupby(waiting, key=lambda one: one.stream)
-                self._left = iter([list(some) for _, some in by_stream])
+                self._tell_settled(request)
+                by_stream = groupby(letters.in_order(), key=lambda one: one.stream)
+                self._left = (list(some) for _, some in by_stream)
                 self._resets = letters.resets
             for some in self._left:
                 self._carry_out(request, some)
@@ -72,11 +71,11 @@ class Answering:
             log.info("dead_letters.answered", request=request.id, verb=request.verb, waiting=letters.waiting)
         return letters.request is not None
 
-    def _tell_settled(self, request: Request, waiting: Container[int]) -> None:
+    def _tell_settled(self, request: Request) -> None:
         """Say of what was asked for, and does not wait here, that it is folded: whoever asked knew no better."""
         letters = self._rescue.letters
         for offset in request.offsets or ():
-            if offset < self._fold.committed and offset not in waiting and offset not in letters.dropped:
+            if offset < self._fold.committed and not letters.waits(offset) and offset not in letters.dropped:
                 letters.tell_of(offset, request.id)
 
     def _carry_out(self, request: Request, waiting: list[Letter]) -> None:

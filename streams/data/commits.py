@@ -27,6 +27,8 @@ _LIVE_MS = 2000
 _FULL_S = 1.0
 """How long after a write that the disk had no space for the next one is tried."""
 _TELL_FULL_S = 30.0
+_SILENT_S = 1.0
+"""How long after nobody has answered nobody is asked, so that several partitions do not wait one after the other."""
 _MANY = 5000
 """So many models take longer to read from a log than whoever asks for one of them should wait."""
 
@@ -66,6 +68,7 @@ class Commits:
         self._is_behind = True
         self._has_caught_up = False
         self._told_full_s = -_TELL_FULL_S
+        self._silent_to_s = 0.0
         self.taken = 0
         """Checkpoints so far."""
         self.taken_s = 0.0
@@ -188,9 +191,12 @@ class Commits:
     def _say(self, held: HeldPartition, letters: Letters) -> bool:
         """Have the topic of dead letters know before the store's position passes their events; say whether it does."""
         if letters.saying:
+            if time.monotonic() < self._silent_to_s:
+                return False  # one partition has waited for an answer just now
             try:
                 self._letterbox.write(letters.saying)
             except BrokerUnavailable as error:
+                self._silent_to_s = time.monotonic() + _SILENT_S
                 log.warning(
                     "dead_letters.not_written", partition=held.number, count=len(letters.saying), why=str(error)
                 )

@@ -134,7 +134,7 @@ class Lane:
             return True
         if self._job.until is None or not all(one.is_settled for one in held):
             return False
-        if any(one.answering is not None and one.answering.is_asked for one in held):
+        if any(one.phase is Phase.READY and one.answering is not None and one.answering.is_asked for one in held):
             return False
         if any(fold.has_moved for fold in self.commits.folds()):
             self.commits.all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -163,11 +164,19 @@ class Letters:
         self.staged[DROPPED + offset.to_bytes(_OFFSET_BYTES, "big")] = b""
 
     def in_order(self) -> Iterator[Letter]:
-        """Yield what waits: by stream, and within one in the events' order."""
-        found = {key: raw for key, raw in self._store.beside(LETTER) if key not in self.staged}
-        found |= {key: raw for key, raw in self.staged.items() if raw is not None and key.startswith(LETTER)}
-        for key in sorted(found):
-            yield msgspec.msgpack.decode(found[key], type=Letter)
+        """Yield what waits, as of now: by stream, and within one in the events' order.
+
+        One after the other, whatever comes or goes meanwhile: there may be more than memory should hold.
+        """
+        staged = dict(sorted((key, raw) for key, raw in self.staged.items() if key.startswith(LETTER)))
+        stored = ((key, raw) for key, raw in self._store.beside(LETTER) if key not in staged)
+        changed = ((key, raw) for key, raw in staged.items() if raw is not None)
+        for _, raw in heapq.merge(stored, changed):
+            yield msgspec.msgpack.decode(raw, type=Letter)
+
+    def waits(self, offset: int) -> bool:
+        """Say whether an event waits."""
+        return offset in self._offsets
 
     def _count(self, letter: Letter, by: int) -> None:
         self.waiting += by
