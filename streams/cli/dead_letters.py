@@ -155,9 +155,9 @@ def _list(
     printer().print(_table(rows[:limit], every=every), crop=False)
     more = f"; {len(rows) - limit:,} more with --limit" if len(rows) > limit else ""
     waiting = sum(one.state == "waiting" for one in there)
-    models = len({one.letter.model or one.letter.stream for one in there if one.state == "waiting"})
+    of = len({one.letter.model or one.letter.stream for one in there if one.state == "waiting"})
     print(  # noqa: T201
-        f"{waiting:,} wait, of {models:,} model{'' if models == 1 else 's'}, "
+        f"{waiting:,} wait, of {of:,} model{'' if of == 1 else 's'}, "
         f"of {', '.join(sorted({one.letter.topic for one in there}))}{more}. "
         f"`refold dead-letters {found.called} show EVENT` shows one, retry folds them again, drop gives them up."
     )
