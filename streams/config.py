@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 
 from streams.configfile import ConfigFile, near
 from streams.errors import ConfigError
+from streams.memory import process_share
 
 __all__ = [
     "Codec",
@@ -126,6 +127,9 @@ class FoldSettings(BaseSettings):
 
     cache_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
     """Memory for decoded models, of all partitions that one process folds. Env: REFOLD_CACHE_BYTES."""
+    memory_limit_bytes: Annotated[int, Field(ge=1 << 20)] | None = None
+    """What one process that folds may take of memory all in all: decoded models have what the rest leaves of it, where
+    `cache_bytes` is not given. Of a worker: what it and its agents take together. Env: REFOLD_MEMORY_LIMIT_BYTES."""
     checkpoint_events: PositiveInt | None = None
     """Events between two checkpoints, exactly. Unset: at least 100, and more while there is a backlog, so
     that checkpoints cost under 5 % of the time. Env: REFOLD_CHECKPOINT_EVENTS."""
@@ -150,6 +154,17 @@ class FoldSettings(BaseSettings):
     def _is_rate(cls, rate: str | None) -> str | None:
         _rates(rate)
         return rate
+
+    @property
+    def models_bytes(self) -> int:
+        """Memory for decoded models of one process.
+
+        Raises:
+            ConfigError: `memory_limit_bytes` is too little.
+        """
+        if self.memory_limit_bytes is None or "cache_bytes" in self.model_fields_set:
+            return self.cache_bytes
+        return process_share(self.memory_limit_bytes)
 
     @property
     def rates(self) -> tuple[float | None, float | None]:

@@ -1,17 +1,17 @@
-"""How a worker's memory is shared out among the processes that it may come to run."""
+"""What processes may take of memory, and what that leaves them for models."""
 
 from __future__ import annotations
 
 from streams.errors import ConfigError
 
-__all__ = ["GENERATIONS", "cache_share"]
+__all__ = ["GENERATIONS", "cache_share", "process_share"]
 
 GENERATIONS = 3
 """Generations of a projection that may be folded at one time: the active one, one that is kept, one that is made."""
 _WORKER_BYTES = 192 << 20
 """What a worker's own process takes, with what RocksDB takes for its answers."""
 _AGENT_BYTES = 112 << 20
-"""What an agent takes without any models: the interpreter, the client, and RocksDB's buffers."""
+"""What an agent takes without any models: the interpreter, the client, and what its stores share (`rocks.py`)."""
 _GROWTH = 1.5
 """By how much of its cache a process grows at most."""
 _RESERVE = 0.9
@@ -39,5 +39,24 @@ def cache_share(limit_bytes: int, projections: int, agents_per_generation: int) 
             f"projections, {GENERATIONS} generations each while one is rebuilt, {agents_per_generation} agents a "
             f"generation). Give {-(-int(least) >> 20) + 1} MiB, have other workers see to some projections, or say "
             "cache_bytes yourself."
+        )
+    return int(share)
+
+
+def process_share(limit_bytes: int) -> int:
+    """Give how much memory for decoded models one process that folds may have, in bytes.
+
+    Args:
+        limit_bytes: What it may take all in all.
+
+    Raises:
+        ConfigError: It is too little; the least that would do is named.
+    """
+    share = (limit_bytes * _RESERVE - _AGENT_BYTES) / _GROWTH
+    if share < _LEAST_BYTES:
+        least = int((_AGENT_BYTES + _GROWTH * _LEAST_BYTES) / _RESERVE)
+        raise ConfigError(
+            f"memory_limit_bytes: {limit_bytes >> 20} MiB are too little for a process that folds. Give "
+            f"{-(-least >> 20) + 1} MiB, or say cache_bytes yourself."
         )
     return int(share)

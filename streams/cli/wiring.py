@@ -200,6 +200,8 @@ class FoldOptions(GroupOptions):
     """Events between two checkpoints, exactly; by default from 100 on, as the load allows."""
     cache_bytes: Annotated[str | None, Parameter(env_var="REFOLD_CACHE_BYTES")] = None
     """Memory for decoded models."""
+    memory_limit_bytes: Annotated[str | None, Parameter(env_var="REFOLD_MEMORY_LIMIT_BYTES")] = None
+    """What one process that folds may take of memory all in all; of a worker, it and its agents together."""
     allow_incomplete: Flag = False
     """Fold what is left where the topic has lost events."""
 
@@ -282,8 +284,6 @@ class WorkerOptions(RunOptions):
     """host:port by which others reach it; by default where it listens."""
     agents_per_generation: Annotated[str | None, Parameter(env_var="REFOLD_AGENTS_PER_GENERATION")] = None
     """Processes that fold each generation here; by default 1."""
-    memory_limit_bytes: Annotated[str | None, Parameter(env_var="REFOLD_MEMORY_LIMIT_BYTES")] = None
-    """Memory that this worker and its agents may take together: caches are shares of it."""
     replay_cache_bytes: Annotated[str | None, Parameter(env_var="REFOLD_REPLAY_CACHE_BYTES")] = None
     """Memory for decoded models of a process that replays; by default as --cache-bytes."""
     admin_tokens: Annotated[str | None, Parameter(env_var="REFOLD_ADMIN_TOKENS")] = None

@@ -67,6 +67,7 @@ class Commits:
         self._splits = SplitWatch(job.build)
         self._is_behind = True
         self._has_caught_up = False
+        self._models_bytes = job.settings.models_bytes
         self._told_full_s = -_TELL_FULL_S
         self._silent_to_s = 0.0
         self.taken = 0
@@ -90,7 +91,7 @@ class Commits:
             idle: Nothing is waiting to be folded.
         """
         folds = self.folds()
-        share = self._job.settings.cache_bytes // max(1, len(folds))
+        share = self._models_bytes // max(1, len(folds))
         moved = [fold for fold in folds if fold.has_moved]
         for fold in folds:
             fold.cache.evict(share)

@@ -18,6 +18,7 @@ from streams.data.opening import Opener
 from streams.data.partition import HeldPartition, Phase
 from streams.data.polling import Slice
 from streams.data.rescue import Unguarded
+from streams.data.rocks import blocks_bytes
 from streams.data.serde import serde_for
 from streams.errors import (
     BrokerError,
@@ -112,7 +113,8 @@ class Lane:
 
     def rocksdb_bytes(self) -> int:
         """Give the memory that RocksDB takes for all stores held."""
-        return sum(held.store.memory_bytes() for held in self._held.values() if held.store is not None)
+        own = [held.store.memory_bytes() for held in self._held.values() if held.store is not None]
+        return sum(own) + blocks_bytes() if own else 0
 
     def status(self, away_s: float, work: Work, rocksdb_bytes: int) -> AgentStatus:
         """Give the figures."""

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import rocksdict
-from rocksdict import BlockBasedOptions, Options, Rdict
+from rocksdict import BlockBasedOptions, Cache, Options, Rdict, WriteBufferManager
 
 from streams.errors import DiskFull, StorageError, StoreCorrupt, StoreLocked
 
-__all__ = ["WAY_OUT", "failure", "get_raw", "is_unlocked", "memory_bytes", "open_db", "options"]
+__all__ = ["WAY_OUT", "blocks_bytes", "failure", "get_raw", "is_unlocked", "memory_bytes", "open_db", "options"]
+
+
+_TABLES_BYTES = 64 << 20
+_BLOCKS_BYTES = 32 << 20
+
+
+@cache
+def _shared() -> tuple[WriteBufferManager, Cache]:
+    """Give what all stores of a process share: room for what is not yet in tables, and for blocks that were read.
+
+    So a process takes as much for one partition as for fifty.
+    """
+    return WriteBufferManager(_TABLES_BYTES, False), Cache(_BLOCKS_BYTES)
 
 
 def options(*, create: bool) -> Options:
     """Give how a store is set up; whoever opens it, opens it so."""
+    tables, blocks = _shared()
     options = Options(raw_mode=True)
     options.create_if_missing(create)
     options.set_max_open_files(-1)  # a secondary instance must be able to hold what the writer deletes
     options.set_write_buffer_size(8 << 20)
     options.set_max_write_buffer_number(2)
+    options.set_write_buffer_manager(tables)
     options.set_max_total_wal_size(32 << 20)
     options.set_keep_log_file_num(2)
     options.set_compression_type(rocksdict.DBCompressionType.lz4())
     table = BlockBasedOptions()
+    table.set_block_cache(blocks)
     table.set_bloom_filter(10, block_based=False)
     options.set_block_based_table_factory(table)
     return options
@@ -74,13 +91,18 @@ def get_raw(db: Rdict, path: Path, key: bytes) -> bytes | None:
     return value
 
 
-_MEMORY = ("rocksdb.cur-size-all-mem-tables", "rocksdb.block-cache-usage", "rocksdb.estimate-table-readers-mem")
+_MEMORY = ("rocksdb.cur-size-all-mem-tables", "rocksdb.estimate-table-readers-mem")
 """Of the memory that RocksDB takes, its own names: https://github.com/facebook/rocksdb/wiki/Memory-usage-in-RocksDB."""
 
 
 def memory_bytes(db: Rdict) -> int:
-    """Give the memory that an open store takes: tables not yet written, blocks read, and what is known of its files."""
+    """Give the memory that an open store takes by itself: tables not yet written, and what is known of its files."""
     return sum(db.property_int_value(name) or 0 for name in _MEMORY)
+
+
+def blocks_bytes() -> int:
+    """Give the memory that blocks take which were read from any store of this process."""
+    return int(_shared()[1].get_usage())
 
 
 WAY_OUT = (

@@ -24,8 +24,8 @@ from streams.data.runner import Runner
 from streams.data.supervisor import supervised
 from streams.errors import ConfigError, CqrsError
 from streams.log import get_logger
+from streams.memory import cache_share
 from streams.serve.auth import Tokens
-from streams.serve.budget import cache_share
 from streams.serve.comparing import Comparing
 from streams.serve.copies import Copies
 from streams.serve.finding import Finding

@@ -41,7 +41,7 @@ def once_seen(kit: Kit, looks: Callable[[RebuildProgress], bool]) -> RebuildProg
 def test_progress_of_a_rebuild_is_told_from_kafka_alone(new_kit: NewKit) -> None:
     kit = new_kit(partitions=2, projection=SlowTally())
     assert seen(kit) is None
-    produce(kit.bootstrap, kit.topic, tally_events(400, first=1))
+    produce(kit.bootstrap, kit.topic, tally_events(800, first=1))
     with kit.process("--yes", command="rebuild", projection=SLOW, env=QUICKLY) as process:
         first = once_seen(kit, lambda now: now.events_processed > 10)
         assert first.is_running
@@ -50,8 +50,8 @@ def test_progress_of_a_rebuild_is_told_from_kafka_alone(new_kit: NewKit) -> None
         share = later.completion_percentage()
         assert share is not None
         assert 0 < share < 100
-        assert later.total_offsets == 400
-        assert 400 - later.remaining_offsets == later.events_processed
+        assert later.total_offsets == 800
+        assert 800 - later.remaining_offsets == later.events_processed
         assert 20 < later.events_per_second < 100  # two partitions, one process, 20 ms an event
         left = later.estimated_seconds_left()
         assert left is not None
@@ -70,12 +70,12 @@ def test_progress_of_a_rebuild_is_told_from_kafka_alone(new_kit: NewKit) -> None
     elsewhere = once_seen(kit, lambda now: not now.is_running)
     assert elsewhere.error == dead.error
     # Gone on with, it is the same rebuild; and complete at its pinned ends.
-    produce(kit.bootstrap, kit.topic, tally_events(50, first=401))
+    produce(kit.bootstrap, kit.topic, tally_events(50, first=801))
     done = asyncio.run(kit.coordinator().rebuild(FromCheckpoint()))
     after = seen(kit)
     assert after is not None
     assert after.completion_percentage() == 100.0
-    assert (after.events_processed, after.models) == (done.events_processed, done.models) == (400, done.models)
+    assert (after.events_processed, after.models) == (done.events_processed, done.models) == (800, done.models)
     assert not after.is_running
     assert after.error is None
     # A run goes on: there is no rebuild any more.
