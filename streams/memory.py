@@ -12,6 +12,8 @@ _WORKER_BYTES = 192 << 20
 """What a worker's own process takes, with what RocksDB takes for its answers."""
 _AGENT_BYTES = 112 << 20
 """What an agent takes without any models: the interpreter, the client, and what its stores share (`rocks.py`)."""
+_PROCESS_BYTES = 184 << 20
+"""The same of one process that is to keep to a limit by itself, with what its stores take once they are large."""
 _GROWTH = 1.5
 """By how much of its cache a process grows at most."""
 _RESERVE = 0.9
@@ -52,9 +54,9 @@ def process_share(limit_bytes: int) -> int:
     Raises:
         ConfigError: It is too little; the least that would do is named.
     """
-    share = (limit_bytes * _RESERVE - _AGENT_BYTES) / _GROWTH
+    share = (limit_bytes * _RESERVE - _PROCESS_BYTES) / _GROWTH
     if share < _LEAST_BYTES:
-        least = int((_AGENT_BYTES + _GROWTH * _LEAST_BYTES) / _RESERVE)
+        least = int((_PROCESS_BYTES + _GROWTH * _LEAST_BYTES) / _RESERVE)
         raise ConfigError(
             f"memory_limit_bytes: {limit_bytes >> 20} MiB are too little for a process that folds. Give "
             f"{-(-least >> 20) + 1} MiB, or say cache_bytes yourself."

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print. Exit status 1 where models are wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.memory", description=__doc__.split("\n")[0])
     parser.add_argument("--events", type=positive, default=4_000_000, help="(default %(default)s)")
-    parser.add_argument("--limits-mib", default="192,256,512", help="with commas between (default %(default)s)")
+    parser.add_argument("--limits-mib", default="256,384,512", help="with commas between (default %(default)s)")
     add_common_options(parser)
     parser.set_defaults(keys=400_000)
     return run_in_process(_measure, parser.parse_args(arguments))

@@ -29,9 +29,9 @@ def test_too_little_for_so_many_processes_is_refused_with_what_would_do() -> Non
 
 def test_one_process_has_for_models_what_the_rest_leaves() -> None:
     share = process_share(512 << 20)
-    assert share * 1.5 + (112 << 20) <= 0.9 * (512 << 20) + 1
+    assert share * 1.5 + (184 << 20) <= 0.9 * (512 << 20) + 2
     assert load(FoldSettings, memory_limit_bytes=512 << 20).models_bytes == share
     assert load(FoldSettings, memory_limit_bytes=512 << 20, cache_bytes=5 << 20).models_bytes == 5 << 20
     assert load(FoldSettings).models_bytes == 256 << 20
-    with pytest.raises(ConfigError, match=r"100 MiB are too little for a process that folds. Give (1[0-9]{2}) MiB"):
+    with pytest.raises(ConfigError, match=r"100 MiB are too little for a process that folds. Give (2[0-9]{2}) MiB"):
         process_share(100 << 20)
