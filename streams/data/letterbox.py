@@ -191,7 +191,9 @@ class Letterbox:
         for record in records:
             self._produce(record)
         left = producer.flush(self._kafka.request_timeout_s + 1)
-        if self._refused is not None:
+        if self._refused is not None and self._refused.code() == KafkaError._MSG_TIMED_OUT:
+            left += 1  # nobody has answered, which is no refusal
+        elif self._refused is not None:
             raise broker_error(
                 self._refused,
                 f"write dead letters to topic {self.name!r}",

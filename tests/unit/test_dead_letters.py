@@ -14,18 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from projections.contract import CqrsProjection, Event
-from streams.config import FoldSettings, RecoverySettings
+from streams.cluster import Cluster
+from streams.config import FoldSettings, KafkaSettings, RecoverySettings
 from streams.data.answering import Answering
 from streams.data.cache import ModelCannotBeStored
 from streams.data.fold import Fold, feed
 from streams.data.json_codec import JsonCodec
 from streams.data.letter import Letter, Mark, Request, parse
+from streams.data.letterbox import Letterbox
 from streams.data.letters import Letters
 from streams.data.recovery import Failure, Kind, Recovery, recovery_of
 from streams.data.rescue import Rescue, Unguarded
 from streams.data.serde import serde_for
 from streams.data.store import LETTER, RocksPartition, StoreState
-from streams.errors import EventError, ProjectionError
+from streams.errors import BrokerUnavailable, EventError, ProjectionError
+from streams.types import TopicInfo
 from tests.integration.versions import Mended
 from tests.support import MadeRecord, Tally, envelope, folded
 
@@ -433,3 +436,13 @@ def test_what_is_asked_for_and_does_not_wait_is_told_to_be_folded(tmp_path: Path
     assert partition.told() == {0: "folded", 1: "folded"}
     assert partition.models() == {}
     partition.fold.close()
+
+
+def test_brokers_that_do_not_answer_are_waited_for_and_have_refused_nothing() -> None:
+    kafka = KafkaSettings(bootstrap_servers="127.0.0.1:1", request_timeout_s=0.5)
+    events = TopicInfo(name="t", id="", partitions=1)
+    box = Letterbox(kafka, Cluster(kafka), "tally", "g", events)
+    vars(box)["_topic"] = events
+    with pytest.raises(BrokerUnavailable, match="did not acknowledge"):
+        box.write([{"partition": 0, "key": b"k", "value": b"v", "headers": []}])
+    box.close()
