@@ -23,6 +23,7 @@ __all__ = [
     "DROPPED",
     "LETTER",
     "MODEL",
+    "SEQUENCE",
     "STATE",
     "PartitionStore",
     "RocksPartition",
@@ -35,7 +36,9 @@ __all__ = [
 log = get_logger(__name__)
 
 FORMAT = 2
-STATE = b"!state"  # sorts before every model
+SEQUENCE = b"!sequence"
+"""RocksDB's own sequence number of this record, which is the last of each batch; both sort before every model."""
+STATE = b"!state"
 LETTER = b"d"
 """Dead letters that wait, by stream and offset; they sort before every model."""
 MODEL = b"m"
@@ -168,7 +171,7 @@ class RocksPartition:
         try:
             db = Rdict(str(new), options(create=True))
             try:
-                db.put(STATE, msgspec.json.encode(fresh))
+                _write(db, fresh)
                 db.flush(True)
             finally:
                 db.close()
@@ -193,7 +196,7 @@ class RocksPartition:
             Checkpoint(self._db).create_checkpoint(str(path))
             db = Rdict(str(path), options(create=False))
             try:
-                db.put(STATE, msgspec.json.encode(state))
+                _write(db, state)
                 db.flush(True)
             finally:
                 db.close()
@@ -227,7 +230,7 @@ class RocksPartition:
         """
         db = open_db(path)
         try:
-            db.put(STATE, msgspec.json.encode(state))
+            _write(db, state)
             db.flush(True)
         except Exception as error:
             raise failure(path, "write", error) from error
@@ -270,9 +273,8 @@ class RocksPartition:
                 delete(key)
             else:
                 put(key, value)
-        put(STATE, msgspec.json.encode(state))
         try:
-            self._db.write(batch, self._sync)
+            _write(self._db, state, batch, self._sync)
         except Exception as error:
             raise failure(self.path, "write", error) from error
         self._state[0] = state
@@ -291,7 +293,7 @@ class RocksPartition:
         """
         try:
             self._db.flush(False)
-            self._db.put(STATE, msgspec.json.encode(self.state))
+            _write(self._db, self.state)
             deadline = time.monotonic() + within_s
             while self._db.property_int_value(_UNWRITTEN) and time.monotonic() < deadline:
                 time.sleep(0.002)
@@ -308,6 +310,14 @@ class RocksPartition:
             self._db.close()
         except Exception as error:  # noqa: BLE001  (after a failed write RocksDB says so again; the files are let go)
             log.debug("store.close_failed", path=str(self.path), why=str(error))
+
+
+def _write(db: Rdict, state: StoreState, batch: WriteBatch | None = None, how: WriteOptions | None = None) -> None:
+    """Write a state, behind what else there is to write."""
+    batch = WriteBatch(raw_mode=True) if batch is None else batch
+    batch.put(STATE, msgspec.json.encode(state))
+    batch.put(SEQUENCE, (db.latest_sequence_number() + len(batch) + 1).to_bytes(8, "big"))
+    db.write(batch, how)
 
 
 def ids_of(db: Rdict, path: Path) -> Iterator[bytes]:

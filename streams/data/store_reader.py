@@ -8,21 +8,43 @@ from pathlib import Path
 from rocksdict import AccessType, Rdict
 
 from streams.data.rocks import WAY_OUT, failure, get_raw, memory_bytes, options
-from streams.data.store import MODEL, STATE, StoreState, decode_state, dropped_of, ids_of
+from streams.data.store import MODEL, SEQUENCE, STATE, StoreState, decode_state, dropped_of, ids_of
 from streams.errors import StorageError, StoreCorrupt
+from streams.log import get_logger
 
 __all__ = ["PartitionReader", "read_only", "read_state"]
 
+log = get_logger(__name__)
+
 
 class PartitionReader:
-    """A partition's models as a RocksDB secondary instance sees them: no lock, beside a writer or without one."""
+    """A partition's models as a RocksDB secondary instance sees them: no lock, beside a writer or without one.
+
+    All of them, and the state, are as of one commit. By itself a secondary instance does not see to that, where the
+    writer moves its log into tables meanwhile:
+
+    - Between its look at what tables there are and its look at what logs there are, one log may have become a table:
+      then it has what is behind that log, and not what was in it. At the next look it has.
+    - What it had read of a log before the rest became a table hides what is newer there, for as long as nothing is
+      written behind it. Then it has to be opened anew. That is seen by what is the last of each batch, and tells its
+      own sequence number: where all can be seen, none is behind it.
+    """
 
     def __init__(self, path: Path, scratch: Path) -> None:
-        try:
-            self._db = Rdict(str(path), options(create=False), access_type=AccessType.secondary(str(scratch)))
-        except Exception as error:
-            raise failure(path, "open", error) from error
         self.path = path
+        self._scratch = scratch
+        self._db = self._open()
+        try:
+            self.catch_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> Rdict:
+        try:
+            return Rdict(str(self.path), options(create=False), access_type=AccessType.secondary(str(self._scratch)))
+        except Exception as error:
+            raise failure(self.path, "open", error) from error
 
     def state(self) -> StoreState:
         """Give what the store says of itself."""
@@ -66,11 +88,31 @@ class PartitionReader:
         return memory_bytes(self._db)
 
     def catch_up(self) -> None:
-        """See what the writer has committed by now."""
+        """See what the writer has committed by now.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        self._look()
+        if not self._is_whole():
+            log.debug("reader.opened_anew", path=str(self.path))
+            hiding, self._db = self._db, self._open()
+            hiding.close()
+            self._look()
+
+    def _look(self) -> None:
+        """Look until there is nothing new: then all tables were there before the newest log was."""
+        seen = None
         try:
-            self._db.try_catch_up_with_primary()
+            while seen != (seen := self._db.latest_sequence_number()):
+                self._db.try_catch_up_with_primary()
         except Exception as error:
             raise failure(self.path, "read", error) from error
+
+    def _is_whole(self) -> bool:
+        """Whether nothing is hidden."""
+        sequence = get_raw(self._db, self.path, SEQUENCE)
+        return sequence is None or int.from_bytes(sequence, "big") == self._db.latest_sequence_number()
 
     def close(self) -> None:
         """Let go of the files."""

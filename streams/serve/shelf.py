@@ -69,10 +69,6 @@ class _Opened:
     def now(self, known: int, fresh_s: float = _FRESH_S) -> PartitionReader:
         """Give the store, as it was so long ago at most, and not before a position.
 
-        Where a writer has written its log to tables before this secondary instance had read all of it (as the next
-        writer does when it opens the store), what it had read hides what is newer in the tables, for good: it is
-        opened anew. That is seen by the position, which is in each batch that it reads.
-
         Args:
             known: A position that is committed for certain.
             fresh_s: How old the view may be.
@@ -90,12 +86,6 @@ class _Opened:
         if now_s - self._seen_s > fresh_s or self._store.state().position < known:
             self._store.catch_up()
             self._seen_s = now_s
-            if self._store.state().position < known:
-                self._store.close()
-                self._store, held, self._held = None, self._held, None
-                if held is not None:
-                    held.close()
-                self._store = self._open()
         return self._store
 
     def _open(self) -> PartitionReader:

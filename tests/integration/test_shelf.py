@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from streams.data.store import RocksPartition, StoreState
-from streams.data.store_reader import read_only
+from streams.data.store_reader import PartitionReader, read_only
 from streams.serve.shelf import Shelf
 from tests.integration.kit import Kit, produce, tally_events
 
@@ -47,3 +52,52 @@ def test_what_is_settled_hides_nothing_from_whoever_has_read_a_part_of_the_log(t
                 writer.settle()
                 reader.catch_up()
                 assert (reader.state().position, reader.get("a")) == (2 * number + 1, b"%d!" % number)
+
+
+WRITER = """
+import random, sys, time
+from pathlib import Path
+from msgspec.structs import replace
+from streams.data.store import RocksPartition, StoreState
+
+store = RocksPartition.open(Path(sys.argv[1]), StoreState(directory="d", build=1, partition=0, start=0, position=0))
+for number in range(store.state.position + 1, store.state.position + int(sys.argv[2])):
+    store.commit([(f"{number % 8}", b"%d" % number)], replace(store.state, position=number))
+    if number % 5 == 0:
+        store.settle(within_s=0)
+    time.sleep(random.random() * 0.003)
+print(number, flush=True)
+time.sleep(60)
+"""
+
+
+def test_all_that_is_read_is_of_one_commit_while_the_writer_moves_its_log_and_is_killed(tmp_path: Path) -> None:
+    """Each commit writes one of eight models, so that each model tells by its position whether it is the right one."""
+    path, chance = tmp_path / "0", random.Random(4)
+    looks = 0
+    with ExitStack() as stack:
+        reader: PartitionReader | None = None
+        for _ in range(8):
+            command = [sys.executable, "-c", WRITER, str(path), str(chance.randrange(2, 400))]
+            writer = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            stack.callback(writer.kill)
+            assert writer.stdout is not None
+            os.set_blocking(writer.stdout.fileno(), False)
+            is_over = False
+            while not is_over:
+                is_over = bool(said := writer.stdout.readline())
+                if reader is None:
+                    if not path.is_dir():
+                        time.sleep(0.01)
+                        continue
+                    reader = stack.enter_context(closing(read_only(path, tmp_path / "reader")))
+                reader.catch_up()
+                position = reader.state().position
+                wanted = {str(one % 8): b"%d" % one for one in range(max(1, position - 7), position + 1)}
+                assert dict(reader.items()) == wanted, position
+                looks += 1
+                if is_over:
+                    assert position == int(said)
+            writer.kill()  # the next one opens what is there in the log, and writes it to tables
+            writer.wait()
+    assert looks > 100

@@ -172,8 +172,12 @@ def test_no_agents_are_no_choice(new_kit: NewKit) -> None:
 
 def priorities(pid: int) -> set[int]:
     """The priorities of the threads that fold in an agent's process, and of those that they have started."""
-    tasks = [one for one in Path(f"/proc/{pid}/task").iterdir() if (one / "comm").read_text() == "refold-agent\n"]
-    return {os.getpriority(os.PRIO_PROCESS, int(one.name)) for one in tasks}
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread may end while it is looked at
+            if (task / "comm").read_text() == "refold-agent\n":
+                found.add(os.getpriority(os.PRIO_PROCESS, int(task.name)))
+    return found
 
 
 def test_niced_agents_give_way(new_kit: NewKit) -> None:
