@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from streams.data.generation import RocksStore
     from streams.data.json_codec import JsonCodec
     from streams.data.process_runner import ProcessRunner
+    from streams.data.read_model_stores import MemoryReadModelStore, RocksReadModelStore
+    from streams.data.read_models import AtomicReadModelStore, Position, ReadModelStore
     from streams.data.reader import ModelReader
     from streams.data.recovery import Action, Failure, Recovery, RecoveryPolicy
     from streams.data.runner import ThreadRunner
@@ -101,6 +103,11 @@ __all__ = [
     "Undecodable",
     "RocksStore",
     "ModelReader",
+    "ReadModelStore",
+    "AtomicReadModelStore",
+    "Position",
+    "MemoryReadModelStore",
+    "RocksReadModelStore",
     "Query",
     "Condition",
     "Page",
@@ -158,6 +165,8 @@ _PLACES = {
     "streams.data.filters": ("Condition", "Page", "Query"),
     "streams.data.json_codec": ("JsonCodec",),
     "streams.data.generation": ("RocksStore",),
+    "streams.data.read_model_stores": ("MemoryReadModelStore", "RocksReadModelStore"),
+    "streams.data.read_models": ("AtomicReadModelStore", "Position", "ReadModelStore"),
     "streams.data.reader": ("ModelReader",),
     "streams.data.recovery": ("Action", "Failure", "Recovery", "RecoveryPolicy"),
     "streams.data.process_runner": ("ProcessRunner",),

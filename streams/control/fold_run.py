@@ -46,7 +46,9 @@ class FoldRun(Run):
     def __init__(
         self, ground: Ground, strategy: RebuildStrategy, make_runner: MakeRunner, snapshot_every: int | None = None
     ) -> None:
-        super().__init__(ground, strategy)
+        super().__init__(ground.projection.name, ground.events.topic)
+        self._ground = ground
+        self._strategy = strategy
         self._make_runner = make_runner
         self._snapshot_every = snapshot_every
         self._told_s = 0.0

@@ -12,14 +12,17 @@ from streams.config import FoldSettings, load
 from streams.control.fold_run import FoldRun
 from streams.control.ground import Ground
 from streams.control.hooks import RebuildHook
+from streams.control.own_ground import OwnGround
+from streams.control.own_store_run import OwnStoreRun
 from streams.control.reporters import ProgressReporter, reported
 from streams.control.retry import Retry, retried
 from streams.control.run import Run
 from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStrategy, SpecificStreams
 from streams.control.streams_run import StreamsRun
 from streams.control.threads import stopped_with_its_task
-from streams.data.checkpoint import KafkaCheckpointStore
+from streams.data.checkpoint import CheckpointStore, KafkaCheckpointStore
 from streams.data.generation import RocksStore
+from streams.data.read_models import ReadModelStore
 from streams.data.recovery import RecoveryPolicy
 from streams.data.runner import MakeRunner, ThreadRunner
 from streams.data.source import KafkaEventStore
@@ -39,8 +42,13 @@ class RebuildCoordinator:
     Args:
         projection: What to fold.
         event_store: The log.
-        read_model_store: Where models and positions are kept, together.
-        checkpoint_store: The group whose committed offsets mirror the positions.
+        read_model_store: Where models are kept. A `RocksStore` has the positions with them, and all that is here; so
+            has an `AtomicReadModelStore` of your own. With any other `ReadModelStore`, models are written first and
+            then the checkpoint: being killed in between has events folded again into models that have them already
+            (at least once). Into a store of your own, one thread of this process folds, in no group; it takes
+            FromBeginning, FromCheckpoint and SpecificStreams, and an event that cannot be folded halts it.
+        checkpoint_store: With a `RocksStore`, the group whose committed offsets mirror the positions. With a store of
+            your own, any `CheckpointStore`: it mirrors the positions, or, where that is not atomic, is where they are.
         settings: How to fold; by default from the environment.
         allow_incomplete: Fold what is left where retention or compaction has taken events; otherwise such a
             rebuild is refused before anything is changed.
@@ -61,8 +69,8 @@ class RebuildCoordinator:
         self,
         projection: CqrsProjection[Any],
         event_store: KafkaEventStore,
-        read_model_store: RocksStore,
-        checkpoint_store: KafkaCheckpointStore,
+        read_model_store: RocksStore | ReadModelStore[Any],
+        checkpoint_store: CheckpointStore,
         *,
         settings: FoldSettings | None = None,
         allow_incomplete: bool = False,
@@ -76,17 +84,47 @@ class RebuildCoordinator:
         reporters: Sequence[ProgressReporter] = (),
         hooks: Sequence[RebuildHook] = (),
     ) -> None:
-        self._ground = Ground(
-            projection=projection,
-            events=event_store,
-            store=read_model_store,
-            checkpoints=checkpoint_store,
-            settings=settings or load(FoldSettings),
-            allow_incomplete=allow_incomplete,
-            generation=generation,
-            adopt=adopt,
-            recovery=recovery,
-        )
+        settings = settings or load(FoldSettings)
+        self._ground: Ground | OwnGround
+        if isinstance(read_model_store, RocksStore):
+            if not isinstance(checkpoint_store, KafkaCheckpointStore):
+                raise ConfigError(
+                    "RocksStore has its positions with the models, and mirrors them to a consumer group: give a "
+                    f"KafkaCheckpointStore, and not a {type(checkpoint_store).__qualname__}."
+                )
+            self._ground = Ground(
+                projection=projection,
+                events=event_store,
+                store=read_model_store,
+                checkpoints=checkpoint_store,
+                settings=settings,
+                allow_incomplete=allow_incomplete,
+                generation=generation,
+                adopt=adopt,
+                recovery=recovery,
+            )
+        elif not isinstance(read_model_store, ReadModelStore):
+            raise ConfigError(
+                f"{type(read_model_store).__qualname__} is no ReadModelStore: derive it from that, and give it "
+                "upsert, get, delete, clear and iterate."
+            )
+        else:
+            asked = {"workers": workers > 1, "runner": runner, "recovery": recovery, "snapshot_every": snapshot_every}
+            if named := [name for name, is_asked in asked.items() if is_asked]:
+                raise ConfigError(
+                    f"{', '.join(named)}: that is for RocksStore. Into {type(read_model_store).__qualname__} one "
+                    "thread folds, without dead letters and snapshots."
+                )
+            self._ground = OwnGround(
+                projection=projection,
+                events=event_store,
+                models=read_model_store,
+                checkpoints=checkpoint_store,
+                settings=settings,
+                allow_incomplete=allow_incomplete,
+                generation=generation,
+                adopt=adopt,
+            )
         if workers < 1:
             raise ConfigError(f"workers is {workers}: at least one has to fold.")
         fingerprint(projection)  # a service may live long: what is loaded now is what it will fold with
@@ -169,7 +207,9 @@ class RebuildCoordinator:
 
     def _new_run(self, strategy: RebuildStrategy) -> Run:
         run: Run
-        if isinstance(strategy, SpecificStreams):
+        if isinstance(self._ground, OwnGround):
+            run = OwnStoreRun(self._ground, strategy)
+        elif isinstance(strategy, SpecificStreams):
             run = StreamsRun(self._ground, strategy)
         else:
             run = FoldRun(self._ground, strategy, self._make_runner, self._snapshot_every)

@@ -10,9 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from streams.control.ground import Ground
 from streams.control.progress import ProgressTracker
-from streams.control.strategies import RebuildStrategy
 from streams.data.build import Build
 from streams.errors import RebuildCancelled, StorageError
 from streams.log import get_logger
@@ -27,13 +25,13 @@ class Run(ABC):
     """One rebuild. `cancel` and `progress` may be used from any thread, also before and after.
 
     Args:
-        ground: What to rebuild.
-        strategy: Where to start, and with what state.
+        name: The projection's.
+        topic: What it folds.
     """
 
-    def __init__(self, ground: Ground, strategy: RebuildStrategy) -> None:
-        self._ground = ground
-        self._strategy = strategy
+    def __init__(self, name: str, topic: str) -> None:
+        self._name = name
+        self._topic = topic
         self._cancelled = threading.Event()
         self._tracker: ProgressTracker | None = None
         self._before = RebuildProgress()
@@ -80,7 +78,7 @@ class Run(ABC):
 
     def rebuild(self) -> RebuildProgress:
         """Do all of it; see `RebuildCoordinator.rebuild`."""
-        name = self._ground.projection.name
+        name = self._name
         try:
             progress = self._rebuild()
         except BaseException as error:
@@ -106,9 +104,9 @@ class Run(ABC):
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise RebuildCancelled(
-                f"The rebuild of {self._ground.projection.name!r} was cancelled before anything was changed.",
-                projection=self._ground.projection.name,
-                topic=self._ground.events.topic,
+                f"The rebuild of {self._name!r} was cancelled before anything was changed.",
+                projection=self._name,
+                topic=self._topic,
             )
 
 

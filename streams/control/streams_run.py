@@ -54,7 +54,8 @@ class StreamsRun(Run):
     """
 
     def __init__(self, ground: Ground, strategy: SpecificStreams) -> None:
-        super().__init__(ground, strategy)
+        super().__init__(ground.projection.name, ground.events.topic)
+        self._ground = ground
         self._streams = strategy
         self._interrupts: list[str] = []
         self._adopts = False  # then whoever might fold meanwhile would do so by other code

@@ -6,16 +6,18 @@ import base64
 import heapq
 import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import total_ordering
-from typing import Any, Literal, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import orjson
 
 from streams.errors import ConfigError
 
 __all__ = ["Condition", "Found", "Page", "Query", "read_condition"]
+
+T = TypeVar("T")
 
 Operator = Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "contains", "starts_with"]
 OPERATORS: tuple[str, ...] = get_args(Operator)
@@ -86,32 +88,35 @@ class Query:
         if self.limit < 1:
             raise ConfigError(f"limit is {self.limit}: at least one model has to be asked for.")
 
-    def run(self, models: Iterable[tuple[str, bytes]]) -> Page:
+    def run(self, models: Iterable[tuple[str, T]], plain: Callable[[Any], Any] = orjson.loads) -> Page[T]:
         """Choose from models, which are looked at once, one after the other; only the page itself is kept in memory.
 
         Args:
-            models: Ids, each with its model as JSON.
+            models: Ids, each with its model; as JSON, by default.
+            plain: Gives what JSON has of a model: dicts, lists, texts, numbers.
 
         Raises:
             ConfigError: The cursor is none, or of a query with another order.
         """
         begin = None if self.after is None else self._key_of(self.after)
-        chosen = heapq.nsmallest(self.limit + 1, self._candidates(models, begin), key=lambda one: one.key)
+        chosen = heapq.nsmallest(self.limit + 1, self._candidates(models, plain, begin), key=lambda one: one.key)
         page = chosen[: self.limit]
         return Page(
-            models=[(one.id, one.raw) for one in page],
+            models=[(one.id, one.model) for one in page],
             cursor=_cursor(page[-1], self.order_by) if len(chosen) > self.limit else None,
         )
 
-    def _candidates(self, models: Iterable[tuple[str, bytes]], begin: _Key | None) -> Iterator[Found]:
-        is_plain = not self.where and not self.order_by
-        for model_id, raw in models:
-            model = None if is_plain else orjson.loads(raw)
-            if all(one.holds(model_id, model) for one in self.where):
-                values = [_value(model_id, model, path) for path in self.order_by]
+    def _candidates(
+        self, models: Iterable[tuple[str, T]], plain: Callable[[T], Any], begin: _Key | None
+    ) -> Iterator[Found[T]]:
+        is_all = not self.where and not self.order_by
+        for model_id, model in models:
+            fields = None if is_all else plain(model)
+            if all(one.holds(model_id, fields) for one in self.where):
+                values = [_value(model_id, fields, path) for path in self.order_by]
                 key = _Key(values, model_id, self._downwards)
                 if begin is None or begin < key:
-                    yield Found(model_id, raw, key)
+                    yield Found(model_id, model, key)
 
     @property
     def _downwards(self) -> tuple[bool, ...]:
@@ -128,20 +133,20 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Found(Generic[T]):
     """A model that is asked for."""
 
     id: str
-    raw: bytes
+    model: T
     key: _Key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class Page(Generic[T]):
     """Some models."""
 
-    models: list[tuple[str, bytes]] = field(default_factory=list)
-    """Ids, each with its model as JSON, in order."""
+    models: list[tuple[str, T]] = field(default_factory=list)
+    """Ids, each with its model, in order."""
     cursor: str | None = None
     """What the next page is asked for with; None where there is none."""
 
@@ -239,5 +244,5 @@ def _comparable(value: Any) -> tuple[int, Any]:
     return rank, 0 if rank == _NOTHING else value["json"] if rank == _OTHER else value
 
 
-def _cursor(last: Found, order_by: Sequence[str]) -> str:
+def _cursor(last: Found[Any], order_by: Sequence[str]) -> str:
     return base64.urlsafe_b64encode(orjson.dumps([order_by, last.key.values, last.id])).decode()
