@@ -129,6 +129,8 @@ class Counts:
     declined: int = 0
     deleted: int = 0
     """Those at which `apply_to_model` gave None."""
+    left_out: int = 0
+    """Those that wait as dead letters or were skipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +190,8 @@ class RebuildProgress:
     events_processed: int = 0
     """Events read and folded or declined, each once."""
     models_updated: int = 0
-    """Events that changed a model: `events_processed` less those that the projection declined."""
+    """Events that are in a model: `events_processed` less those that the projection declined, that wait as dead letters
+    or were skipped."""
     started_at: datetime | None = None
     """Aware, UTC; None before the first rebuild."""
     estimated_completion: datetime | None = None

@@ -16,6 +16,7 @@ from streams.control.findings import Finding, allowed, failure, ok, tried, warni
 from streams.control.place import place_of
 from streams.control.record import Generation, Record
 from streams.control.status import view_state
+from streams.data.letter import topic_of
 from streams.data.snapshots import Snapshots
 from streams.data.stamp import Stamp
 from streams.errors import CqrsError, at
@@ -27,6 +28,7 @@ _AHEAD_S = 5.0
 """Clocks that differ by less are said to agree."""
 _TOPIC_NEEDS = ("READ", "DESCRIBE", "DESCRIBE_CONFIGS")
 _GROUP_NEEDS = ("READ", "DESCRIBE", "DELETE")
+_LETTER_NEEDS = ("READ", "WRITE", "DESCRIBE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,7 @@ def check_projection(cluster: Cluster, known: Known, state_dir: Path) -> Iterato
         yield warning(f"{name}: topic", "none is named", "Name it: topic in refold.toml, or --topic.")
         return
     yield from tried(f"{name}: topic", lambda: _topic(cluster, known, topic))
+    yield from tried(f"{name}: dead letters", lambda: _letters(cluster, known))
     if known.record is None:
         yield warning(
             f"{name}: registry", "it has no generation yet", f"`refold run {name}` or a worker makes the first one."
@@ -127,6 +130,15 @@ def _topic(cluster: Cluster, known: Known, topic: str) -> Iterator[Finding]:
     yield from allowed(f"{known.called}: topic", cluster.topic_operations(topic), _TOPIC_NEEDS, f"topic {topic!r}")
 
 
+def _letters(cluster: Cluster, known: Known) -> Iterator[Finding]:
+    """Look at the topic of dead letters, where there is one: whoever keeps the first makes it."""
+    projection = known.called if known.projection is None else known.projection.name
+    topic, what = topic_of(projection), f"{known.called}: dead letters"
+    if topic in cluster.topics():
+        yield ok(what, f"topic {topic!r} is there")
+        yield from allowed(what, cluster.topic_operations(topic), _LETTER_NEEDS, f"topic {topic!r}")
+
+
 def _record(name: str, record: Record) -> Iterator[Finding]:
     live, what = record.live, f"{name}: registry"
     if live.halted:
@@ -180,6 +192,13 @@ def _group(cluster: Cluster, name: str, one: Generation) -> Iterator[Finding]:
     for number, why in sorted(halted.items()):
         yield failure(
             f"{one.id}: {at(one.topic, number)}", f"halted: {why}", "Correct the event's reading or the code."
+        )
+    waiting = sum(stamp.dead_letters for stamp in stamps.values() if stamp is not None)
+    if waiting:
+        yield warning(
+            f"{one.id}: dead letters",
+            f"{waiting:,} events wait to be folded",
+            f"`refold dead-letters {name} list` names them; `retry` folds them once the cause is mended.",
         )
     lag = sum(max(0, mark.high - (committed[n].position if n in committed else mark.low)) for n, mark in marks.items())
     told = f"{described.state}, {len(described.members)} members, lag {lag:,} records"

@@ -79,6 +79,8 @@ def _figures(stamps: Mapping[int, tuple[int, Stamp, Pinned]]) -> RebuildProgress
     }
     events = sum(stamp.events - pinned.events for _, stamp, pinned in stamps.values())
     declined = sum(stamp.declined - pinned.declined for _, stamp, pinned in stamps.values())
+    # Those that were left out before are told in no offset; where it has begun at the beginning, there were none.
+    left_out = sum(stamp.dead_letters + stamp.skipped for _, stamp, pinned in stamps.values() if not pinned.events)
     progress = RebuildProgress(
         started_at=datetime.fromtimestamp(began_ms / 1000, UTC),
         partitions=partitions,
@@ -86,7 +88,7 @@ def _figures(stamps: Mapping[int, tuple[int, Stamp, Pinned]]) -> RebuildProgress
         events_declined=declined,
         dead_letters=sum(stamp.dead_letters for _, stamp, _ in stamps.values()),
         events_skipped=sum(stamp.skipped for _, stamp, _ in stamps.values()),
-        models_updated=events - declined,
+        models_updated=events - declined - left_out,
         elapsed_seconds=seconds,
     )
     if not seconds:

@@ -87,7 +87,7 @@ class ProgressTracker:
             events_declined=max(declined, self.snapshot.events_declined),
             dead_letters=sum(one.dead_letters for one in figures.values()),
             events_skipped=sum(one.skipped for one in figures.values()),
-            models_updated=max(events - declined, self.snapshot.models_updated),
+            models_updated=max(events - declined - self._left_out(figures), self.snapshot.models_updated),
             events_per_second=rate,
             estimated_completion=(
                 datetime.now(UTC) + timedelta(seconds=left / offsets_rate) if offsets_rate > 0 else None
@@ -100,6 +100,9 @@ class ProgressTracker:
 
     def _declined(self, figures: Mapping[int, PartitionStatus]) -> int:
         return sum(one.declined for one in figures.values()) - self._before.declined
+
+    def _left_out(self, figures: Mapping[int, PartitionStatus]) -> int:
+        return sum(one.dead_letters + one.skipped for one in figures.values()) - self._before.left_out
 
     def ended(
         self,
@@ -134,7 +137,7 @@ class ProgressTracker:
                 for partition, lag in self.snapshot.partitions.items()
             },
             events_processed=events,
-            models_updated=events - declined,
+            models_updated=max(0, events - declined - self._left_out(figures)),
             is_running=False,
             error=None if error is None else str(error) or type(error).__name__,
             total_events=events if error is None else None,

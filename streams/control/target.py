@@ -42,6 +42,7 @@ class Prepared:
             events=sum(state.events for state in states),
             declined=sum(state.declined for state in states),
             deleted=sum(state.deleted for state in states),
+            left_out=sum(state.dead_letters + state.skipped for state in states),
         )
 
 

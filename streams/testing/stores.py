@@ -22,7 +22,7 @@ class ReadModelStoreContract(ABC):
         """Make a store that holds nothing."""
 
     def again(self, store: ReadModelStore[Any]) -> ReadModelStore[Any]:
-        """Give the store as the next process would find it; the one before is used no more. By default it is the same."""
+        """Give the store as the next process would find it; the one before is used no more. By default, it is that."""
         return store
 
     def model(self, number: int, name: str = "é") -> Any:

@@ -164,6 +164,13 @@ def test_doctor_tells_of_what_is_not_allowed_before_it_is_needed(guarded: Guarde
     guarded.allow("DescribeConfigs", "topic", "events")
     done = guarded.refold("doctor")
     assert "tally: topic: events, 2 partitions, up to 200 events" in done.stdout
+    letters = "refold.tally.dead-letters"
+    guarded.kit.cluster.create_topic(letters, 2)
+    guarded.allow("Describe", "topic", letters)
+    until("it to be seen", lambda: letters in guarded.refold("doctor").stdout)
+    done = guarded.refold("doctor")
+    assert done.returncode == 1, done.stdout
+    assert f"Read, Write on topic '{letters}'" in done.stdout
 
 
 def test_wrong_password_is_denied_and_is_no_broker_that_is_away(guarded: Guarded) -> None:

@@ -13,6 +13,7 @@ import orjson
 from streams.data.checkpoint import generation_id
 from tests.integration.kit import TALLY, Kit, produce, reset, tally_events, until, wait_for_log
 from tests.schemas import check_printed
+from tests.support import envelope
 
 NewKit = Callable[..., Kit]
 
@@ -89,6 +90,18 @@ def test_what_is_wrong_is_found_and_the_way_out_is_named(new_kit: NewKit) -> Non
     kit.cluster.create_topic(kit.topic, 2)
     until("it to be back", lambda: kit.cluster.topics().get(kit.topic) == 2)
     assert "was deleted and made again" in state(examined(kit, ok=1), "tally: topic")[1]
+
+
+def test_dead_letters_that_wait_are_told(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, [*tally_events(50), ("poison", envelope(1, "fail")), ("poison", envelope(2))])
+    with kit.process("--on-error", "dead-letter") as live:
+        until("all to be folded", lambda: kit.lag() == 0 and kit.committed())
+        assert live.terminate() == 0
+    found = examined(kit)
+    assert state(found, "tally: dead letters") == ("ok", "topic 'refold.tally.dead-letters' is there")
+    assert state(found, "tally.v1: dead letters") == ("warning", "2 events wait to be folded")
+    assert "refold dead-letters tally list" in found["tally.v1: dead letters"]["advice"]
 
 
 def test_broker_that_is_away_is_one_failure_and_the_disk_is_looked_at_all_the_same(new_kit: NewKit) -> None:
