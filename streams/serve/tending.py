@@ -18,6 +18,7 @@ from streams.control.place import note
 from streams.control.record import Generation, Record
 from streams.control.share import claim_share
 from streams.control.site import Site
+from streams.control.space import check_space, size_bytes
 from streams.data.agent import AgentStatus, Job
 from streams.data.generation import RocksStore
 from streams.data.runner import Runner
@@ -243,6 +244,8 @@ class Tending:
             if build is not None and build.manifest.build > one.epoch and build.manifest.directory == one.state:
                 note(self.site.registry, record, place, self.site.name, record.group)  # rebuilt here, and not noted
                 return
+            if build is None and not one.is_folded:
+                self._check_space(record)
             folding.start(partial(claim_share, generation=one))
         except CqrsError as error:
             self._failed(one.id, hand, error)
@@ -250,6 +253,16 @@ class Tending:
         hand.folding, hand.began_s, hand.error = folding, time.monotonic(), ""
         hand.is_replay = not one.is_folded
         log.info("generation.taken_on", generation=one.id, phase=one.phase, epoch=one.epoch)
+
+    def _check_space(self, record: Record) -> None:
+        """Make sure that this disk can hold models beside the live ones: where it cannot, other workers fold them.
+
+        Raises:
+            DiskFull: It cannot.
+        """
+        live = self.site.place(record.live).store.current()
+        if live is not None:
+            check_space(self.site.state_dir, size_bytes(live.path), self.site.name)
 
     def _let_go(self, id_: str, hand: _Hand) -> None:
         """Wait for a generation's agents to end, and say so where an error has ended them."""

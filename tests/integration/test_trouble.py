@@ -35,6 +35,7 @@ from streams.errors import (
     RebuildCancelled,
     StorageError,
 )
+from tests.integration.fleet import fleet
 from tests.integration.kit import Kit, produce, tally_events, until, wait_for_log
 from tests.support import Tally, envelope
 
@@ -472,6 +473,31 @@ def test_a_rebuild_that_the_disk_cannot_hold_is_refused_before_anything_is_chang
         assert full.raw() == models
         (disk / "ballast").unlink()
         full.refold("rebuild", "--beside", "--yes", projection=KEEPS)
+
+
+def test_a_worker_whose_disk_cannot_hold_a_replay_has_no_part_in_it_until_it_can(
+    new_kit: NewKit, tmp_path: Path
+) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, [(f"s{n}", envelope(n, text=os.urandom(300).hex())) for n in range(6000)])
+    disk = tmp_path / "disk"
+    with small_disk(disk, 64):
+        full = Kit(kit.bootstrap, kit.topic, kit.group, disk / "state", projection=Keeps())
+        with fleet(full) as workers:
+            workers.projection, workers.projection_object = KEEPS, Keeps()
+            worker = workers.start("a")
+            workers.ready(worker)
+            fill(disk, 1024)
+            status, _, done = worker.ask("POST", "/v1/projections/tally/rebuild", {"policy": "none"}, timeout_s=40)
+            assert status == 200, done
+            until("the worker to refuse", lambda: "MB free" in worker.output())
+            assert workers.record().active == "tally.v1"
+            produce(kit.bootstrap, kit.topic, [("late", envelope(1, text="x"))])
+            until("the live models to go on", lambda: kit.lag() == 0)
+            (disk / "ballast").unlink()
+            until("the switch", lambda: workers.record().running is None)
+            assert workers.record().active == "tally.v1-2"
+            assert workers.models(worker, page=1000) == workers.expected()
 
 
 KEEPS = "tests.integration.test_trouble:Keeps"
