@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from streams import Action, Failure, RecoveryPolicy, SpecificStreams
+from streams.broker import EmbeddedBroker
 from streams.config import FoldSettings
 from streams.control.dead_letters import DeadLetters
 from streams.data.letter import Letter, said, topic_of
@@ -30,6 +32,7 @@ from tests.integration.versions import Mended, Passing
 from tests.support import Tally, envelope, folded
 
 NewKit = Callable[..., Kit]
+SLOW = "tests.integration.slow:SlowTally"
 MENDED = "tests.integration.versions:Mended"
 DEAD_LETTER = {"REFOLD_ON_ERROR": "dead-letter", "REFOLD_SESSION_TIMEOUT_S": "6"}
 BAD = ("fail", "unstorable", "torn")
@@ -308,6 +311,28 @@ def test_a_topic_that_cannot_be_written_stops_nothing_before_it_and_loses_nothin
     assert kit.models() == folded(
         [record for record in read_log(kit.bootstrap, kit.cluster.topic(kit.topic))[0] if record.key() == b"a"], Tally()
     )
+
+
+def test_a_broker_that_is_restarted_while_letters_are_written_has_each_of_them(
+    private_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    kit = Kit(private_broker.bootstrap_servers, "restarted", "restarted", tmp_path / "state")
+    kit.cluster.create_topic(kit.topic, 3)
+    until("the topic is there", lambda: kit.topic in kit.cluster.topics())
+    produce(kit.bootstrap, kit.topic, poisoned(500, 0.1))
+    with kit.process("--checkpoint-events", "10", env=DEAD_LETTER, projection=SLOW) as process:
+        for left in (400, 250):
+            until("some to be folded", lambda: kit.lag() < left)  # noqa: B023
+            private_broker.kill()
+            time.sleep(1)  # it goes on with what it has read, and has letters to write
+            private_broker.restart()
+        until("all to be folded", lambda: kit.lag() == 0)
+        assert process.terminate() == 0, process.output()
+    models, waiting = split(kit)
+    assert len(waiting) > 50
+    assert kit.models() == models
+    assert sorted(one.letter.where for one in letters(kit).waiting()) == sorted(waiting)
+    assert set(written(kit)) == waiting
 
 
 @pytest.mark.parametrize("is_folded", [True, False])
