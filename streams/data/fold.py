@@ -25,6 +25,8 @@ __all__ = ["Fold", "feed"]
 log = get_logger(__name__)
 
 _EVENTS_ONLY = {Event}
+_GUARDED = 64
+"""So many events at once, while models are saved before them: where one fails, they are saved anew."""
 _NEVER = (KeyboardInterrupt, GeneratorExit)
 """What user code may raise that is no failure of it: it comes from outside."""
 
@@ -161,7 +163,8 @@ class Fold:
 
     def _bury(self, tombstone: Tombstone) -> None:
         """Take a record that deletes its key's model, or that is to be passed over."""
-        if self._is_left_out(tombstone):
+        if self.rescue is not None and self.rescue.letters.leaves_out(tombstone):
+            self._keep_back(tombstone)
             return
         self.position = tombstone.offset + 1
         self.events += 1
@@ -185,20 +188,16 @@ class Fold:
         self._leave_out(undecodable)
 
     def _leave_out(self, outcome: Outcome) -> None:
-        self.position = outcome.offset + 1
+        self.position = max(self.position, outcome.offset + 1)
         self.events += 1
 
-    def _is_left_out(self, outcome: Event | Tombstone) -> bool:
-        """Whether an event is not to be folded now, or ever; then it is passed."""
+    def _keep_back(self, outcome: Event | Tombstone) -> None:
+        """Pass an event that is not to be folded now, or ever."""
         rescue = self.rescue
-        if rescue is None or not rescue.letters.is_sorting:
-            return False
+        assert rescue is not None
         if outcome.offset not in rescue.letters.dropped:
-            if not rescue.letters.holds(outcome):
-                return False
             rescue.keep(Kind.HELD, outcome, self.events, "an event before it waits")
         self._leave_out(outcome)
-        return True
 
     def skip_to(self, position: int) -> None:
         """Move over offsets that hold no record: transaction markers, aborted or compacted records."""
@@ -208,41 +207,50 @@ class Fold:
 
     def _fold(self, events: Sequence[Event]) -> None:
         """Fold events, but for those that have to wait behind others."""
-        if self.rescue is None or not self.rescue.letters.is_sorting:
-            self._fold_free(events)
-            return
-        begin = 0
-        while begin < len(events) and not self._interrupts:
-            end = self.rescue.letters.first_left_out(events, begin)
-            if end > begin:
-                self._fold_free(events[begin:end])
-                begin = end
-            else:
-                self._is_left_out(events[begin])
-                begin += 1
+        while events:
+            free, waiting = (events, ()) if self.rescue is None else self.rescue.letters.sort(events)
+            if self._fold_free(free, waiting) or self._interrupts:
+                return
+            # Some of the others may have to wait behind the one that has failed.
+            events = [event for event in events if event.offset >= self.position]
 
-    def _fold_free(self, events: Sequence[Event]) -> None:
-        """Fold events, as far as none fails that is not to be gone on without."""
+    def _fold_free(self, events: Sequence[Event], waiting: Sequence[Event]) -> bool:
+        """Fold events, as far as none fails that is not to be gone on without. False: one has failed.
+
+        Args:
+            events: Those that wait for nothing.
+            waiting: Those between them that do: each is kept once it is passed.
+        """
         rescue = self.rescue
         while events:
             is_careful = self.carefully or (rescue is not None and rescue.is_careful(self.events))
             is_guarding = is_careful or (rescue is not None and rescue.is_guarding(self.events))
-            portion = events[:1] if is_careful else events
+            portion = events[:1] if is_careful else events[:_GUARDED] if is_guarding else events
             if rescue is not None and is_guarding:
                 rescue.save(portion)
             ran = self._loop.run(portion)
             self._passed(portion[: ran.folded], ran)
             error = ran.error
+            if waiting:
+                waiting = self._pass_by(waiting, self.position if error is None else portion[ran.folded].offset)
             if error is not None:
                 self._failed(portion, ran, Kind.FAILED, error, is_guarding=is_guarding)
             elif is_careful and (error := self._not_storable(portion[0])) is not None:
                 self._failed(portion, Ran(0, 0, 0, error, ran.was_loaded), Kind.UNSTORABLE, error, is_guarding=True)
-            events = events[ran.folded + (ran.error is not None) :]
-            if self._interrupts:
-                return
-            if error is not None and events:
-                self._fold(events)  # some of them may have to wait behind the one that has failed
-                return
+            if self._interrupts or error is not None:
+                return False
+            events = events[ran.folded :]
+        self._pass_by(waiting)
+        return True
+
+    def _pass_by(self, waiting: Sequence[Event], end: int | None = None) -> Sequence[Event]:
+        """Pass events that are not to be folded now, or ever, in front of an offset; give the others."""
+        number = 0
+        for number, event in enumerate(waiting, 1):
+            if end is not None and event.offset >= end:
+                return waiting[number - 1 :]
+            self._keep_back(event)
+        return waiting[number:]
 
     def _passed(self, events: Sequence[Event], ran: Ran) -> None:
         if not events:

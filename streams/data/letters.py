@@ -100,21 +100,25 @@ class Letters:
             return False
         return isinstance(outcome, Event) and self._model_of(outcome) in self.models
 
-    def first_left_out(self, events: Sequence[Event], begin: int) -> int:
-        """Give where the first event is that is not to be folded now, or ever; behind the last where there is none.
+    def leaves_out(self, outcome: Event | Tombstone) -> bool:
+        """Say whether an event is not to be folded now, or ever."""
+        return self.is_sorting and (outcome.offset in self.dropped or self.holds(outcome))
 
-        Args:
-            events: In their order.
-            begin: Where to look first.
-        """
+    def sort(self, events: Sequence[Event]) -> tuple[Sequence[Event], Sequence[Event]]:
+        """Give those events that are to be folded, and those that are not, now or ever; each in their order."""
         models, streams, dropped = self.models, self.streams, self.dropped
-        for index in range(begin, len(events)):
-            event = events[index]
+        if not (models or streams or dropped):
+            return events, ()
+        # By their streams nearly all are free, which is seen at once.
+        is_any = not self._is_keyed and bool(models)
+        free: list[Event] = []
+        waiting: list[Event] = []
+        for event in events:
             stream = event.stream
-            may_wait = stream in streams or (stream in models if self._is_keyed else models)
-            if (may_wait and self.holds(event)) or (dropped and event.offset in dropped):
-                return index
-        return len(events)
+            may_wait = is_any or stream in models or stream in streams
+            is_left_out = (may_wait and self.holds(event)) or (dropped and event.offset in dropped)
+            (waiting if is_left_out else free).append(event)
+        return free, waiting
 
     def _is_declined(self, outcome: Event | Tombstone) -> bool:
         if isinstance(outcome, Tombstone):
