@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import random
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,6 +23,9 @@ class Answer(NamedTuple):
     position: int
     id: str
     model: Any
+    asked: str
+    """Whom, by log file."""
+    time: float
 
 
 class Asking:
@@ -50,8 +54,9 @@ class Asking:
                 self.others[type(error).__name__] += 1
                 continue
             if status == 200:
-                kept = (found[key] for key in ("generation", "partition", "position", "id", "model"))
-                self.answers.append(Answer(*kept))
+                generation, partition, position = (found[key] for key in ("generation", "partition", "position"))
+                by, at = worker.log.name, time.time()
+                self.answers.append(Answer(generation, partition, position, found["id"], found["model"], by, at))
             elif status in (404, 503):
                 self.others[found["type"]] += 1
             else:

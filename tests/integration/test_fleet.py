@@ -10,16 +10,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
+from confluent_kafka import Message
 
 from projections.contract import CqrsProjection
+from streams.control.place import place_of
 from streams.control.record import Record
 from streams.errors import BrokerError
 from tests.integration.asking import Asking
 from tests.integration.fleet import Fleet, Worker, fleet, soon
 from tests.integration.kit import Kit, produce, read_log, tally_events, traffic, until
 from tests.integration.versions import Fixed
-from tests.support import Tally
+from tests.support import Tally, as_json, folded
 
 pytestmark = pytest.mark.slow
 NewKit = Callable[..., Kit]
@@ -37,8 +40,27 @@ def check(workers: Fleet, asking: Asking, by: Worker, code: Mapping[str, CqrsPro
     expected = workers.expected()
     soon("the models to be the log's", lambda: _models(workers, by) == expected, deadline_s=60)
     log = read_log(workers.kit.bootstrap, workers.kit.cluster.topic(workers.kit.topic))
+    check_copies(workers, log, code)
     asking.check(log, code)
     assert len(asking.answers) > 100, asking.others
+
+
+def check_copies(workers: Fleet, log: Mapping[int, list[Message]], code: Mapping[str, CqrsProjection[Any]]) -> None:
+    """See that what each worker has on its disk is the fold of the log up to where it says that it is."""
+    record = workers.record()
+    for state_dir in sorted({one.state_dir for one in workers.workers}):
+        for one in record.generations:
+            store = place_of(one, state_dir).store
+            if one.id not in code or store.current() is None:
+                continue
+            with store.reader(code[one.id]) as reader:
+                for number, state in reader.states().items():
+                    done = [record for record in log[number] if state.start <= record.offset() < state.position]
+                    where = f"{state_dir.name}: {one.id}[{number}]@{state.position}"
+                    assert state.events == len(done), f"{where} counted {state.events} events of {len(done)}"
+                    wanted = as_json(folded(done, code[one.id]), code[one.id])
+                    found = {key: reader.get_raw_of(number, key) for key in wanted}
+                    assert {key: raw and orjson.loads(raw) for key, raw in found.items()} == wanted, where
 
 
 def _models(workers: Fleet, by: Worker) -> object:
@@ -74,6 +96,7 @@ def test_workers_and_agents_that_are_killed_and_stopped_lose_and_double_nothing(
                         for pid in frozen:
                             os.kill(pid, signal.SIGCONT)
                     case _:
+                        workers.listening(up[name])  # before that, a signal ends it as any process
                         assert up[name].terminate() == 0, up[name].output()
                         up[name] = workers.start(f"{name}{number}", state=name)
                 time.sleep(chance.uniform(0, 4))
