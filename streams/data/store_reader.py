@@ -16,6 +16,8 @@ __all__ = ["PartitionReader", "read_only", "read_state"]
 
 log = get_logger(__name__)
 
+_OLDER_LOGS = "rocksdb.num-immutable-mem-table"
+
 
 class PartitionReader:
     """A partition's models as a RocksDB secondary instance sees them: no lock, beside a writer or without one.
@@ -25,15 +27,17 @@ class PartitionReader:
 
     - Between its look at what tables there are and its look at what logs there are, one log may have become a table:
       then it has what is behind that log, and not what was in it. At the next look it has.
-    - What it had read of a log before the rest became a table hides what is newer there, for as long as nothing is
-      written behind it. Then it has to be opened anew. That is seen by what is the last of each batch, and tells its
-      own sequence number: where all can be seen, none is behind it.
+    - What it had read of a log before the rest became a table hides what is newer there. Then it has to be opened anew.
+      As long as nothing is written behind it, that is seen by what is the last of each batch, and tells its own
+      sequence number: where all can be seen, none is behind it. Once something is, by what it keeps of an older log
+      although there are other tables by now; after a writer that was opened anew it keeps it for good.
     """
 
     def __init__(self, path: Path, scratch: Path) -> None:
         self.path = path
         self._scratch = scratch
         self._db = self._open()
+        self._tables = self._tables_now()
         try:
             self.catch_up()
         except BaseException:
@@ -98,6 +102,7 @@ class PartitionReader:
             log.debug("reader.opened_anew", path=str(self.path))
             hiding, self._db = self._db, self._open()
             hiding.close()
+            self._tables = self._tables_now()
             self._look()
 
     def _look(self) -> None:
@@ -112,7 +117,12 @@ class PartitionReader:
     def _is_whole(self) -> bool:
         """Whether nothing is hidden."""
         sequence = get_raw(self._db, self.path, SEQUENCE)
-        return sequence is None or int.from_bytes(sequence, "big") == self._db.latest_sequence_number()
+        if sequence is not None and int.from_bytes(sequence, "big") != self._db.latest_sequence_number():
+            return False
+        return not self._db.property_int_value(_OLDER_LOGS) or self._tables == self._tables_now()
+
+    def _tables_now(self) -> set[str]:
+        return {one["name"] for one in self._db.live_files()}
 
     def close(self) -> None:
         """Let go of the files."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 
 from streams.data.store import RocksPartition, StoreState
@@ -52,6 +53,29 @@ def test_what_is_settled_hides_nothing_from_whoever_has_read_a_part_of_the_log(t
                 writer.settle()
                 reader.catch_up()
                 assert (reader.state().position, reader.get("a")) == (2 * number + 1, b"%d!" % number)
+
+
+@pytest.mark.parametrize("kind", ["settled", "opened anew", "opened anew twice"])
+def test_a_reader_that_has_read_a_part_of_a_log_sees_what_the_rest_was_once_more_is_written(
+    tmp_path: Path, kind: str
+) -> None:
+    fresh = StoreState(directory="d", build=1, partition=0, start=0, position=0)
+    store = RocksPartition.open(tmp_path / "0", fresh)
+    store.commit([("a", b"1"), ("b", b"1")], replace(fresh, position=1))
+    with closing(read_only(tmp_path / "0", tmp_path / "reader")) as reader:
+        assert reader.get("a") == b"1"
+        store.commit([("a", b"2")], replace(fresh, position=2))
+        for _ in range(["settled", "opened anew", "opened anew twice"].index(kind)):
+            store.close()
+            store = RocksPartition.open(tmp_path / "0", fresh)
+        if kind == "settled":
+            store.settle()
+        for number in range(3, 6):
+            store.commit([("b", b"%d" % number)], replace(fresh, position=number))
+            reader.catch_up()
+            assert (reader.state().position, reader.get("a"), reader.get("b")) == (number, b"2", b"%d" % number)
+            assert dict(reader.items()) == {"a": b"2", "b": b"%d" % number}
+    store.close()
 
 
 WRITER = """
