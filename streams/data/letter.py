@@ -12,6 +12,7 @@ The same letter may be there twice where a process was killed in between. Of sev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -23,8 +24,6 @@ __all__ = ["Letter", "Mark", "Request", "Said", "parse", "said", "topic_of"]
 
 PREFIX = "refold-"
 _GROUP = "refold-group"
-
-Headers: TypeAlias = list[tuple[str, str | bytes | None]]
 
 
 def topic_of(projection: str) -> str:
@@ -82,32 +81,36 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def record(self) -> dict[str, Any]:
         """Give the record that it is in its topic, as a producer takes it."""
-        return {
-            "partition": self.partition,
-            "key": self.key,
-            "value": self.value,
-            "headers": [*self.headers, *self._told()],
-        }
+        own, place = _of_partition(self.projection, self.generation, self.group, self.topic, self.partition)
+        headers = [
+            *self.headers,
+            *own,
+            ("refold-id", b"%b%d" % (place, self.offset)),
+            ("refold-offset", b"%d" % self.offset),
+            ("refold-timestamp", b"%d" % self.timestamp),
+            ("refold-kind", self.kind.encode()),
+            ("refold-action", b"skip" if self.skipped else b"dead-letter"),
+            ("refold-error", self.error.encode()),
+        ]
+        if self.stream is not None:
+            headers.append(("refold-stream", self.stream.encode()))
+        if self.model is not None:
+            headers.append(("refold-model", self.model.encode()))
+        if self.event_id is not None:
+            headers.append(("refold-event-id", self.event_id.encode()))
+        if self.event_type is not None:
+            headers.append(("refold-event-type", self.event_type.encode()))
+        return {"partition": self.partition, "key": self.key, "value": self.value, "headers": headers}
 
-    def _told(self) -> Headers:
-        told = {
-            "id": self.id,
-            "projection": self.projection,
-            "generation": self.generation,
-            "group": self.group,
-            "topic": self.topic,
-            "partition": str(self.partition),
-            "offset": str(self.offset),
-            "timestamp": str(self.timestamp),
-            "kind": self.kind,
-            "action": "skip" if self.skipped else "dead-letter",
-            "error": self.error,
-            "stream": self.stream,
-            "model": self.model,
-            "event-id": self.event_id,
-            "event-type": self.event_type,
-        }
-        return [(PREFIX + name, value.encode()) for name, value in told.items() if value is not None]
+
+@lru_cache(maxsize=1024)
+def _of_partition(
+    projection: str, generation: str, group: str, topic: str, partition: int
+) -> tuple[list[tuple[str, bytes]], bytes]:
+    """Give what all letters of a partition say, and how their ids begin. There may be very many of one partition."""
+    told = {"projection": projection, "generation": generation, "group": group, "topic": topic}
+    headers = [(PREFIX + name, value.encode()) for name, value in told.items()]
+    return [*headers, ("refold-partition", b"%d" % partition)], f"{group}/{at(topic, partition)}@".encode()
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -240,7 +240,11 @@ class Rescue:
         return self.model_of(outcome) if isinstance(outcome, Event) else outcome.stream
 
     def _record(self, offset: int) -> Record:
-        return self.records[bisect_left(self.records, offset, key=lambda record: record.offset())]
+        records = self.records
+        index = offset - records[0].offset()
+        if index < len(records) and records[index].offset() == offset:  # nearly always: there are no gaps
+            return records[index]
+        return records[bisect_left(records, offset, key=lambda record: record.offset())]
 
     def close(self) -> None:
         """Close what user code ran on."""
