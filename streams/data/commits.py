@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from streams.data.cache import ModelCannotBeStored
 from streams.data.fold import Fold
 from streams.data.history import TopicWatch
 from streams.data.job import Job
 from streams.data.letterbox import Letterbox
-from streams.data.letters import Letters
 from streams.data.mirror import Mirror
 from streams.data.pace import Pace
 from streams.data.partition import HeldPartition, Phase
@@ -136,10 +135,12 @@ class Commits:
         models = sum(fold.changed for fold in self.folds())
         if self._topic.is_same():
             folds = {held.number: held.fold for held in self._held.values() if held.fold is not None}
-            for held in list(self._held.values()):
-                if held.fold is not None and held.fold.has_moved and held.phase is not Phase.HALTED:
-                    self._splits.look(held.number, folds)
-                    self.one(held)
+            moved = [one for one in self._held.values() if one.number in folds and folds[one.number].has_moved]
+            moved = [one for one in moved if one.phase is not Phase.HALTED]
+            self._say(moved)  # at once: each waits for the brokers
+            for held in moved:
+                self._splits.look(held.number, folds)
+                self.one(held)
         self._pace.taken(began, models)
         self.taken += 1
         took_s = time.monotonic() - began
@@ -159,7 +160,7 @@ class Commits:
         fold = held.fold
         assert fold is not None
         self._job.build.check_current()
-        if fold.rescue is not None and not self._say(held, fold.rescue.letters):
+        if not self._say([held]):
             return False
         changed = fold.changed
         try:
@@ -189,20 +190,25 @@ class Commits:
             self._told_full_s = time.monotonic()
             log.warning("disk.full", partition=held.number, again_in_s=_FULL_S, why=str(error))
 
-    def _say(self, held: HeldPartition, letters: Letters) -> bool:
-        """Have the topic of dead letters know before the store's position passes their events; say whether it does."""
-        if letters.saying:
+    def _say(self, partitions: Iterable[HeldPartition]) -> bool:
+        """Have the topic of dead letters know before the stores' positions pass their events; say whether it does."""
+        saying = [
+            one.fold.rescue.letters
+            for one in partitions
+            if one.fold is not None and one.fold.rescue is not None and one.fold.rescue.letters.saying
+        ]
+        if saying:
             if time.monotonic() < self._silent_to_s:
-                return False  # one partition has waited for an answer just now
+                return False  # somebody has waited for an answer just now
+            records = [record for letters in saying for record in letters.saying]
             try:
-                self._letterbox.write(letters.saying)
+                self._letterbox.write(records)
             except BrokerUnavailable as error:
                 self._silent_to_s = time.monotonic() + _SILENT_S
-                log.warning(
-                    "dead_letters.not_written", partition=held.number, count=len(letters.saying), why=str(error)
-                )
+                log.warning("dead_letters.not_written", count=len(records), why=str(error))
                 return False
-            letters.said()
+            for letters in saying:
+                letters.said()
         return True
 
     def _settle(self, held: HeldPartition, changed: int) -> None:
