@@ -375,17 +375,18 @@ async def test_what_only_rocks_store_can_is_refused(new_kit: NewKit, tmp_path: P
             await one.rebuild(FromCheckpoint(checkpoint))
 
 
-async def test_a_group_that_somebody_folds_in_keeps_a_rebuild_from_clearing(new_kit: NewKit) -> None:
+@pytest.mark.parametrize("is_atomic", [True, False])
+async def test_a_group_that_somebody_folds_in_keeps_a_rebuild_from_clearing(new_kit: NewKit, is_atomic: bool) -> None:
     kit = new_kit(partitions=2)
     produce(kit.bootstrap, kit.topic, tally_events(100))
-    store = Plain()
+    store: ReadModelStore[Any] = MemoryReadModelStore() if is_atomic else Plain()
     store.upsert("of before", {"count": 1})
     with kit.process() as process:
         await asyncio.to_thread(until, "it to be in the group", lambda: kit.cluster.members(kit.group))
         with pytest.raises(GroupActive):
             await coordinator(kit, store, kit.checkpoints).rebuild_from_beginning()
         assert process.runs(), process.output()
-    assert set(store.models) == {"of before"}
+    assert dict(store.iterate()) == {"of before": {"count": 1}}
 
 
 class Reads(CqrsProjection[dict[str, Any]]):
