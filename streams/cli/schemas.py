@@ -63,7 +63,9 @@ _REBUILD = thing(
     strategy=text(),
     starts=by(whole(), "by partition, where it began"),
     targets=by(whole(), "by partition, the end as pinned when it began"),
-    before=thing(events=whole(), declined=whole(), deleted=whole()),
+    before=thing(
+        events=whole(), declined=whole(), deleted=whole(), left_out=whole("that waited as dead letters or were skipped")
+    ),
     started_at=text(),
     ended_at=maybe(text()),
     outcome={
