@@ -52,25 +52,37 @@ class Keeping(Protocol):
         ...
 
 
-class _Together:
+class _Both:
+    """What is the same of both: models are looked at, and the checkpoint store is told."""
+
+    def __init__(self, models: ReadModelStore[Any], checkpoints: CheckpointStore, name: str, generation: str) -> None:
+        self._looked_at = models
+        self._checkpoints = checkpoints
+        self._name = name
+        self._generation = generation
+
+    def get(self, model_id: str) -> Any | None:
+        with _calling(self._looked_at, "get"):
+            return self._looked_at.get(model_id)
+
+    def count(self) -> int:
+        with _calling(self._looked_at, "count"):
+            return self._looked_at.count()
+
+    def _tell(self, positions: Mapping[int, Position]) -> None:
+        with _calling(self._checkpoints, "save"):
+            self._checkpoints.save(self._name, checkpoint_of_positions(self._generation, positions))
+
+
+class _Together(_Both):
     """In one store, atomically. The checkpoint store is told behind it, and is never ahead."""
 
     def __init__(
         self, models: AtomicReadModelStore[Any], checkpoints: CheckpointStore, name: str, generation: str, code: str
     ) -> None:
+        super().__init__(models, checkpoints, name, generation)
         self._models = models
-        self._checkpoints = checkpoints
-        self._name = name
-        self._generation = generation
         self.code = code
-
-    def get(self, model_id: str) -> Any | None:
-        with _calling(self._models, "get"):
-            return self._models.get(model_id)
-
-    def count(self) -> int:
-        with _calling(self._models, "count"):
-            return self._models.count()
 
     def begin(self, positions: Mapping[int, Position]) -> None:
         self._tell(positions)  # which is refused where somebody folds in the group; nothing is changed by then
@@ -94,12 +106,8 @@ class _Together:
         with _calling(self._models, "commit"):
             self._models.commit(mutations, position)
 
-    def _tell(self, positions: Mapping[int, Position]) -> None:
-        with _calling(self._checkpoints, "save"):
-            self._checkpoints.save(self._name, checkpoint_of_positions(self._generation, positions))
 
-
-class _Apart:
+class _Apart(_Both):
     """In two stores, one after the other: models first, then the checkpoint.
 
     Being killed in between has events folded again into models that have them already. A checkpoint in which nothing is
@@ -107,10 +115,9 @@ class _Apart:
     """
 
     def __init__(self, models: ReadModelStore[Any], checkpoints: CheckpointStore, name: str, generation: str) -> None:
+        super().__init__(models, checkpoints, name, generation)
         self._models = models
-        self._checkpoints = checkpoints
-        self._name = name
-        self._generation = self.code = generation
+        self.code = generation
         self._positions: dict[int, Position] = {}
         log.warning(
             "store.at_least_once",
@@ -120,14 +127,6 @@ class _Apart:
             "checkpoint folded a second time, into models that have them. A projection whose fold may not see an event "
             "twice needs a store with `commit` (AtomicReadModelStore), or RocksStore.",
         )
-
-    def get(self, model_id: str) -> Any | None:
-        with _calling(self._models, "get"):
-            return self._models.get(model_id)
-
-    def count(self) -> int:
-        with _calling(self._models, "count"):
-            return self._models.count()
 
     def begin(self, positions: Mapping[int, Position]) -> None:
         self._save(positions)
@@ -173,8 +172,7 @@ class _Apart:
                 self._models.delete(model_id)
 
     def _save(self, positions: Mapping[int, Position]) -> None:
-        with _calling(self._checkpoints, "save"):
-            self._checkpoints.save(self._name, checkpoint_of_positions(self._generation, positions))
+        self._tell(positions)
         self._positions = dict(positions)
 
 
