@@ -158,18 +158,20 @@ def test_a_list_has_those_models_that_are_asked_for_wherever_they_are(new_kit: N
         assert third.get("/v1/projections/tally/models?q.most=1")[0] == 400
 
 
-def test_a_fix_is_rebuilt_beside_by_new_workers_while_old_ones_serve(new_kit: NewKit) -> None:
+def test_a_fix_is_rebuilt_beside_by_new_workers_while_old_ones_serve(new_kit: NewKit, tmp_path: Path) -> None:
     kit = new_kit(partitions=4)
     produce(kit.bootstrap, kit.topic, tally_events(2000))
     with fleet(kit) as workers:
         old = [workers.start("a"), workers.start("b")]
         workers.ready(*old)
-        new = workers.start("c", projections=FIXED)
+        gate = tmp_path / "gate"
+        new = workers.start("c", projections="tests.integration.versions:Held", REFOLD_TEST_GATE=str(gate))
         workers.listening(new)
         status, _, done = new.ask("POST", "/v1/projections/tally/rebuild", {"policy": "none"})
         assert (status, done["wanted"]) == (200, "tally.v2-2"), done
         again, _, problem = new.ask("POST", "/v1/projections/tally/rebuild")
-        assert (again, problem["error"]) == (409, "RebuildRunning")
+        assert (again, problem.get("error")) == (409, "RebuildRunning"), problem
+        gate.touch()
         soon("the switch", lambda: workers.record().active == "tally.v2-2")
         workers.projection_object = Fixed()
         expected = workers.expected()

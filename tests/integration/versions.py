@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from projections.contract import Event, TransientError
@@ -77,6 +79,15 @@ class SlowFixed(Fixed):
 
     def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
         time.sleep(0.01)
+        return super().apply_to_model(model, event)
+
+
+class Held(Fixed):
+    """The same, and folds nothing before there is a file at REFOLD_TEST_GATE."""
+
+    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+        while not Path(os.environ["REFOLD_TEST_GATE"]).exists():
+            time.sleep(0.01)
         return super().apply_to_model(model, event)
 
 
