@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, cast
@@ -25,7 +26,7 @@ __all__ = ["Fold", "feed"]
 log = get_logger(__name__)
 
 _EVENTS_ONLY = {Event}
-_GUARDED = 64
+_GUARDED = 256
 """So many events at once, while models are saved before them: where one fails, they are saved anew."""
 _NEVER = (KeyboardInterrupt, GeneratorExit)
 """What user code may raise that is no failure of it: it comes from outside."""
@@ -212,7 +213,7 @@ class Fold:
             if self._fold_free(free, waiting) or self._interrupts:
                 return
             # Some of the others may have to wait behind the one that has failed.
-            events = [event for event in events if event.offset >= self.position]
+            events = events[bisect_left(events, self.position, key=_offset) :]
 
     def _fold_free(self, events: Sequence[Event], waiting: Sequence[Event]) -> bool:
         """Fold events, as far as none fails that is not to be gone on without. False: one has failed.
@@ -224,19 +225,19 @@ class Fold:
         rescue = self.rescue
         while events:
             is_careful = self.carefully or (rescue is not None and rescue.is_careful(self.events))
-            is_guarding = is_careful or (rescue is not None and rescue.is_guarding(self.events))
+            is_guarding = rescue is not None and rescue.is_guarding(self.events)
             portion = events[:1] if is_careful else events[:_GUARDED] if is_guarding else events
-            if rescue is not None and is_guarding:
-                rescue.save(portion)
+            if rescue is not None:
+                rescue.save(portion if is_careful else rescue.suspects(portion) if is_guarding else ())
             ran = self._loop.run(portion)
             self._passed(portion[: ran.folded], ran)
             error = ran.error
             if waiting:
                 waiting = self._pass_by(waiting, self.position if error is None else portion[ran.folded].offset)
             if error is not None:
-                self._failed(portion, ran, Kind.FAILED, error, is_guarding=is_guarding)
+                self._failed(portion, ran, Kind.FAILED, error)
             elif is_careful and (error := self._not_storable(portion[0])) is not None:
-                self._failed(portion, Ran(0, 0, 0, error, ran.was_loaded), Kind.UNSTORABLE, error, is_guarding=True)
+                self._failed(portion, Ran(0, 0, 0, error, ran.was_loaded), Kind.UNSTORABLE, error)
             if self._interrupts or error is not None:
                 return False
             events = events[ran.folded :]
@@ -263,9 +264,7 @@ class Fold:
         self._last_event_id = str(event.id)  # a number, where the envelope has one
         self._last_event_time = event.recorded_at
 
-    def _failed(
-        self, events: Sequence[Event], ran: Ran, kind: Kind, error: BaseException, *, is_guarding: bool
-    ) -> None:
+    def _failed(self, events: Sequence[Event], ran: Ran, kind: Kind, error: BaseException) -> None:
         """Go on without an event that could not be folded, or raise what its failure is: the user's, unless it is ours
         or comes from outside."""
         if isinstance(error, (CqrsError, *_NEVER)):
@@ -280,7 +279,8 @@ class Fold:
             if rescue is not None and action == "retry":
                 failure.retry_in_s = rescue.retry_in_s
             raise failure from error
-        if not rescue.undo(event, ran, events[: ran.folded], was_guarding=is_guarding):
+        if not rescue.undo(event, ran, events[: ran.folded]):
+            rescue.guard(event, self.events)
             raise Unguarded(f"event {event.offset} cannot be undone", offset=event.offset)
         rescue.keep(kind, event, self.events, said, skipped=action == "skip")
         let_go(error)
@@ -314,7 +314,8 @@ class Fold:
             return None
         if isinstance(error, (CqrsError, *_NEVER)):
             raise error
-        if not rescue.undo(outcome, ran, (), was_guarding=True):
+        if not rescue.undo(outcome, ran, ()):
+            rescue.guard(outcome, self.events)
             raise Unguarded(f"event {outcome.offset} cannot be undone", offset=outcome.offset)
         said = brief(error)
         let_go(error)
@@ -402,6 +403,10 @@ def feed(
             fold.fold(outcomes)
         if interrupts:
             return
+
+
+def _offset(event: Event) -> int:
+    return event.offset
 
 
 def _time(time: object) -> str | int | None:

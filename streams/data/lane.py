@@ -315,8 +315,6 @@ class Lane:
             self._passed(feeding, held, fold)
         except Unguarded:
             fold.discard()
-            assert fold.rescue is not None
-            fold.rescue.guard(fold.events)
             self._read(held)
             self._again.add(held.number)
         except ProjectionError as failure:
@@ -387,9 +385,7 @@ class Lane:
                     self._answers.look_soon()
             except Unguarded:
                 assert held.fold is not None
-                assert held.fold.rescue is not None
                 held.fold.discard()
-                held.fold.rescue.guard(held.fold.events)
                 self._read(held)
 
     def _replace(self, held: HeldPartition) -> None:

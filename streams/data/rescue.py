@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -24,6 +24,7 @@ _FIRST_RETRY_S = 0.5
 _LONGEST_RETRY_S = 60.0
 _CALM_EVENTS = 20_000
 """After so many events without a failure, nothing is saved any more in case the next one fails."""
+_MANY_TYPES = 64
 
 
 class Unguarded(ProjectionError):
@@ -34,9 +35,10 @@ class Rescue:
     """Of one partition's fold.
 
     A model may be half changed where user code fails. What it was before is in the store if it was not changed since
-    the last commit. Otherwise it has to have been saved: that costs, so it is done only while events fail now and then
-    (`is_guarding`), once for each model and portion of events; the events of the portion that came before the failure
-    are then folded into it once more.
+    the last commit. Otherwise it has to have been saved: that costs, so it is done only in front of events of types
+    that have failed lately (`suspects`), once for each model and portion of events; the events of the portion that
+    came before the failure are then folded into it once more. Where one of another type fails, everything since the
+    last commit is folded again (`Unguarded`), and its type is suspected.
 
     Args:
         projection: The user's code.
@@ -75,8 +77,8 @@ class Rescue:
         self.letters = letters
         self.records: Sequence[Record] = ()
         """Those that the events come from which are folded now."""
-        self._saved: dict[str, bytes | None] = {}
-        self._unsaved: set[str] = set()
+        self._saved: dict[str, Any] = {}  # encoded; None where there was none; MISSING: as it is in the store
+        self._suspected: set[Hashable] = set()
         self._guarded_to = -1
         self._careful_to = -1
         self._tried = (-1, 0)
@@ -84,44 +86,64 @@ class Rescue:
     # Guarding
 
     def is_guarding(self, events: int) -> bool:
-        """Whether models are to be saved before they are changed.
+        """Whether models of some events are to be saved before they are changed.
 
         Args:
             events: How many the fold has seen.
         """
         return events < self._guarded_to
 
+    def suspects(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Give those that are of a type of which one has failed lately; all of them, where nearly any type fails."""
+        suspected = self._suspected
+        if len(suspected) > _MANY_TYPES:
+            return events
+        try:
+            return [event for event in events if event.type in suspected]
+        except TypeError:  # of one whose type is no text, as some codec gave it
+            return events
+
     def is_careful(self, events: int) -> bool:
         """Whether each model is to be looked at after each event, since some lately could not be stored."""
         return events < self._careful_to
 
-    def guard(self, events: int) -> None:
-        """Save models from now on, for a while."""
-        if self.is_guarding(events):  # and yet it could not be undone: a model before it cannot be stored
+    def guard(self, event: Event, events: int) -> None:
+        """Save models in front of events of this type from now on, for a while; it has failed.
+
+        Args:
+            event: It.
+            events: How many the fold has seen when it came to it.
+        """
+        if not self.is_guarding(events):
+            self._suspected.clear()
+        elif self.suspects((event,)):  # and yet it could not be undone: a model before it cannot be stored
             self._careful_to = events + _CALM_EVENTS
+        self._suspect(event.type, events)
+
+    def _suspect(self, kind: object, events: int) -> None:
+        if isinstance(kind, Hashable):
+            self._suspected.add(kind)
         self._guarded_to = events + _CALM_EVENTS
 
     def save(self, events: Sequence[Event]) -> None:
-        """Save the models of events that are about to be folded, as far as the store does not have them so."""
+        """Save the models of events that are about to be folded, and of no others."""
         get, encode = self._cache.dirty.get, self._serde.encode
         ids = [event.stream for event in events] if self._is_keyed else [*filter(None, map(self.model_of, events))]
         models = zip(ids, map(get, ids, repeat(MISSING)), strict=True)
         try:
             self._saved = {
-                model_id: None if model is None else encode(model) for model_id, model in models if model is not MISSING
+                model_id: model if model is None or model is MISSING else encode(model) for model_id, model in models
             }
-            self._unsaved = set()
         except Exception:  # noqa: BLE001  (it is told at the commit, or by looking at each)
-            self._saved, self._unsaved = {}, set(ids)
+            self._saved = {}
 
-    def undo(self, event: Event, ran: Ran, before: Sequence[Event], *, was_guarding: bool) -> bool:
+    def undo(self, event: Event, ran: Ran, before: Sequence[Event]) -> bool:
         """Have the model of an event be as it was before; False where nobody can tell how that was.
 
         Args:
             event: It has failed.
             ran: How far the loop had come.
-            before: The events of the same portion that were folded.
-            was_guarding: Whether models were saved before that portion.
+            before: The events of the same portion that were folded; `save` came before them.
         """
         model_id = self.model_of(event)
         if model_id is None or (model_id not in self._cache.dirty and not ran.was_loaded):
@@ -129,10 +151,11 @@ class Rescue:
         if ran.was_loaded:
             self._cache.restore(model_id)
             return True
-        if not was_guarding or model_id in self._unsaved:
+        if model_id not in self._saved:
             return False
-        self._cache.restore(model_id, self._saved.get(model_id, MISSING))
-        mine = [one for one in before if self.model_of(one) == model_id]
+        self._cache.restore(model_id, self._saved[model_id])
+        mine = [one for one in before if not self._is_keyed or one.stream == model_id]
+        mine = [one for one in mine if self.model_of(one) == model_id]
         if mine:
             again = self._again.run(mine)
             if again.error is not None:
@@ -227,8 +250,8 @@ class Rescue:
                 headers=[(name, value) for name, value in record.headers() or ()],
             )
         )
-        if kind is not Kind.HELD and not isinstance(outcome, Undecodable):
-            self._guarded_to = events + _CALM_EVENTS
+        if kind is not Kind.HELD and isinstance(outcome, Event):
+            self._suspect(outcome.type, events)
             if kind is Kind.UNSTORABLE:
                 self._careful_to = events + _CALM_EVENTS
 

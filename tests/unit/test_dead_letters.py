@@ -5,10 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from streams.cluster import Cluster
 from streams.config import FoldSettings, KafkaSettings, RecoverySettings
 from streams.data.answering import Answering
 from streams.data.cache import ModelCannotBeStored
+from streams.data.codec import decoded
 from streams.data.fold import Fold, feed
 from streams.data.json_codec import JsonCodec
 from streams.data.letter import Letter, Mark, Request, parse
@@ -64,6 +67,7 @@ class Partition:
     ) -> None:
         self.path, self.policy, self.projection = path, policy, projection or Tally()
         self.topic: list[dict[str, Any]] = [] if topic is None else topic
+        self.begun_again = 0
         self.open()
 
     def open(self) -> None:
@@ -91,7 +95,7 @@ class Partition:
                 feed(JsonCodec(), batch, (self.fold,))
             except Unguarded:
                 self.fold.discard()
-                self.rescue.guard(self.fold.events)
+                self.begun_again += 1
 
     def commit(self, log: Sequence[MadeRecord], *, dies_before_the_store: bool = False) -> None:
         at = self.fold.position
@@ -192,7 +196,7 @@ STEPS = st.lists(
         st.tuples(st.just("fold"), st.integers(1, 20)),
         st.tuples(st.sampled_from(["commit", "crash", "discard", "die"]), st.just(0)),
         st.tuples(st.just("evict"), st.integers(0, 3000)),
-        st.tuples(st.just("guard"), st.just(0)),
+        st.tuples(st.just("guard"), st.integers(0, 30)),
     ),
     max_size=25,
 )
@@ -211,7 +215,9 @@ def run(partition: Partition, log: list[MadeRecord], steps: Sequence[tuple[str, 
         elif step == "discard":
             partition.fold.discard()
         elif step == "guard":
-            partition.rescue.guard(partition.fold.events)
+            for outcome in chain.from_iterable(decoded(JsonCodec(), log[number : number + 1])):
+                if isinstance(outcome, Event):
+                    partition.rescue.guard(outcome, partition.fold.events)
         else:
             partition.fold.cache.evict(number)
 
@@ -376,6 +382,53 @@ def test_a_letter_of_an_event_that_is_folded_after_all_is_taken_back(tmp_path: P
     run(partition, log, [])
     assert partition.told() == {0: "folded", 1: "folded"}
     assert partition.models() == folded(log, Mended())
+    partition.fold.close()
+
+
+def test_each_type_that_fails_has_what_is_not_committed_folded_again_once(tmp_path: Path) -> None:
+    """However long ago the last commit is; and a type may be whatever the codec gives."""
+
+    class Breaking(Tally):
+        name = "tally"
+
+        def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+            model = super().apply_to_model(model, event)
+            assert event.type in ("add", 7), "it breaks"
+            return model
+
+    kinds: list[Any] = ["add"] * 50_000
+    for offset, kind in ((25_000, "x"), (30_000, ["y"]), (30_010, "x"), (31_000, {"z": 1}), (45_000, "z"), (45_001, 7)):
+        kinds[offset] = kind
+    log = [
+        MadeRecord(orjson.dumps({"id": f"e{number}", "type": kind, "data": {}}), b"abcde"[number % 5 :][:1], number)
+        for number, kind in enumerate(kinds)
+    ]
+    partition = Partition(tmp_path / "0", SKIPS, Breaking())
+    partition.take(log, len(log))
+    partition.commit(log)
+    good = [record for record, kind in zip(log, kinds, strict=True) if kind in ("add", 7)]
+    assert partition.models() == folded(good)
+    assert partition.letters.skipped == 5
+    assert partition.begun_again == 2  # at the first, and at "z"
+    partition.fold.close()
+
+
+def test_types_without_end_that_fail_are_not_each_a_reason_to_begin_again(tmp_path: Path) -> None:
+    class Breaking(Tally):
+        name = "tally"
+
+        def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+            model = super().apply_to_model(model, event)
+            assert event.type == "add", "it breaks"
+            return model
+
+    kinds = [("abcde"[number % 5], f"type {number}" if number % 10 == 0 else "add") for number in range(5000)]
+    log = log_of(kinds)
+    partition = Partition(tmp_path / "0", SKIPS, Breaking())
+    partition.take(log, len(log))
+    partition.commit(log)
+    assert partition.models() == folded([one for one, (_, kind) in zip(log, kinds, strict=True) if kind == "add"])
+    assert partition.begun_again == 64
     partition.fold.close()
 
 
