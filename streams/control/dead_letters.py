@@ -167,7 +167,7 @@ class DeadLetters:
         events = TopicInfo(name=self.topic, id=topic.id, partitions=topic.partitions)
         box = Letterbox(self._kafka, self._cluster, self._projection, self._group, events)
         try:
-            box.write(request.record() for request in requests.values())
+            box.write(requests.values())
         finally:
             box.close()
         return {one.id: number for number, one in requests.items()}

@@ -226,7 +226,7 @@ class Refolding:
         cluster, name, group = self._events.cluster, self._projection.name, swapped.letters[0].group
         box = Letterbox(self._events.kafka, cluster, name, group, self._topic)
         try:
-            box.write(Mark.of(letter, "folded").record() for letter in swapped.letters)
+            box.write(Mark.of(letter, "folded") for letter in swapped.letters)
         except BrokerError as error:  # they are folded all the same, and asking for them says so again
             log.warning("dead_letters.not_written", count=len(swapped.letters), why=str(error))
         finally:

@@ -138,7 +138,7 @@ class Again:
 
     def headers(self) -> list[tuple[str, bytes | None]] | None:
         """See Record."""
-        return self._letter.headers or None
+        return list(self._letter.headers) or None
 
     def timestamp(self) -> tuple[int, int]:
         """See Record."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 
 from streams.data.cache import ModelCannotBeStored
 from streams.data.fold import Fold
@@ -200,12 +201,11 @@ class Commits:
         if saying:
             if time.monotonic() < self._silent_to_s:
                 return False  # somebody has waited for an answer just now
-            records = [record for letters in saying for record in letters.saying]
             try:
-                self._letterbox.write(records)
+                self._letterbox.write(chain.from_iterable(letters.saying for letters in saying))
             except BrokerUnavailable as error:
                 self._silent_to_s = time.monotonic() + _SILENT_S
-                log.warning("dead_letters.not_written", count=len(records), why=str(error))
+                log.warning("dead_letters.not_written", count=sum(len(letters.saying) for letters in saying), why=str(error))
                 return False
             for letters in saying:
                 letters.said()

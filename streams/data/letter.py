@@ -66,7 +66,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     event_type: str | None = None
     key: bytes | None = None
     value: bytes | None = None
-    headers: list[tuple[str, bytes | None]] = []
+    headers: tuple[tuple[str, bytes | None], ...] = ()
     """Those of the event's own record."""
 
     @property
@@ -216,7 +216,7 @@ def parse(
         told = {name: (text or b"").decode() for name, text in found.items()}
         if "result" in told:
             return _mark(partition, key, told)
-        own = [(name, text) for name, text in headers if not name.startswith(PREFIX)]
+        own = tuple((name, text) for name, text in headers if not name.startswith(PREFIX))
         return _letter(partition, key, value, own, told)
     except (KeyError, ValueError, msgspec.MsgspecError):
         return None
@@ -245,7 +245,7 @@ def _letter(
     partition: int,
     key: bytes | None,
     value: bytes | None,
-    headers: list[tuple[str, bytes | None]],
+    headers: tuple[tuple[str, bytes | None], ...],
     told: Mapping[str, str],
 ) -> Letter:
     return Letter(

@@ -177,8 +177,8 @@ class Letterbox:
             )
         return self._producer
 
-    def write(self, records: Iterable[dict[str, Any]]) -> None:
-        """Write records, and wait until the brokers have them all.
+    def write(self, what: Iterable[Said]) -> None:
+        """Say something, and wait until the brokers have it all.
 
         Raises:
             BrokerUnavailable: They have not, in time; some may be there.
@@ -188,8 +188,8 @@ class Letterbox:
             self._topic = ensure_topic(self._cluster, self._projection, self._events)
         producer = self.prepare()
         self._refused = None
-        for record in records:
-            self._produce(record)
+        for one in what:
+            self._produce(one.record())
         left = producer.flush(self._kafka.request_timeout_s + 1)
         if self._refused is not None and self._refused.code() == KafkaError._MSG_TIMED_OUT:
             left += 1  # nobody has answered, which is no refusal

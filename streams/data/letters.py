@@ -61,7 +61,7 @@ class Letters:
         """Begin again at what the store says, and forget everything since."""
         self.staged: dict[bytes, bytes | None] = {}
         """What the next commit writes to the store, beside the models; None deletes."""
-        self.saying: list[dict[str, Any]] = []
+        self.saying: list[Said] = []
         """What is to be said in the topic before that."""
         self.waiting = 0
         self._offsets: set[int] = set()
@@ -140,7 +140,7 @@ class Letters:
             self._written[letter.offset] = known
         else:
             self._unwritten[letter.offset] = (letter.skipped, self._read_to)
-            self.saying.append(letter.record())
+            self.saying.append(letter)
         if letter.skipped:
             self.skipped += 1
             return
@@ -151,16 +151,16 @@ class Letters:
         """Take a letter that is folded or dropped out of what waits."""
         self.staged[_key(letter)] = None
         self._count(letter, -1)
-        self.saying.append(Mark.of(letter, result, request).record())
+        self.saying.append(Mark.of(letter, result, request))
 
     def failed(self, letter: Letter, kind: str, error: str, request: str) -> None:
         """Note that a letter was tried again in vain."""
         self.staged[_key(letter)] = msgspec.msgpack.encode(msgspec.structs.replace(letter, kind=kind, error=error))
-        self.saying.append(msgspec.structs.replace(Mark.of(letter, "failed", request), kind=kind, error=error).record())
+        self.saying.append(msgspec.structs.replace(Mark.of(letter, "failed", request), kind=kind, error=error))
 
     def tell_folded(self, letters: Iterable[Letter], request: str = "") -> None:
         """Say of letters that do not wait any more that they are in their models."""
-        self.saying += [Mark.of(letter, "folded", request).record() for letter in letters]
+        self.saying += [Mark.of(letter, "folded", request) for letter in letters]
 
     def drop(self, offset: int) -> None:
         """Never fold an event, also where it is come by again."""
@@ -230,7 +230,7 @@ class Letters:
     def answer(self, answer: Request) -> None:
         """Note that what was asked for next is carried out, once the next commit is made."""
         self._answered.append(self._asked.pop(0))
-        self.saying.append(answer.record())
+        self.saying.append(answer)
 
     def of(self, state: StoreState) -> StoreState:
         """Give what a store is to say of itself at the next commit."""
@@ -247,7 +247,7 @@ class Letters:
             result="folded",
             request=request,
         )
-        self.saying.append(mark.record())
+        self.saying.append(mark)
 
     @property
     def has_changes(self) -> bool:

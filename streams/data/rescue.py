@@ -247,7 +247,7 @@ class Rescue:
                 event_type=str(outcome.type) if isinstance(outcome, Event) else None,
                 key=key,
                 value=record.value(),
-                headers=[(name, value) for name, value in record.headers() or ()],
+                headers=tuple(record.headers() or ()),
             )
         )
         if kind is not Kind.HELD and isinstance(outcome, Event):

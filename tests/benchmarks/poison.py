@@ -7,6 +7,8 @@ process of its own, timed as in `replay`, in rounds:
 - `ready`: the clean topic with `on_error = dead-letter`.
 - `skips`, `keeps`: the other topic, with `skip` and with `dead-letter`. What is kept is written to a topic, and so is
   every later event of a model that waits: that may be many more than one in a hundred (`kept_share`).
+
+The topic that letters are kept in is there before the time runs, and has none of other runs.
 """
 
 from __future__ import annotations

@@ -296,11 +296,11 @@ def test_a_topic_that_cannot_be_written_stops_nothing_before_it_and_loses_nothin
     write = Letterbox.write
     refusals: list[dict[int, int]] = []
 
-    def away(self: Letterbox, records: Any) -> None:
+    def away(self: Letterbox, what: Any) -> None:
         if len(refusals) < 3:
             refusals.append(kit.positions())
             raise BrokerUnavailable("no broker has answered")
-        write(self, records)
+        write(self, what)
 
     Letterbox.write = away  # type: ignore[method-assign]
     try:

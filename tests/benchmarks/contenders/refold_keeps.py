@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.benchmarks.contenders import refold
 from tests.benchmarks.contenders.job import Job, Outcome
-from tests.benchmarks.contenders.refold_skips import Picky
+from tests.benchmarks.contenders.refold_skips import picky
 
 __all__ = ["run", "unavailable"]
 
@@ -13,4 +13,4 @@ unavailable = refold.unavailable
 
 def run(job: Job) -> Outcome:
     """Rebuild once."""
-    return refold.run(job, projection=Picky(), on_error="dead-letter")
+    return refold.run(job, projection=picky(job), on_error="dead-letter")

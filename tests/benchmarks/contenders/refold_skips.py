@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from projections.contract import Event
-from streams.config import RecoverySettings
+from streams.cluster import Cluster
+from streams.config import KafkaSettings, RecoverySettings
+from streams.data.letterbox import ensure_topic
 from tests.benchmarks.contenders import refold
 from tests.benchmarks.contenders.job import Job, Outcome
 from tests.benchmarks.contenders.refold import Order, OrderSummary
 
-__all__ = ["Picky", "run", "unavailable"]
+__all__ = ["picky", "run", "unavailable"]
 
 
 class Picky(OrderSummary):
     """The benchmark's fold, which fails at some events once it has half changed the model."""
-
-    name = "bench-picky"
 
     def apply_to_model(self, model: Order | None, event: Event) -> Order | None:
         """Fold, or fail."""
@@ -29,4 +29,13 @@ unavailable = refold.unavailable
 
 def run(job: Job) -> Outcome:
     """Rebuild once."""
-    return refold.run(job, projection=Picky(), on_error="skip", recovery=RecoverySettings(skip_budget=10**9))
+    return refold.run(job, projection=picky(job), on_error="skip", recovery=RecoverySettings(skip_budget=10**9))
+
+
+def picky(job: Job) -> Picky:
+    """Give a projection of this run's own, whose topic of dead letters is there, and empty."""
+    projection = Picky()
+    vars(projection)["name"] = f"picky-{job.group}"
+    cluster = Cluster(KafkaSettings(bootstrap_servers=job.bootstrap_servers))
+    ensure_topic(cluster, projection.name, cluster.topic(job.topic))
+    return projection
