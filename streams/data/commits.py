@@ -205,7 +205,9 @@ class Commits:
                 self._letterbox.write(chain.from_iterable(letters.saying for letters in saying))
             except BrokerUnavailable as error:
                 self._silent_to_s = time.monotonic() + _SILENT_S
-                log.warning("dead_letters.not_written", count=sum(len(letters.saying) for letters in saying), why=str(error))
+                log.warning(
+                    "dead_letters.not_written", count=sum(len(letters.saying) for letters in saying), why=str(error)
+                )
                 return False
             for letters in saying:
                 letters.said()

@@ -110,15 +110,14 @@ class Letters:
         if not (models or streams or dropped):
             return events, ()
         # By their streams nearly all are free, which is seen at once.
-        is_any = not self._is_keyed and bool(models)
-        free: list[Event] = []
-        waiting: list[Event] = []
-        for event in events:
-            stream = event.stream
-            may_wait = is_any or stream in models or stream in streams
-            is_left_out = (may_wait and self.holds(event)) or (dropped and event.offset in dropped)
-            (waiting if is_left_out else free).append(event)
-        return free, waiting
+        suspects = events
+        if self._is_keyed and not dropped:
+            suspects = [event for event in events if event.stream in models or event.stream in streams]
+        left_out = {event.offset for event in suspects if event.offset in dropped or self.holds(event)}
+        if not left_out:
+            return events, ()
+        free = [event for event in events if event.offset not in left_out]
+        return free, [event for event in suspects if event.offset in left_out]
 
     def _is_declined(self, outcome: Event | Tombstone) -> bool:
         if isinstance(outcome, Tombstone):
