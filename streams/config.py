@@ -164,7 +164,8 @@ class FoldSettings(BaseSettings):
         """
         if self.memory_limit_bytes is None or "cache_bytes" in self.model_fields_set:
             return self.cache_bytes
-        return process_share(self.memory_limit_bytes)
+        goes_on = self.on_error != "halt" or self.recovery != RecoverySettings()
+        return process_share(self.memory_limit_bytes, keeps_letters=goes_on)
 
     @property
     def rates(self) -> tuple[float | None, float | None]:

@@ -14,6 +14,9 @@ _AGENT_BYTES = 112 << 20
 """What an agent takes without any models: the interpreter, the client, and what its stores share (`rocks.py`)."""
 _PROCESS_BYTES = 184 << 20
 """The same of one process that is to keep to a limit by itself, with what its stores take once they are large."""
+_LETTERS_BYTES = 36 << 20
+"""What such a process takes beside it where it may keep dead letters: a producer, consumers, and what is known of each
+letter."""
 _GROWTH = 1.5
 """By how much of its cache a process grows at most."""
 _RESERVE = 0.9
@@ -45,18 +48,20 @@ def cache_share(limit_bytes: int, projections: int, agents_per_generation: int) 
     return int(share)
 
 
-def process_share(limit_bytes: int) -> int:
+def process_share(limit_bytes: int, *, keeps_letters: bool = False) -> int:
     """Give how much memory for decoded models one process that folds may have, in bytes.
 
     Args:
         limit_bytes: What it may take all in all.
+        keeps_letters: Whether it may keep dead letters.
 
     Raises:
         ConfigError: It is too little; the least that would do is named.
     """
-    share = (limit_bytes * _RESERVE - _PROCESS_BYTES) / _GROWTH
+    process_bytes = _PROCESS_BYTES + (_LETTERS_BYTES if keeps_letters else 0)
+    share = (limit_bytes * _RESERVE - process_bytes) / _GROWTH
     if share < _LEAST_BYTES:
-        least = int((_PROCESS_BYTES + _GROWTH * _LEAST_BYTES) / _RESERVE)
+        least = int((process_bytes + _GROWTH * _LEAST_BYTES) / _RESERVE)
         raise ConfigError(
             f"memory_limit_bytes: {limit_bytes >> 20} MiB are too little for a process that folds. Give "
             f"{-(-least >> 20) + 1} MiB, or say cache_bytes yourself."

@@ -265,17 +265,18 @@ class ModelCache:
         known += self._large_memory
         return known * (1 + 2 * self._stored_share)
 
-    def is_full(self, limit_bytes: int) -> bool:
-        """Whether the changed models are about to need, with their commit, half of the limit.
+    def is_full(self, limit_bytes: int, beside_bytes: int = 0) -> bool:
+        """Whether the changed models are about to need, with their commit, half of what the limit leaves for models.
 
         Args:
             limit_bytes: Of the whole cache.
+            beside_bytes: What else the commit takes of it.
         """
         if self._average is None:
-            if self.unseen_bytes < limit_bytes // _FIRST_SHARE:
+            if self.unseen_bytes + beside_bytes < limit_bytes // _FIRST_SHARE:
                 return False
             self._estimate_average()
-        return self._dirty_memory() > _FOR_MODELS * limit_bytes / 2 or self.unseen_bytes > limit_bytes
+        return self._dirty_memory() > (_FOR_MODELS * limit_bytes - beside_bytes) / 2 or self.unseen_bytes > limit_bytes
 
     def evict(self, limit_bytes: int) -> None:
         """Drop unchanged models, those changed longest ago first, until the cache fits the limit."""

@@ -11,6 +11,7 @@ from streams.data.fold import Fold
 from streams.data.history import TopicWatch
 from streams.data.job import Job
 from streams.data.letterbox import Letterbox
+from streams.data.letters import Letters
 from streams.data.mirror import Mirror
 from streams.data.pace import Pace
 from streams.data.partition import HeldPartition, Phase
@@ -93,17 +94,15 @@ class Commits:
         folds = self.folds()
         share = self._models_bytes // max(1, len(folds))
         moved = [fold for fold in folds if fold.has_moved]
-        for fold in folds:
-            fold.cache.evict(share)
+        full = [fold for fold in folds if fold.keep_to(share)]
+        self._send()
         if moved:
             pending = sum(fold.pending for fold in moved)
             changed = sum(fold.changed for fold in moved)
             newest_ms = max(fold.record_ms or 0 for fold in moved)
             # At the end of a backlog nothing waits either, and others wait to see that it is over.
             is_live = time.time() * 1000 - newest_ms < _LIVE_MS or self._is_at_ends()
-            if self._pace.is_due(pending, changed, idle=idle, is_live=is_live) or any(
-                fold.cache.is_full(share) for fold in moved
-            ):
+            if full or self._pace.is_due(pending, changed, idle=idle, is_live=is_live):
                 self.all()
                 self._note_live(is_live=is_live)
         for held in self._held.values():
@@ -191,26 +190,37 @@ class Commits:
             self._told_full_s = time.monotonic()
             log.warning("disk.full", partition=held.number, again_in_s=_FULL_S, why=str(error))
 
+    def _send(self) -> None:
+        """Have new dead letters be on their way while folding goes on."""
+        if time.monotonic() >= self._silent_to_s:
+            for letters in map(_letters, self.folds()):
+                if letters is not None and letters.keeping:
+                    self._letterbox.send(letters.to_send())
+
     def _say(self, partitions: Iterable[HeldPartition]) -> bool:
         """Have the topic of dead letters know before the stores' positions pass their events; say whether it does."""
-        saying = [
-            one.fold.rescue.letters
-            for one in partitions
-            if one.fold is not None and one.fold.rescue is not None and one.fold.rescue.letters.saying
-        ]
-        if saying:
-            if time.monotonic() < self._silent_to_s:
-                return False  # somebody has waited for an answer just now
-            try:
-                self._letterbox.write(chain.from_iterable(letters.saying for letters in saying))
-            except BrokerUnavailable as error:
-                self._silent_to_s = time.monotonic() + _SILENT_S
-                log.warning(
-                    "dead_letters.not_written", count=sum(len(letters.saying) for letters in saying), why=str(error)
-                )
-                return False
-            for letters in saying:
-                letters.said()
+        saying = [letters for one in partitions if (letters := _letters(one.fold)) is not None and letters.saying]
+        # All arrive together, or it is not known which have.
+        unsure = [letters for fold in self.folds() if (letters := _letters(fold)) is not None and letters.unsure]
+        if not (saying or unsure):
+            return True
+        if time.monotonic() < self._silent_to_s:
+            return False  # somebody has waited for an answer just now
+        count = sum(letters.unsure for letters in unsure) + sum(len(letters.saying) for letters in saying)
+        try:
+            for letters in unsure:
+                self._letterbox.send(letters.to_send())
+            self._letterbox.write(chain.from_iterable(letters.saying for letters in saying))
+        except BrokerUnavailable as error:
+            self._silent_to_s = time.monotonic() + _SILENT_S
+            for letters in unsure:
+                letters.not_arrived()
+            log.warning("dead_letters.not_written", count=count, why=str(error))
+            return False
+        for letters in unsure:
+            letters.arrived()
+        for letters in saying:
+            letters.said()
         return True
 
     def _settle(self, held: HeldPartition, changed: int) -> None:
@@ -229,3 +239,7 @@ class Commits:
     def one_if_same(self, held: HeldPartition) -> bool:
         """Commit one fold, unless nobody answers whether what was read is of the same topic still; see `one`."""
         return self._topic.is_same() and self.one(held)
+
+
+def _letters(fold: Fold | None) -> Letters | None:
+    return None if fold is None or fold.rescue is None else fold.rescue.letters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +25,8 @@ log = get_logger(__name__)
 _ROOM_BYTES = 64 << 10
 """What headers may add to a record of the event topic."""
 _BATCH = 500
+_AHEAD_KBYTES = 1024
+_QUEUED_KBYTES = 16 << 10
 _WAIT_S = 0.1
 _SILENT_S = 20.0
 _SOON_MS = 5
@@ -77,7 +80,8 @@ class Letterbox:
         self._consumer: Consumer | None = None
         self._reading: set[int] = set()
         self._reader: Consumer | None = None
-        self._own: set[tuple[int, int]] = set()
+        self._own: dict[int, deque[list[int]]] = {}
+        """By partition, the first offset of what was written from here and has not come back, and the one behind it."""
         self._refused: KafkaError | None = None
 
     @property
@@ -133,7 +137,7 @@ class Letterbox:
         """Read a partition no further."""
         if self._consumer is not None and partition in self._reading:
             self._reading.discard(partition)
-            self._own = {where for where in self._own if where[0] != partition}
+            self._own.pop(partition, None)
             self._consumer.incremental_unassign([TopicPartition(self.name, partition)])
 
     def poll(self) -> list[tuple[int, Said | None, int]]:
@@ -153,11 +157,20 @@ class Letterbox:
         found = []
         for message in messages:
             if self._is_record(message):
-                where = message.partition(), message.offset()
-                is_own = where in self._own  # then it is known here, and need not be understood
-                self._own.discard(where)
-                found.append((where[0], None if is_own else said(message, self._group), where[1]))
+                partition, offset = message.partition(), message.offset()
+                # What is known here need not be understood.
+                told = None if self._is_own(partition, offset) else said(message, self._group)
+                found.append((partition, told, offset))
         return found
+
+    def _is_own(self, partition: int, offset: int) -> bool:
+        """Say whether a record was written from here; it is the next one that has come."""
+        own = self._own.get(partition)
+        if own is None:
+            return False
+        while own and own[0][1] <= offset:
+            own.popleft()
+        return bool(own) and own[0][0] <= offset
 
     def prepare(self) -> Producer:
         """Have what writes connect, so that the first letter does not wait for it."""
@@ -169,6 +182,7 @@ class Letterbox:
                         "acks": "all",
                         "compression.type": "lz4",
                         "linger.ms": 5,
+                        "queue.buffering.max.kbytes": _QUEUED_KBYTES,
                         "message.max.bytes": 1_000_000_000,  # the topic says what is too large
                         "message.timeout.ms": int(self._kafka.request_timeout_s * 1000),
                         "log_level": QUIET,
@@ -177,31 +191,43 @@ class Letterbox:
             )
         return self._producer
 
+    def send(self, what: Iterable[Said]) -> None:
+        """Say something, without waiting until the brokers have it: that, `write` does.
+
+        Raises:
+            BrokerError: It cannot be sent.
+        """
+        if self._topic is None:
+            self._topic = ensure_topic(self._cluster, self._projection, self._events)
+        producer = self.prepare()
+        for one in what:
+            self._produce(one.record())
+        producer.poll(0)
+
     def write(self, what: Iterable[Said]) -> None:
-        """Say something, and wait until the brokers have it all.
+        """Say something, and wait until the brokers have all that was said.
 
         Raises:
             BrokerUnavailable: They have not, in time; some may be there.
             BrokerError: They will not have one.
         """
-        if self._topic is None:
-            self._topic = ensure_topic(self._cluster, self._projection, self._events)
+        self.send(what)
         producer = self.prepare()
-        self._refused = None
-        for one in what:
-            self._produce(one.record())
         left = producer.flush(self._kafka.request_timeout_s + 1)
-        if self._refused is not None and self._refused.code() == KafkaError._MSG_TIMED_OUT:
-            left += 1  # nobody has answered, which is no refusal
-        elif self._refused is not None:
+        if left:
+            producer.purge()
+            producer.poll(0)
+        refused, self._refused = self._refused, None
+        if refused is not None and refused.code() in (KafkaError._MSG_TIMED_OUT, KafkaError._PURGE_QUEUE):
+            left = max(left, 1)  # nobody has answered, which is no refusal
+        elif refused is not None:
             raise broker_error(
-                self._refused,
+                refused,
                 f"write dead letters to topic {self.name!r}",
                 self._kafka,
                 [Need("Write", "topic", self.name)],
             )
         if left:
-            producer.purge()
             raise BrokerUnavailable(
                 f"Kafka at {self._kafka.bootstrap_servers} did not acknowledge {left:,} dead letters in time."
             )
@@ -227,8 +253,12 @@ class Letterbox:
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self._refused = error
-        elif message.partition() in self._reading:
-            self._own.add((message.partition(), message.offset()))
+        elif (partition := message.partition()) in self._reading:
+            own, offset = self._own.setdefault(partition, deque()), message.offset()
+            if own and own[-1][1] == offset:
+                own[-1][1] += 1
+            else:
+                own.append([offset, offset + 1])
 
     def _new_consumer(self, **settings: Any) -> Consumer:
         return Consumer(
@@ -240,6 +270,9 @@ class Letterbox:
                     "auto.offset.reset": "earliest",  # what was removed was done with
                     "enable.partition.eof": True,
                     "isolation.level": "read_committed",
+                    "queued.min.messages": _BATCH,
+                    "queued.max.messages.kbytes": _AHEAD_KBYTES,
+                    "fetch.queue.backoff.ms": _SOON_MS,
                     "log_level": QUIET,
                     **settings,
                 }

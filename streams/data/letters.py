@@ -20,6 +20,8 @@ __all__ = ["Letters"]
 log = get_logger(__name__)
 
 _OFFSET_BYTES = 8
+_SAID_BYTES = 2000
+_STAGED_BYTES = 700
 
 
 class Letters:
@@ -28,9 +30,9 @@ class Letters:
     A letter that waits has its event's bytes in the store, and so needs nothing but the store to be folded again. The
     topic has it too, for people: it is written there before the position passes the event.
 
-    What is said to the topic goes out before the commit that it is of. A crash between the two leaves said what is not
-    so yet: the next process comes to the same event, or the same request, again, knows by `expected` that the letter is
-    there, and says once more what has become of it.
+    Letters go out as they come, and arrive before the commit that they are of; what else is said, just before it. A
+    crash between the two leaves said what is not so yet: the next process comes to the same event, or the same request,
+    again, knows by `expected` that the letter is there, and says once more what has become of it.
 
     Args:
         projection: The user's code.
@@ -50,7 +52,10 @@ class Letters:
         # whether as skipped, and where in the topic.
         self._expected: dict[int, tuple[bool, int]] = {}
         self._written: dict[int, tuple[bool, int]] = {}  # the same, of those that the next commit is behind
-        self._unwritten: dict[int, tuple[bool, int]] = {}  # the same, of those that are among what is to be said
+        self._unwritten: dict[int, tuple[bool, int]] = {}  # the same, of those in `keeping`
+        self._flying: dict[int, tuple[bool, int]] = {}  # the same, of those that are on their way to the topic
+        self._sent: list[bytes] = []  # these letters, as in the store: nobody knows yet whether the topic has them
+        self._lost: list[bytes] = []  # of these it may not have some
         self.resets = -1
         """How often everything since a commit was forgotten."""
         self._asked: list[tuple[Request, int]] = []
@@ -61,8 +66,11 @@ class Letters:
         """Begin again at what the store says, and forget everything since."""
         self.staged: dict[bytes, bytes | None] = {}
         """What the next commit writes to the store, beside the models; None deletes."""
+        self.keeping: list[tuple[Letter, bytes]] = []
+        """Letters that are to be sent to the topic before that, each also as in the store."""
         self.saying: list[Said] = []
-        """What is to be said in the topic before that."""
+        """What is to be said in the topic then, also before that."""
+        self._staged_bytes = 0
         self.waiting = 0
         self._offsets: set[int] = set()
         self.models: Counter[str] = Counter()
@@ -79,7 +87,7 @@ class Letters:
                 self.staged[key] = None
                 self._expected.setdefault(letter.offset, (False, self._read_to))
         self.skipped = self._store.state.skipped
-        self._expected |= self._written
+        self._expected |= self._written | self._flying
         self._written, self._unwritten = {}, {}
         self._asked = self._answered + self._asked
         self._answered = []
@@ -134,16 +142,18 @@ class Letters:
 
     def add(self, letter: Letter) -> None:
         """Keep an event that is not folded, and have others wait behind it unless it is skipped."""
+        raw = msgspec.msgpack.encode(letter)
         known = self._expected.pop(letter.offset, None)
         if known is not None and known[0] == letter.skipped:
             self._written[letter.offset] = known
         else:
             self._unwritten[letter.offset] = (letter.skipped, self._read_to)
-            self.saying.append(letter)
+            self.keeping.append((letter, raw))
         if letter.skipped:
             self.skipped += 1
             return
-        self.staged[_key(letter)] = msgspec.msgpack.encode(letter)
+        self.staged[_key(letter)] = raw
+        self._staged_bytes += len(raw)
         self._count(letter, 1)
 
     def resolve(self, letter: Letter, result: str, request: str = "") -> None:
@@ -212,7 +222,7 @@ class Letters:
             is_open = said.offset not in self._offsets and said.offset not in self.dropped
             if isinstance(said, Letter) and not said.skipped and is_open:
                 self.tell_of(said.offset)  # whoever folded it after all could not say so any more
-        elif said.offset in self._written or said.offset in self._unwritten:
+        elif any(said.offset in known for known in (self._written, self._unwritten, self._flying)):
             return  # it was written from here
         elif isinstance(said, Letter):
             self._expected[said.offset] = (said.skipped, offset)
@@ -253,10 +263,39 @@ class Letters:
         """Whether there is something that the next commit is to write, or that is to be said before it."""
         return bool(self.staged or self.saying)
 
+    @property
+    def memory_bytes(self) -> int:
+        """About how much memory it takes, and will at the next commit, what has come and gone since the last one."""
+        # In the store's batch it is once more, and then in RocksDB's memory.
+        return len(self.saying) * _SAID_BYTES + len(self.staged) * _STAGED_BYTES + 3 * self._staged_bytes
+
+    def to_send(self) -> list[Letter]:
+        """Give the letters that are to be sent now; once all have arrived, or one may not have, that is to be told."""
+        again = [msgspec.msgpack.decode(raw, type=Letter) for raw in self._lost]
+        letters = again + [letter for letter, _ in self.keeping]
+        self._sent += self._lost
+        self._sent += [raw for _, raw in self.keeping]
+        self._flying |= self._unwritten
+        self.keeping, self._lost, self._unwritten = [], [], {}
+        return letters
+
+    @property
+    def unsure(self) -> int:
+        """How many letters there are of which nobody knows whether the topic has them."""
+        return len(self.keeping) + len(self._sent) + len(self._lost)
+
+    def arrived(self) -> None:
+        """Note that the topic has all letters that were sent."""
+        self._written |= self._flying
+        self._flying, self._sent = {}, []
+
+    def not_arrived(self) -> None:
+        """Note that the topic may not have some of the letters that were sent: they are sent once more."""
+        self._lost, self._sent = self._sent, []
+
     def said(self) -> None:
         """Note that the topic has what was to be said."""
-        self._written |= self._unwritten
-        self.saying, self._unwritten = [], {}
+        self.saying = []
 
     def committed(self) -> None:
         """Note that the store has what was staged.
@@ -265,6 +304,7 @@ class Letters:
         were folded after all.
         """
         self.staged, self._written, self._answered = {}, {}, []
+        self._staged_bytes = 0
         for offset in [offset for offset in self._expected if offset < self._store.state.position]:
             del self._expected[offset]
             self.tell_of(offset)

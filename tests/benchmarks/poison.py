@@ -31,7 +31,7 @@ from tests.benchmarks.workload import Model, Poisoned, Workload, digest, fold
 __all__ = ["main"]
 
 _RUNS = {
-    "halts": ("refold", False),
+    "halts": ("refold_halts", False),
     "ready": ("refold_keeps", False),
     "skips": ("refold_skips", True),
     "keeps": ("refold_keeps", True),

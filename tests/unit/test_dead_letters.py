@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from projections.contract import CqrsProjection, Event
@@ -68,6 +68,7 @@ class Partition:
         self.path, self.policy, self.projection = path, policy, projection or Tally()
         self.topic: list[dict[str, Any]] = [] if topic is None else topic
         self.begun_again = 0
+        self.has_sent = False  # letters that have arrived, and nobody knows it
         self.open()
 
     def open(self) -> None:
@@ -100,7 +101,9 @@ class Partition:
     def commit(self, log: Sequence[MadeRecord], *, dies_before_the_store: bool = False) -> None:
         at = self.fold.position
         while True:
-            self.topic += [one.record() for one in self.letters.saying]
+            self.topic += [one.record() for one in (*self.letters.to_send(), *self.letters.saying)]
+            self.letters.arrived()
+            self.has_sent = False
             self.letters.said()
             if dies_before_the_store:
                 self.crash()
@@ -117,8 +120,15 @@ class Partition:
             else:
                 return
 
+    def lose(self) -> None:
+        """Send letters that do not arrive; not where others did, since it is not known which, and all go again."""
+        if not self.has_sent:
+            self.letters.to_send()
+            self.letters.not_arrived()
+
     def crash(self) -> None:
         self.fold.close()
+        self.has_sent = False
         self.open()
 
     def ask(self, verb: str, **which: Any) -> None:
@@ -191,12 +201,15 @@ HISTORY = st.lists(
     ),
     max_size=60,
 ).map(lambda kinds: [(one, "add" if kind == "drop" and _has_unstorable(kinds) else kind) for one, kind in kinds])
+SOME = [("a", "fail"), ("b", "add"), ("b", "fail"), ("c", "torn")]
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("fold"), st.integers(1, 20)),
         st.tuples(st.sampled_from(["commit", "crash", "discard", "die"]), st.just(0)),
         st.tuples(st.just("evict"), st.integers(0, 3000)),
         st.tuples(st.just("guard"), st.integers(0, 30)),
+        st.tuples(st.just("send"), st.just(0)),
+        st.tuples(st.just("lose"), st.just(0)),
     ),
     max_size=25,
 )
@@ -214,6 +227,11 @@ def run(partition: Partition, log: list[MadeRecord], steps: Sequence[tuple[str, 
             partition.crash()
         elif step == "discard":
             partition.fold.discard()
+        elif step == "send":
+            partition.topic += [one.record() for one in partition.letters.to_send()]
+            partition.has_sent = True
+        elif step == "lose":
+            partition.lose()
         elif step == "guard":
             for outcome in chain.from_iterable(decoded(JsonCodec(), log[number : number + 1])):
                 if isinstance(outcome, Event):
@@ -224,6 +242,9 @@ def run(partition: Partition, log: list[MadeRecord], steps: Sequence[tuple[str, 
 
 @settings(max_examples=80, deadline=None)
 @given(HISTORY, STEPS)
+@example(SOME, [("fold", 3), ("send", 0), ("discard", 0)])
+@example(SOME, [("fold", 3), ("lose", 0), ("discard", 0)])
+@example(SOME, [("fold", 3), ("lose", 0), ("send", 0), ("crash", 0)])
 def test_with_dead_letters_models_are_the_fold_of_all_that_does_not_wait(
     kinds: list[tuple[str, str]], steps: list[tuple[str, int]]
 ) -> None:
@@ -243,6 +264,9 @@ def test_with_dead_letters_models_are_the_fold_of_all_that_does_not_wait(
 
 @settings(max_examples=80, deadline=None)
 @given(HISTORY, STEPS)
+@example(SOME, [("fold", 3), ("send", 0), ("discard", 0)])
+@example(SOME, [("fold", 3), ("lose", 0), ("discard", 0)])
+@example(SOME, [("fold", 3), ("lose", 0), ("send", 0), ("crash", 0)])
 def test_with_skips_models_are_the_fold_of_all_others_and_each_is_kept_once(
     kinds: list[tuple[str, str]], steps: list[tuple[str, int]]
 ) -> None:
