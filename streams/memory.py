@@ -14,7 +14,7 @@ _AGENT_BYTES = 112 << 20
 """What an agent takes without any models: the interpreter, the client, and what its stores share (`rocks.py`)."""
 _PROCESS_BYTES = 184 << 20
 """The same of one process that is to keep to a limit by itself, with what its stores take once they are large."""
-_LETTERS_BYTES = 36 << 20
+_LETTERS_BYTES = 40 << 20
 """What such a process takes beside it where it may keep dead letters: a producer, consumers, and what is known of each
 letter."""
 _GROWTH = 1.5

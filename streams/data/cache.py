@@ -265,8 +265,12 @@ class ModelCache:
         known += self._large_memory
         return known * (1 + 2 * self._stored_share)
 
-    def is_full(self, limit_bytes: int, beside_bytes: int = 0) -> bool:
-        """Whether the changed models are about to need, with their commit, half of what the limit leaves for models.
+    def is_full(self, limit_bytes: int) -> bool:
+        """Whether the changed models are about to need, with their commit, half of what the limit leaves for models."""
+        return self.fullness(limit_bytes) > 1
+
+    def fullness(self, limit_bytes: int, beside_bytes: int = 0) -> float:
+        """Give what share of that they need.
 
         Args:
             limit_bytes: Of the whole cache.
@@ -274,9 +278,10 @@ class ModelCache:
         """
         if self._average is None:
             if self.unseen_bytes + beside_bytes < limit_bytes // _FIRST_SHARE:
-                return False
+                return 0.0
             self._estimate_average()
-        return self._dirty_memory() > (_FOR_MODELS * limit_bytes - beside_bytes) / 2 or self.unseen_bytes > limit_bytes
+        room = max(1.0, (_FOR_MODELS * limit_bytes - beside_bytes) / 2)
+        return max(self._dirty_memory() / room, self.unseen_bytes / limit_bytes)
 
     def evict(self, limit_bytes: int) -> None:
         """Drop unchanged models, those changed longest ago first, until the cache fits the limit."""

@@ -30,6 +30,8 @@ _FULL_S = 1.0
 _TELL_FULL_S = 30.0
 _SILENT_S = 1.0
 """How long after nobody has answered nobody is asked, so that several partitions do not wait one after the other."""
+_ALONG = 0.1
+"""Where one fold has no more room, those go along whose changed models take more than this share of theirs."""
 _MANY = 5000
 """So many models take longer to read from a log than whoever asks for one of them should wait."""
 
@@ -94,7 +96,7 @@ class Commits:
         folds = self.folds()
         share = self._models_bytes // max(1, len(folds))
         moved = [fold for fold in folds if fold.has_moved]
-        full = [fold for fold in folds if fold.keep_to(share)]
+        fullness = {fold: fold.keep_to(share) for fold in folds}
         self._send()
         if moved:
             pending = sum(fold.pending for fold in moved)
@@ -102,9 +104,11 @@ class Commits:
             newest_ms = max(fold.record_ms or 0 for fold in moved)
             # At the end of a backlog nothing waits either, and others wait to see that it is over.
             is_live = time.time() * 1000 - newest_ms < _LIVE_MS or self._is_at_ends()
-            if full or self._pace.is_due(pending, changed, idle=idle, is_live=is_live):
+            if self._pace.is_due(pending, changed, idle=idle, is_live=is_live):
                 self.all()
                 self._note_live(is_live=is_live)
+            elif max(fullness.values()) > 1:
+                self._take([held for held in self._held.values() if held.fold and fullness[held.fold] > _ALONG])
         for held in self._held.values():
             if held.fold is not None and not held.fold.has_moved:
                 self._settle(held, 0)  # its last commit may have come before its end was seen
@@ -133,15 +137,22 @@ class Commits:
         """
         began = time.monotonic()
         models = sum(fold.changed for fold in self.folds())
+        self._take(self._held.values())
+        self._pace.taken(began, models)
+
+    def _take(self, partitions: Iterable[HeldPartition]) -> None:
+        """Commit the folds of some partitions, as far as they moved."""
+        began = time.monotonic()
+        models = 0
         if self._topic.is_same():
             folds = {held.number: held.fold for held in self._held.values() if held.fold is not None}
-            moved = [one for one in self._held.values() if one.number in folds and folds[one.number].has_moved]
+            moved = [one for one in partitions if one.number in folds and folds[one.number].has_moved]
             moved = [one for one in moved if one.phase is not Phase.HALTED]
+            models = sum(folds[held.number].changed for held in moved)
             self._say(moved)  # at once: each waits for the brokers
             for held in moved:
                 self._splits.look(held.number, folds)
                 self.one(held)
-        self._pace.taken(began, models)
         self.taken += 1
         took_s = time.monotonic() - began
         self.taken_s += took_s

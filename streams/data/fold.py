@@ -100,15 +100,15 @@ class Fold:
             return True
         return self.rescue is not None and self.rescue.letters.has_changes
 
-    def keep_to(self, limit_bytes: int) -> bool:
-        """Drop unchanged models until the rest fits; say whether a commit is due, so that it goes on fitting.
+    def keep_to(self, limit_bytes: int) -> float:
+        """Drop unchanged models until the rest fits; above 1, a commit is due, so that it goes on fitting.
 
         Args:
             limit_bytes: Of models in memory, and dead letters that are to be written.
         """
         beside = 0 if self.rescue is None else self.rescue.letters.memory_bytes
         self.cache.evict(max(0, limit_bytes - beside))
-        return self.has_moved and self.cache.is_full(limit_bytes, beside)
+        return self.cache.fullness(limit_bytes, beside) if self.has_moved else 0.0
 
     @property
     def committed(self) -> int:

@@ -29,6 +29,9 @@ def test_too_little_for_so_many_processes_is_refused_with_what_would_do() -> Non
 
 def test_one_process_has_for_models_what_the_rest_leaves() -> None:
     share = process_share(512 << 20)
+    assert 4 << 20 <= process_share(512 << 20, keeps_letters=True) < share
+    keeping = FoldSettings(memory_limit_bytes=512 << 20, on_error="dead-letter")
+    assert keeping.models_bytes < FoldSettings(memory_limit_bytes=512 << 20).models_bytes == share
     assert share * 1.5 + (184 << 20) <= 0.9 * (512 << 20) + 2
     assert load(FoldSettings, memory_limit_bytes=512 << 20).models_bytes == share
     assert load(FoldSettings, memory_limit_bytes=512 << 20, cache_bytes=5 << 20).models_bytes == 5 << 20

@@ -437,6 +437,19 @@ def test_each_type_that_fails_has_what_is_not_committed_folded_again_once(tmp_pa
     partition.fold.close()
 
 
+def test_letters_count_as_memory_until_they_are_committed(tmp_path: Path) -> None:
+    log = log_of([("a", "fail"), *[("a", "add")] * 999])
+    partition = Partition(tmp_path / "0", DEAD_LETTERS)
+    partition.take(log, 500)
+    assert partition.fold.keep_to(16 << 20) < 1 < partition.fold.keep_to(1 << 20)
+    partition.topic += [one.record() for one in partition.letters.to_send()]
+    assert partition.fold.keep_to(1 << 20) > 1  # they still are what the next commit writes
+    partition.commit(log)
+    assert partition.fold.keep_to(1 << 20) == 0
+    assert partition.letters.memory_bytes == 0
+    partition.fold.close()
+
+
 def test_types_without_end_that_fail_are_not_each_a_reason_to_begin_again(tmp_path: Path) -> None:
     class Breaking(Tally):
         name = "tally"
