@@ -266,11 +266,11 @@ class ModelCache:
         return known * (1 + 2 * self._stored_share)
 
     def is_full(self, limit_bytes: int) -> bool:
-        """Whether the changed models are about to need, with their commit, half of what the limit leaves for models."""
+        """Whether the changed models are about to need, with their commit, half of the limit."""
         return self.fullness(limit_bytes) > 1
 
     def fullness(self, limit_bytes: int, beside_bytes: int = 0) -> float:
-        """Give what share of that they need.
+        """Give what share of that they need; likewise with what else a commit takes, all of which has to have room.
 
         Args:
             limit_bytes: Of the whole cache.
@@ -280,8 +280,8 @@ class ModelCache:
             if self.unseen_bytes + beside_bytes < limit_bytes // _FIRST_SHARE:
                 return 0.0
             self._estimate_average()
-        room = max(1.0, (_FOR_MODELS * limit_bytes - beside_bytes) / 2)
-        return max(self._dirty_memory() / room, self.unseen_bytes / limit_bytes)
+        needed = 2 * self._dirty_memory() + beside_bytes
+        return max(needed / (_FOR_MODELS * limit_bytes), self.unseen_bytes / limit_bytes)
 
     def evict(self, limit_bytes: int) -> None:
         """Drop unchanged models, those changed longest ago first, until the cache fits the limit."""

@@ -441,11 +441,11 @@ def test_letters_count_as_memory_until_they_are_committed(tmp_path: Path) -> Non
     log = log_of([("a", "fail"), *[("a", "add")] * 999])
     partition = Partition(tmp_path / "0", DEAD_LETTERS)
     partition.take(log, 500)
-    assert partition.fold.keep_to(16 << 20) < 1 < partition.fold.keep_to(1 << 20)
+    assert partition.fold.keep_to(16 << 20) < 1 < partition.fold.keep_to(512 << 10)
     partition.topic += [one.record() for one in partition.letters.to_send()]
-    assert partition.fold.keep_to(1 << 20) > 1  # they still are what the next commit writes
+    assert partition.fold.keep_to(512 << 10) > 1  # they still are what the next commit writes
     partition.commit(log)
-    assert partition.fold.keep_to(1 << 20) == 0
+    assert partition.fold.keep_to(512 << 10) == 0
     assert partition.letters.memory_bytes == 0
     partition.fold.close()
 
