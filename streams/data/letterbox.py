@@ -30,6 +30,8 @@ _QUEUED_KBYTES = 16 << 10
 _WAIT_S = 0.1
 _SILENT_S = 20.0
 _SOON_MS = 5
+_PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
+"""Whoever has purged has been told already."""
 
 
 def ensure_topic(cluster: Cluster, projection: str, events: TopicInfo) -> TopicInfo:
@@ -101,6 +103,10 @@ class Letterbox:
         """
         if self._topic is None:
             self._topic = ensure_topic(self._cluster, self._projection, self._events)
+        if self._producer is not None and self._producer.flush(self._kafka.request_timeout_s):
+            raise BrokerUnavailable(
+                f"Kafka at {self._kafka.bootstrap_servers} does not acknowledge dead letters that were sent before."
+            )  # they are told of where they are written; here they are to be read, and not to be sent once more
         marks = self._cluster.watermarks(self._topic)[partition]
         if self._consumer is None:
             self._consumer = self._new_consumer()
@@ -216,9 +222,8 @@ class Letterbox:
         left = producer.flush(self._kafka.request_timeout_s + 1)
         if left:
             producer.purge()
-            producer.poll(0)
         refused, self._refused = self._refused, None
-        if refused is not None and refused.code() in (KafkaError._MSG_TIMED_OUT, KafkaError._PURGE_QUEUE):
+        if refused is not None and refused.code() == KafkaError._MSG_TIMED_OUT:
             left = max(left, 1)  # nobody has answered, which is no refusal
         elif refused is not None:
             raise broker_error(
@@ -252,7 +257,8 @@ class Letterbox:
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
-            self._refused = error
+            if error.code() not in _PURGED:
+                self._refused = error
         elif (partition := message.partition()) in self._reading:
             own, offset = self._own.setdefault(partition, deque()), message.offset()
             if own and own[-1][1] == offset:

@@ -24,6 +24,7 @@ from streams.broker import EmbeddedBroker
 from streams.config import FoldSettings
 from streams.control.dead_letters import DeadLetters
 from streams.data.letter import Letter, said, topic_of
+from streams.data.letterbox import Letterbox
 from streams.errors import ProjectionError
 from tests.integration.crasher import Job
 from tests.integration.kit import TALLY, Kit, produce, read_log, until
@@ -311,6 +312,35 @@ def test_a_topic_that_cannot_be_written_stops_nothing_before_it_and_loses_nothin
     assert kit.models() == folded(
         [record for record in read_log(kit.bootstrap, kit.cluster.topic(kit.topic))[0] if record.key() == b"a"], Tally()
     )
+
+
+def test_whoever_opens_a_partition_again_reads_what_he_has_only_just_sent(new_kit: NewKit) -> None:
+    """A store that is opened anew, since its disk was full, is not to send what is on its way once more."""
+    kit = new_kit(partitions=1)
+    events = kit.cluster.topic(kit.topic)
+    box = Letterbox(kit.kafka, kit.cluster, f"tally-{kit.group}", kit.group, events)
+    letters = [
+        Letter(
+            projection="tally",
+            generation="tally.v1",
+            group=kit.group,
+            topic=kit.topic,
+            partition=0,
+            offset=offset,
+            timestamp=1,
+            kind="failed",
+            error="no",
+        )
+        for offset in range(3000)
+    ]
+    try:
+        assert box.open(0, 0) == []
+        box.send(letters)
+        assert [told for told, _ in box.open(0, 0)] == letters
+        box.write([])
+    finally:
+        box.close()
+        kit.cluster.delete_topic(box.name)
 
 
 def test_a_broker_that_is_restarted_while_letters_are_written_has_each_of_them(
