@@ -65,6 +65,11 @@ def broker_error(error: KafkaError, doing: str, settings: KafkaSettings, needs: 
     """
     if is_denial(error):
         return denial(error, doing, settings, needs)
+    if error.code() == KafkaError._FATAL and "group.instance.id" in error.str():  # as which librdkafka passes it on
+        return BrokerError(
+            "Another process has joined a group as the same member (group.instance.id), so this one could not "
+            f"{doing}. Each worker needs a name of its own (--worker-name or REFOLD_WORKER_NAME)."
+        )
     if error.code() in _AWAY:
         return BrokerUnavailable(
             f"No Kafka broker at {settings.bootstrap_servers} answered within {settings.request_timeout_s:g} s "

@@ -248,6 +248,10 @@ class WorkerSettings(BaseSettings):
     none are let in all the same, as far as nothing else is asked of them. Env: REFOLD_TLS_AUTHORITY."""
     read_certificates: bool = False
     """Reading needs a certificate, or a token where there are some. Env: REFOLD_READ_CERTIFICATES."""
+    static_membership: bool = False
+    """The groups know this worker's agents again, by `worker_name`, when it is started again within the session timeout
+    (KIP-345): then they fold their partitions on, and no others are moved. One that ends for good has its partitions
+    wait for that time. Env: REFOLD_STATIC_MEMBERSHIP."""
     drain_seconds: PositiveFloat = 25.0
     """How long agents may take to commit and leave once the worker is to end. Env: REFOLD_DRAIN_SECONDS."""
 

@@ -304,5 +304,8 @@ class WorkerOptions(RunOptions):
     """The authority (PEM) by which clients' and other workers' certificates are checked."""
     read_certificates: Annotated[str | None, Parameter(env_var="REFOLD_READ_CERTIFICATES")] = None
     """true: reading needs a certificate of that authority, or a token where there are some."""
+    static_membership: Annotated[str | None, Parameter(env_var="REFOLD_STATIC_MEMBERSHIP")] = None
+    """true: the groups know its agents again by the worker's name when it is started again within the session timeout;
+    then no partition is moved meanwhile."""
     drain_seconds: Annotated[str | None, Parameter(env_var="REFOLD_DRAIN_SECONDS")] = None
     """How long agents may take to commit and leave once it is to end; by default 25."""

@@ -71,10 +71,14 @@ class Folding:
         pids: set[int] = getattr(self._runner, "pids", {os.getpid()})
         return pids
 
-    def stop(self) -> None:
-        """Ask the agents to end; from any thread."""
+    def stop(self, *, stays: bool = False) -> None:
+        """Ask the agents to end; from any thread.
+
+        Args:
+            stays: They are about to come back; see `Job.instance`.
+        """
         if self._runner is not None:
-            self._runner.stop()
+            self._runner.stop(stays=stays)
 
     def renice(self, nice: int) -> None:
         """Have the agents go on with another priority."""

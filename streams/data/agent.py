@@ -36,9 +36,13 @@ class Agent:
         """The figures as of the last batch."""
         return self._seat.status
 
-    def stop(self) -> None:
-        """Ask `run` to end: the event being folded is finished, everything is committed, the group is left."""
-        self._seat.stop()
+    def stop(self, *, stays: bool = False) -> None:
+        """Ask `run` to end: the event being folded is finished, everything is committed, the group is left.
+
+        Args:
+            stays: See `Seat.stop`.
+        """
+        self._seat.stop(stays=stays)
 
     def run(self) -> None:
         """Fold until stopped or done.

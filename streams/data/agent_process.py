@@ -46,11 +46,12 @@ def main(descriptor: int, parent: int, nice: int) -> None:
     stretches = _Stretches(agent, nice)
 
     def listen() -> None:
-        # The parent's end closing is as good as its word.
+        # The parent's end closing is as good as its word; whoever starts the parent again has it come back.
+        word: int | str = "stay"
         with contextlib.suppress(EOFError, OSError):
             while isinstance(word := pipe.recv(), int):
                 stretches.renice(word)
-        agent.stop()
+        agent.stop(stays=word != "stop")
 
     ended = threading.Event()
 

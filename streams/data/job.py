@@ -41,6 +41,9 @@ class Job:
     """What becomes of events that cannot be folded; None: what the settings say."""
     replay_ends: Mapping[int, int] = field(default_factory=dict)
     """By partition, the end that was pinned when the generation's replay began: what comes before it is a rebuild's."""
+    instance: str = ""
+    """By which the group knows the agent again that comes back (`group.instance.id`, KIP-345); "" where it is to be a
+    new member each time."""
     address: str = ""
     """Where the models are served that it folds, as host:port; "" where they are not."""
 

@@ -133,7 +133,7 @@ class Polling:
                 f"Topic {self._topic!r} is gone ({error.str()}). The state is kept as it was committed last.",
                 topic=self._topic,
             )
-        if error.fatal() or not (error.retriable() or code < 0):
+        if error.fatal() or code == KafkaError._FATAL or not (error.retriable() or code < 0):
             raise broker_error(error, f"read topic {self._topic!r}", self._kafka, self._needs)
         log.warning("source.transient_error", topic=self._topic, error=error.str())
         return None

@@ -70,13 +70,13 @@ class ProcessRunner:
         if self._stopped:
             self.stop()
 
-    def stop(self) -> None:
+    def stop(self, *, stays: bool = False) -> None:
         """See Runner."""
         with self._guard:
             self._stopped = True
             if self._process is not None and not self._ended.is_set():
                 with contextlib.suppress(OSError):
-                    self._ours.send("stop")
+                    self._ours.send("stay" if stays else "stop")
 
     def renice(self, nice: int) -> None:
         """See Runner."""

@@ -27,7 +27,7 @@ class Runner(Protocol):
         """
         ...
 
-    def stop(self) -> None:
+    def stop(self, *, stays: bool = False) -> None:
         """Ask the agent to end; see `Agent.stop`. Also before `start`, and more than once."""
         ...
 
@@ -69,9 +69,9 @@ class ThreadRunner:
         """See Runner."""
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, *, stays: bool = False) -> None:
         """See Runner."""
-        self._agent.stop()
+        self._agent.stop(stays=stays)
 
     def renice(self, nice: int) -> None:
         """See Runner."""

@@ -48,9 +48,16 @@ class Seat:
         self._rocksdb_bytes = 0
         self._measured_s = 0.0
         self._has_left = False
+        self._stays = False
 
-    def stop(self) -> None:
-        """Ask for the end: the event being folded is finished, everything is committed, the group is left."""
+    def stop(self, *, stays: bool = False) -> None:
+        """Ask for the end: the event being folded is finished, everything is committed, the group is left.
+
+        Args:
+            stays: It is not left where it would know this member again; see `Job.instance`.
+        """
+        if not self.interrupts:  # else somebody has said so before
+            self._stays = stays
         self.interrupts.append("stop")
 
     def join(self, reading: Reading | None = None) -> None:
@@ -66,6 +73,7 @@ class Seat:
             self,
             client_id=Member.client_id_of(job.build.manifest.directory, os.getpid(), job.address),
             session_timeout_s=job.settings.session_timeout_s,
+            instance=job.instance,
         )
         self._reading: Reading = self._subscription if reading is None else reading
         self.lane.begin(self._reading)
@@ -142,7 +150,7 @@ class Seat:
             self._publish()
         finally:
             self.lane.close()
-            self._subscription.close()
+            self._subscription.close(stays=self._stays)
             log.debug("agent.stopped", projection=self.job.projection.name, group=self.job.group)
 
     def _mirror(self, *, wait: bool = False, now: bool = False) -> None:

@@ -170,9 +170,9 @@ class SharedRunner:
         """See Runner."""
         self._shared._started(self)
 
-    def stop(self) -> None:
+    def stop(self, *, stays: bool = False) -> None:
         """See Runner."""
-        self.seat.stop()
+        self.seat.stop(stays=stays)
         self._shared._withdrawn(self)
 
     def renice(self, nice: int) -> None:

@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.data.polling import Polling, Slice, bounded
 from streams.data.source import KafkaEventStore
+from streams.errors import CqrsError
 from streams.log import get_logger
 from streams.types import Committed
 
@@ -58,13 +59,24 @@ class Subscription:
         listener: Told of the partitions.
         client_id: By which the group knows this member.
         session_timeout_s: Silence after which the group gives this member's partitions away.
+        instance: By which it knows it again when it comes back within that time (`group.instance.id`, KIP-345): then
+            it has its partitions again, and nobody else is disturbed. "": it is a new member each time.
     """
 
     def __init__(
-        self, store: KafkaEventStore, group: str, listener: Listener, *, client_id: str, session_timeout_s: float
+        self,
+        store: KafkaEventStore,
+        group: str,
+        listener: Listener,
+        *,
+        client_id: str,
+        session_timeout_s: float,
+        instance: str = "",
     ) -> None:
         self._topic = store.topic
         self._group = group
+        self._client_id = client_id
+        self._instance = instance
         self._cluster = store.cluster.within(_ASK_S)
         self._listener = listener
         self._refused: set[int] = set()
@@ -78,6 +90,7 @@ class Subscription:
                 "heartbeat.interval.ms": min(_HEARTBEAT_MS, int(session_timeout_s * 1000 / 3)),
                 "client.id": client_id,
                 "group.id": group,
+                **({"group.instance.id": instance} if instance else {}),
                 "on_commit": self._on_commit,
                 "statistics.interval.ms": _STATISTICS_MS,
                 "stats_cb": self._on_statistics,
@@ -142,17 +155,30 @@ class Subscription:
         """Read a partition no further; it stays ours."""
         self._polling.stop_reading(partition)
 
-    def close(self) -> None:
+    def close(self, *, stays: bool = False) -> None:
         """Leave the group. A broker that does not answer is not waited for: it drops this member by itself.
 
         Not while joining, be it for the first time or in a rebalance: librdkafka, closed then without partitions, does
         not tell the group, which waits for this member's session.
+
+        Args:
+            stays: Do not leave, where the group would know this member again: it is about to come back.
         """
+        if self._instance and stays:
+            self._polling.close(_LAST_WORD_S)
+            return
         deadline = time.monotonic() + _LAST_WORD_S
         self._statistics = ""
         # While the group is being rebalanced, a member that has not noticed yet is about to join again.
         while not (self._is_settled() and self._cluster.is_stable(self._group)) and time.monotonic() < deadline:
             self._consumer.poll(_JOIN_S)
+        if self._instance:  # closed as it is, it would not leave
+            try:
+                self._consumer.unsubscribe()
+                while self._is_member() and time.monotonic() < deadline:
+                    self._consumer.poll(_JOIN_S)
+            except KafkaException as error:  # somebody else has joined as this member, so there is nothing to leave
+                log.debug("group.not_left", group=self._group, why=error.args[0].str())
         if not self._polling.close(_LAST_WORD_S):
             log.warning("group.leave_unanswered", group=self._group, within_s=_LAST_WORD_S)
 
@@ -188,6 +214,13 @@ class Subscription:
         if not self._statistics:
             return False
         return bool(orjson.loads(self._statistics).get("cgrp", {}).get("join_state") == "steady")
+
+    def _is_member(self) -> bool:
+        """Say whether the group still has it; False where nobody answers."""
+        try:
+            return any(one.client_id == self._client_id for one in self._cluster.members(self._group))
+        except CqrsError:
+            return False
 
     def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         failed = error or next((where.error for where in offsets if where.error is not None), None)

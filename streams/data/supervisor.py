@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streams.data.agent import AgentStatus, Job
 from streams.data.job import Work
@@ -57,7 +57,7 @@ class Supervisor:
     def __init__(self, job: Job, agents: int, make: MakeRunner = ProcessRunner) -> None:
         self._job = job
         self._make = make
-        self._slots = [_Slot(number, make(job)) for number in range(agents)]
+        self._slots = [_Slot(number, make(_seated(job, number))) for number in range(agents)]
         self._events = 0
         self._work = Work()
         self._nice: int | None = None
@@ -87,11 +87,11 @@ class Supervisor:
         for slot in self._slots:
             self._start(slot)
 
-    def stop(self) -> None:
+    def stop(self, *, stays: bool = False) -> None:
         """See Runner."""
         self._stopped = True
         for slot in self._slots:
-            slot.runner.stop()
+            slot.runner.stop(stays=stays)
 
     def renice(self, nice: int) -> None:
         """See Runner; agents that are started later have it too."""
@@ -133,7 +133,7 @@ class Supervisor:
             elif time.monotonic() >= slot.restart_at:
                 self._events += slot.runner.status.events
                 self._work += slot.runner.status.work + Work(restarts=1)
-                slot.runner = self._make(self._job)
+                slot.runner = self._make(_seated(self._job, slot.number))
                 if self._nice is not None:
                     slot.runner.renice(self._nice)
                 self._start(slot)
@@ -188,6 +188,11 @@ def supervised(agents: int, *, nice: int = 0) -> Callable[[Job], Runner]:
         return Supervisor(job, agents, lambda job: ProcessRunner(job, nice=nice))
 
     return make
+
+
+def _seated(job: Job, number: int) -> Job:
+    """Give an agent's own job: the group is to know each by itself."""
+    return replace(job, instance=f"{job.instance}-{number}") if job.instance else job
 
 
 def _merged(statuses: Iterable[dict[int, PartitionStatus]]) -> dict[int, PartitionStatus]:

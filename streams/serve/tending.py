@@ -324,7 +324,7 @@ class Tending:
     def _end_all(self) -> None:
         for hand in self._hands.values():
             if hand.folding is not None:
-                hand.folding.stop()
+                hand.folding.stop(stays=True)
         for id_, hand in self._hands.items():
             self._let_go(id_, hand)
         self._publish()

@@ -78,12 +78,18 @@ class Worker:
         settings: How it presents itself.
 
     Raises:
-        ConfigError: The memory that it may take is too little for its agents.
+        ConfigError: The memory that it may take is too little for its agents, or it is to be known again and has no
+            name of its own.
     """
 
     def __init__(self, sites: Sequence[Site], kafka: KafkaSettings, settings: WorkerSettings) -> None:
         self.settings = settings
         self._cache_bytes = _share(settings, len(sites))
+        if settings.static_membership and settings.worker_name is None:
+            raise ConfigError(
+                "static_membership: groups know a worker again by its name, and this one has none that lasts: give it "
+                "one (--worker-name or REFOLD_WORKER_NAME), which no other worker has."
+            )
         self.name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.began = datetime.now(UTC)
         self.address = ""
@@ -222,6 +228,8 @@ class Worker:
             cache_bytes = self.settings.replay_cache_bytes
         if cache_bytes is not None:
             job = replace(job, settings=job.settings.model_copy(update={"cache_bytes": cache_bytes}))
+        if self.settings.static_membership:
+            job = replace(job, instance=self.name)
         return supervised(self.settings.agents_per_generation, nice=NICE if is_replay else 0)(job)
 
     def _wait_for_loops(self) -> None:

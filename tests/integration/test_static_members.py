@@ -1,0 +1,77 @@
+"""Workers whose agents the groups know again: they come back to their partitions, and nobody else is disturbed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from streams.config import WorkerSettings, load
+from streams.errors import ConfigError
+from streams.serve.worker import Worker as Service
+from tests.integration.fleet import fleet, soon
+from tests.integration.kit import Kit, produce, tally_events, traffic
+from tests.integration.test_worker import metrics
+
+NewKit = Callable[..., Kit]
+SESSION_S = 60
+STATIC = {"REFOLD_STATIC_MEMBERSHIP": "true", "REFOLD_SESSION_TIMEOUT_S": str(SESSION_S)}
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_who_comes_back_in_time_folds_its_partitions_on_and_nobody_is_disturbed(
+    new_kit: NewKit, how: signal.Signals
+) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(1000))
+    with fleet(kit, variables=STATIC) as workers:
+        stays, goes = workers.start("a"), workers.start("b")
+        workers.ready(stays, goes)
+        soon("both to fold", lambda: len(set(workers.owners("tally.v1").values())) == 2)
+        workers.ready(stays, goes)
+        owners, moved = workers.owners("tally.v1"), metrics(stays)["refold_rebalances_total"]
+        with traffic(kit, 1000):
+            goes.signal(how)
+            goes.process.wait(30)
+            back = workers.start("b", port=goes.port)
+            soon("it to serve again", back.is_ready)
+            assert workers.owners("tally.v1") == owners
+        workers.ready(stays, back)
+        expected = workers.expected()
+        soon("the last events to be folded", lambda: workers.models(stays) == expected)
+        assert metrics(stays)["refold_rebalances_total"] == moved
+        assert workers.owners("tally.v1") == owners
+
+
+def test_who_goes_for_good_leaves_so_that_nobody_waits_for_its_session(new_kit: NewKit) -> None:
+    """In place, the group's offsets are set back, which Kafka refuses while it has members."""
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(500))
+    with fleet(kit, variables=STATIC) as workers:
+        one = workers.start("a")
+        workers.ready(one)
+        status, _, done = one.ask("POST", "/v1/projections/tally/rebuild", {"in_place": True})
+        assert status == 200, done
+        soon(
+            "the rebuild",
+            lambda: (found := workers.record().rebuild) is not None and found.outcome == "completed",
+            deadline_s=SESSION_S / 2,
+        )
+        workers.ready(one)
+        assert workers.models(one) == workers.expected()
+
+
+def test_two_workers_of_one_name_are_told_so(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(10))
+    with fleet(kit, variables=STATIC) as workers:
+        one = workers.start("a")
+        workers.ready(one)
+        workers.start("a", port=one.port, state="b", REFOLD_HTTP_HOST="127.0.0.2")
+        soon("it to be told", lambda: "Each worker needs a name of its own" in one.output())
+
+
+def test_a_worker_without_a_name_is_refused_it(new_kit: NewKit) -> None:
+    with pytest.raises(ConfigError, match=r"static_membership: .* has none that lasts"):
+        Service([], new_kit(partitions=1).kafka, load(WorkerSettings, static_membership=True))
