@@ -127,6 +127,10 @@ annotations:
       fieldPath: metadata.name
 - name: REFOLD_WORKER_NAME
   value: $(POD_NAME)
+{{- if and .Values.staticMembership (not .Values.autoscaling.enabled) }}
+- name: REFOLD_STATIC_MEMBERSHIP
+  value: "true"
+{{- end }}
 - name: REFOLD_HTTP_HOST
   value: 0.0.0.0
 - name: REFOLD_HTTP_PORT
