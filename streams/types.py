@@ -77,7 +77,7 @@ class Member:
 
         Args:
             directory: The id of the state directory.
-            pid: The process.
+            pid: The process; 0 for a static member, which the group goes on telling as it joined first.
             address: Where its models are served, as host:port; "" where they are not.
         """
         return f"refold-{directory}-{pid}{'@' if address else ''}{address}"
@@ -90,9 +90,9 @@ class Member:
 
     @property
     def pid(self) -> int | None:
-        """The process's id; None for a member that is none of ours."""
+        """The process's id; None for a static member, and for one that is none of ours."""
         found = _CLIENT_ID.fullmatch(self.client_id)
-        return None if found is None else int(found[2])
+        return None if found is None else int(found[2]) or None
 
     @property
     def address(self) -> str | None:
@@ -104,7 +104,7 @@ class Member:
         """Name it, for an error's message."""
         found = _CLIENT_ID.fullmatch(self.client_id)
         who = self.client_id if found is None else "refold"
-        process = "" if found is None else f", process {found[2]}"
+        process = "" if self.pid is None else f", process {self.pid}"
         host = self.host.lstrip("/")
         return f"{who} on {host}{process} (partitions {', '.join(map(str, self.partitions)) or 'none'})"
 

@@ -283,7 +283,8 @@ def _gone(members: Iterable[Member], build: Build | None, live: Iterable[Holder]
     if build is None or live is None:
         return ()
     pids = {holder.pid for holder in live}
-    return [one for one in members if one.directory == build.manifest.directory and one.pid not in pids]
+    mine = [one for one in members if one.directory == build.manifest.directory]
+    return [one for one in mine if one.pid is not None and one.pid not in pids]
 
 
 def _replace(view: PartitionView, **changes: Any) -> PartitionView:

@@ -15,7 +15,12 @@ from streams.data.source import KafkaEventStore
 from streams.data.stamp import Pinned
 from streams.types import TopicInfo
 
-__all__ = ["AgentStatus", "Job", "Work"]
+__all__ = ["AgentStatus", "Job", "Work", "instance_of"]
+
+
+def instance_of(whose: str, number: int) -> str:
+    """Give the `group.instance.id` of one of somebody's agents."""
+    return f"{whose}-{number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

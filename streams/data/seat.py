@@ -71,7 +71,9 @@ class Seat:
             job.events,
             job.group,
             self,
-            client_id=Member.client_id_of(job.build.manifest.directory, os.getpid(), job.address),
+            client_id=Member.client_id_of(
+                job.build.manifest.directory, 0 if job.instance else os.getpid(), job.address
+            ),
             session_timeout_s=job.settings.session_timeout_s,
             instance=job.instance,
         )

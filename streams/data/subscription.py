@@ -11,11 +11,10 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.data.polling import Polling, Slice, bounded
 from streams.data.source import KafkaEventStore
-from streams.errors import CqrsError
 from streams.log import get_logger
 from streams.types import Committed
 
-__all__ = ["Listener", "Subscription"]
+__all__ = ["Listener", "Subscription", "leave_for"]
 
 log = get_logger(__name__)
 
@@ -24,6 +23,7 @@ _JOIN_S = 0.02
 _ASK_S = 0.5
 _STATISTICS_MS = 100
 """How often librdkafka tells its state, which is looked at when the group is to be left."""
+_OUT = 2
 _HEARTBEAT_MS = 300
 """A member learns by its heartbeat's answer that the group is being rebalanced, and a hand-over takes two such rounds:
 at Kafka's 3 s, six seconds in which one agent does the work of two."""
@@ -75,7 +75,6 @@ class Subscription:
     ) -> None:
         self._topic = store.topic
         self._group = group
-        self._client_id = client_id
         self._instance = instance
         self._cluster = store.cluster.within(_ASK_S)
         self._listener = listener
@@ -175,8 +174,7 @@ class Subscription:
         if self._instance:  # closed as it is, it would not leave
             try:
                 self._consumer.unsubscribe()
-                while self._is_member() and time.monotonic() < deadline:
-                    self._consumer.poll(_JOIN_S)
+                self._poll_until_out(deadline)
             except KafkaException as error:  # somebody else has joined as this member, so there is nothing to leave
                 log.debug("group.not_left", group=self._group, why=error.args[0].str())
         if not self._polling.close(_LAST_WORD_S):
@@ -211,16 +209,21 @@ class Subscription:
 
     def _is_settled(self) -> bool:
         """Say whether this member is in the group and not being rebalanced, as librdkafka says of itself."""
-        if not self._statistics:
-            return False
-        return bool(orjson.loads(self._statistics).get("cgrp", {}).get("join_state") == "steady")
+        return self._join_state() == "steady"
 
-    def _is_member(self) -> bool:
-        """Say whether the group still has it; False where nobody answers."""
-        try:
-            return any(one.client_id == self._client_id for one in self._cluster.members(self._group))
-        except CqrsError:
-            return False
+    def _join_state(self) -> str:
+        if not self._statistics:
+            return ""
+        return str(orjson.loads(self._statistics).get("cgrp", {}).get("join_state", ""))
+
+    def _poll_until_out(self, deadline: float) -> None:
+        """Wait until librdkafka says for the second time that it is in no group: by then the group has heard of it."""
+        out = 0
+        while out < _OUT and time.monotonic() < deadline:
+            self._statistics = ""
+            while not self._statistics and time.monotonic() < deadline:
+                self._consumer.poll(_JOIN_S)
+            out += self._join_state() == "init"
 
     def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         failed = error or next((where.error for where in offsets if where.error is not None), None)
@@ -232,3 +235,43 @@ class Subscription:
         self._refused.update(partitions)
         self.refusals += 1
         log.warning("commit.refused", group=self._group, partitions=partitions, error=error.name(), why=error.str())
+
+
+class _NewComer:
+    """Waits for its first partitions, and does nothing with them."""
+
+    def __init__(self) -> None:
+        self.is_in = False
+
+    def assigned(self, partitions: Sequence[int]) -> None:  # noqa: ARG002
+        """See Listener."""
+        self.is_in = True
+
+    def revoked(self, partitions: Sequence[int]) -> None:
+        """See Listener."""
+
+    def lost(self, partitions: Sequence[int]) -> None:
+        """See Listener."""
+
+
+def leave_for(store: KafkaEventStore, group: str, instance: str, session_timeout_s: float) -> None:
+    """Leave a group for a static member that is gone for good, so that its partitions need not wait for its session.
+
+    Kafka has no call for it that librdkafka has. So the group is joined as that member, and then left.
+
+    Args:
+        store: The log.
+        group: The group.
+        instance: The member's `group.instance.id`.
+        session_timeout_s: As it had.
+    """
+    comer = _NewComer()
+    subscription = Subscription(
+        store, group, comer, client_id=f"leaves-for-{instance}", session_timeout_s=session_timeout_s, instance=instance
+    )
+    deadline = time.monotonic() + _LAST_WORD_S
+    try:
+        while not comer.is_in and time.monotonic() < deadline:
+            subscription.poll(_JOIN_S)
+    finally:
+        subscription.close()

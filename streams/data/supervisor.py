@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from streams.data.agent import AgentStatus, Job
-from streams.data.job import Work
+from streams.data.job import Work, instance_of
 from streams.data.partition import PartitionStatus
 from streams.data.process_runner import ProcessRunner
 from streams.data.runner import MakeRunner, Runner
@@ -192,7 +192,7 @@ def supervised(agents: int, *, nice: int = 0) -> Callable[[Job], Runner]:
 
 def _seated(job: Job, number: int) -> Job:
     """Give an agent's own job: the group is to know each by itself."""
-    return replace(job, instance=f"{job.instance}-{number}") if job.instance else job
+    return replace(job, instance=instance_of(job.instance, number)) if job.instance else job
 
 
 def _merged(statuses: Iterable[dict[int, PartitionStatus]]) -> dict[int, PartitionStatus]:

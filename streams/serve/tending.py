@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from streams.control.space import check_space, size_bytes
 from streams.data.agent import AgentStatus, Job
 from streams.data.generation import RocksStore
 from streams.data.runner import Runner
+from streams.data.subscription import leave_for
 from streams.errors import CqrsError, GroupActive
 from streams.log import get_logger
 from streams.serve.paths import report_path
@@ -78,13 +79,22 @@ class Tending:
         make_runner: Where the agents of a generation run; told whether it is replayed beside a live one.
         fleet: The consumer group of the workers.
         address: Where this worker's models are served, as host:port, for the group to tell others.
+        instances: By which groups know this worker's agents again (`group.instance.id`); none where they do not.
     """
 
-    def __init__(self, site: Site, make_runner: Callable[[Job, bool], Runner], address: str, fleet: str) -> None:
+    def __init__(
+        self,
+        site: Site,
+        make_runner: Callable[[Job, bool], Runner],
+        address: str,
+        fleet: str,
+        instances: Sequence[str] = (),
+    ) -> None:
         self.site = site
         self._make_runner = make_runner
         self._address = address
         self._fleet = fleet
+        self._instances = instances
         self._stopped = threading.Event()
         self._hands: dict[str, _Hand] = {}
         self._swept_s = 0.0
@@ -132,6 +142,7 @@ class Tending:
                 if record.fleet != self._fleet:
                     self._check_untended(record)
                     record = self.site.update(partial(to.tended, fleet=self._fleet))
+                self._leave_for_the_gone(record)
                 self.record = record
                 with self.site.registry.watch(self.site.name) as watch:
                     self.error, backoff_s = "", _FIRST_BACKOFF_S
@@ -162,6 +173,21 @@ class Tending:
                 f"This one is of group {self._fleet!r}. Give all of them one namespace (--namespace), or this fleet a "
                 "registry of its own (--registry). It waits for the others to end."
             )
+
+    def _leave_for_the_gone(self, record: Record) -> None:
+        """Leave the groups of generations that this worker folded before it was started, and does not fold any more.
+
+        It had other code then. Its agents have not left, for they were about to come back.
+        """
+        for one in record.generations if self._instances else ():
+            if is_wanted(record, one) and self.site.can_fold(one):
+                continue
+            members = self.site.events.cluster.members(one.group)
+            if any(member.address == self._address for member in members):
+                for instance in self._instances:
+                    leave_for(self.site.events, one.group, instance, self.site.settings.session_timeout_s)
+                log.info("group.left_for_good", generation=one.id, group=one.group, instances=self._instances)
+        self._instances = ()
 
     def _idle(self, seconds: float) -> None:
         """Wait, and look after what is folded meanwhile."""

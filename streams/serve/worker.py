@@ -20,6 +20,7 @@ from streams.control.commands import Command
 from streams.control.green import NICE
 from streams.control.site import Site
 from streams.data.agent import AgentStatus, Job
+from streams.data.job import instance_of
 from streams.data.runner import Runner
 from streams.data.supervisor import supervised
 from streams.errors import ConfigError, CqrsError
@@ -90,6 +91,11 @@ class Worker:
                 "static_membership: groups know a worker again by its name, and this one has none that lasts: give it "
                 "one (--worker-name or REFOLD_WORKER_NAME), which no other worker has."
             )
+        if settings.static_membership and settings.advertised_address is None and settings.http_port == 0:
+            raise ConfigError(
+                "static_membership: groups go on telling where a worker was found when it joined, so it must be found "
+                "there again: give it an address (--advertised-address) or a port (--http-port)."
+            )
         self.name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.began = datetime.now(UTC)
         self.address = ""
@@ -143,7 +149,7 @@ class Worker:
             # Step 2
             for site in self._sites:
                 tending = self.tendings[site.name] = Tending(
-                    site, self._runner, self.address, workers_group(self.settings.namespace)
+                    site, self._runner, self.address, workers_group(self.settings.namespace), self._instances()
                 )
                 compare = partial(self.comparing.compare, site)
                 self.leadings[site.name] = Leading(tending, self.leadership, compare, self.serving, self._tracing)
@@ -221,6 +227,11 @@ class Worker:
                 yield Subject(
                     site=tending.site, generation=one, status=status, is_replayed=is_replayed and one.reset is None
                 )
+
+    def _instances(self) -> list[str]:
+        if not self.settings.static_membership:
+            return []
+        return [instance_of(self.name, number) for number in range(self.settings.agents_per_generation)]
 
     def _runner(self, job: Job, is_replay: bool) -> Runner:
         cache_bytes = None if "cache_bytes" in job.settings.model_fields_set else self._cache_bytes

@@ -62,6 +62,25 @@ def test_who_goes_for_good_leaves_so_that_nobody_waits_for_its_session(new_kit: 
         assert workers.models(one) == workers.expected()
 
 
+def test_who_comes_back_with_other_code_leaves_to_the_others_what_it_had(new_kit: NewKit) -> None:
+    """As in a rolling update: nobody waits for the session of one that folds the old generation no more."""
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(1000))
+    with fleet(kit, variables=STATIC) as workers:
+        stays, goes = workers.start("a"), workers.start("b")
+        workers.ready(stays, goes)
+        soon("both to fold", lambda: len(set(workers.owners("tally.v1").values())) == 2)
+        workers.ready(stays, goes)
+        assert goes.terminate() == 0, goes.output()
+        assert len(set(workers.owners("tally.v1").values())) == 2  # it has not left
+        new = workers.start("b", port=goes.port, projections="tests.integration.versions:Fixed")
+        address = f"127.0.0.1:{stays.port}"
+        soon("the other one to have all", lambda: workers.owners("tally.v1") == dict.fromkeys(range(4), address))
+        soon("it to be told", lambda: '"group.left_for_good"' in new.output())
+        workers.ready(stays)
+        assert workers.models(new) == workers.expected()  # as the other one has them
+
+
 def test_two_workers_of_one_name_are_told_so(new_kit: NewKit) -> None:
     kit = new_kit(partitions=1)
     produce(kit.bootstrap, kit.topic, tally_events(10))
@@ -72,6 +91,9 @@ def test_two_workers_of_one_name_are_told_so(new_kit: NewKit) -> None:
         soon("it to be told", lambda: "Each worker needs a name of its own" in one.output())
 
 
-def test_a_worker_without_a_name_is_refused_it(new_kit: NewKit) -> None:
+def test_a_worker_without_a_name_or_an_address_that_lasts_is_refused_it(new_kit: NewKit) -> None:
     with pytest.raises(ConfigError, match=r"static_membership: .* has none that lasts"):
         Service([], new_kit(partitions=1).kafka, load(WorkerSettings, static_membership=True))
+    settings = load(WorkerSettings, static_membership=True, worker_name="a", http_port=0)
+    with pytest.raises(ConfigError, match=r"static_membership: .* so it must be found there again"):
+        Service([], new_kit(partitions=1).kafka, settings)
