@@ -205,31 +205,31 @@ class Commits:
         """Have new dead letters be on their way while folding goes on."""
         if time.monotonic() >= self._silent_to_s:
             for letters in map(_letters, self.folds()):
-                if letters is not None and letters.keeping:
-                    self._letterbox.send(letters.to_send())
+                if letters is not None and letters.outbox.is_waiting:
+                    self._letterbox.send(letters.outbox.to_send())
 
     def _say(self, partitions: Iterable[HeldPartition]) -> bool:
         """Have the topic of dead letters know before the stores' positions pass their events; say whether it does."""
         saying = [letters for one in partitions if (letters := _letters(one.fold)) is not None and letters.saying]
         # All arrive together, or it is not known which have.
-        unsure = [letters for fold in self.folds() if (letters := _letters(fold)) is not None and letters.unsure]
+        unsure = [letters for fold in self.folds() if (letters := _letters(fold)) is not None and letters.outbox.unsure]
         if not (saying or unsure):
             return True
         if time.monotonic() < self._silent_to_s:
             return False  # somebody has waited for an answer just now
-        count = sum(letters.unsure for letters in unsure) + sum(len(letters.saying) for letters in saying)
+        count = sum(letters.outbox.unsure for letters in unsure) + sum(len(letters.saying) for letters in saying)
         try:
             for letters in unsure:
-                self._letterbox.send(letters.to_send())
+                self._letterbox.send(letters.outbox.to_send())
             self._letterbox.write(chain.from_iterable(letters.saying for letters in saying))
         except BrokerUnavailable as error:
             self._silent_to_s = time.monotonic() + _SILENT_S
             for letters in unsure:
-                letters.not_arrived()
+                letters.outbox.not_arrived()
             log.warning("dead_letters.not_written", count=count, why=str(error))
             return False
         for letters in unsure:
-            letters.arrived()
+            letters.outbox.arrived()
         for letters in saying:
             letters.said()
         return True

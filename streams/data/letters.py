@@ -12,6 +12,7 @@ import msgspec
 from projections.contract import CqrsProjection, Event
 from streams.data.codec import Tombstone
 from streams.data.letter import Letter, Mark, Request, Said, letter_id
+from streams.data.outbox import Known, Outbox
 from streams.data.store import DROPPED, LETTER, PartitionStore, StoreState
 from streams.log import get_logger
 
@@ -48,14 +49,9 @@ class Letters:
         self._store = store
         self._is_keyed = projection.partition_by is None
         self._read_to = store.state.letters
-        # Events in front of which the store's position is, and of which the topic has a letter already: by offset,
-        # whether as skipped, and where in the topic.
-        self._expected: dict[int, tuple[bool, int]] = {}
-        self._written: dict[int, tuple[bool, int]] = {}  # the same, of those that the next commit is behind
-        self._unwritten: dict[int, tuple[bool, int]] = {}  # the same, of those in `keeping`
-        self._flying: dict[int, tuple[bool, int]] = {}  # the same, of those that are on their way to the topic
-        self._sent: list[bytes] = []  # these letters, as in the store: nobody knows yet whether the topic has them
-        self._lost: list[bytes] = []  # of these it may not have some
+        # Events in front of which the store's position is, and of which the topic has a letter already, by offset.
+        self._expected: dict[int, Known] = {}
+        self.outbox = Outbox()
         self.resets = -1
         """How often everything since a commit was forgotten."""
         self._asked: list[tuple[Request, int]] = []
@@ -66,10 +62,8 @@ class Letters:
         """Begin again at what the store says, and forget everything since."""
         self.staged: dict[bytes, bytes | None] = {}
         """What the next commit writes to the store, beside the models; None deletes."""
-        self.keeping: list[tuple[Letter, bytes]] = []
-        """Letters that are to be sent to the topic before that, each also as in the store."""
         self.saying: list[Said] = []
-        """What is to be said in the topic then, also before that."""
+        """What is to be said in the topic before that, once it has the letters of the outbox."""
         self._staged_bytes = 0
         self.waiting = 0
         self._offsets: set[int] = set()
@@ -85,10 +79,9 @@ class Letters:
                 self._count(letter, 1)
             else:  # the store was set back to before its event, which is come by again
                 self.staged[key] = None
-                self._expected.setdefault(letter.offset, (False, self._read_to))
+                self._expected.setdefault(letter.offset, Known(skipped=False, where=self._read_to))
         self.skipped = self._store.state.skipped
-        self._expected |= self._written | self._flying
-        self._written, self._unwritten = {}, {}
+        self._expected |= self.outbox.reset()
         self._asked = self._answered + self._asked
         self._answered = []
         self.resets += 1
@@ -144,11 +137,10 @@ class Letters:
         """Keep an event that is not folded, and have others wait behind it unless it is skipped."""
         raw = msgspec.msgpack.encode(letter)
         known = self._expected.pop(letter.offset, None)
-        if known is not None and known[0] == letter.skipped:
-            self._written[letter.offset] = known
+        if known is not None and known.skipped == letter.skipped:
+            self.outbox.has(letter.offset, known)
         else:
-            self._unwritten[letter.offset] = (letter.skipped, self._read_to)
-            self.keeping.append((letter, raw))
+            self.outbox.put(letter, raw, Known(letter.skipped, self._read_to))
         if letter.skipped:
             self.skipped += 1
             return
@@ -206,7 +198,7 @@ class Letters:
     @property
     def read_to(self) -> int:
         """Where the topic is to be read from by whoever opens the store after the next commit."""
-        return min([self._read_to, *(where for _, where in self._expected.values()), *(at for _, at in self._asked)])
+        return min([self._read_to, *(known.where for known in self._expected.values()), *(at for _, at in self._asked)])
 
     def saw(self, said: Said | None, offset: int) -> None:
         """Take in what a record of the topic says, and where it is there."""
@@ -222,10 +214,10 @@ class Letters:
             is_open = said.offset not in self._offsets and said.offset not in self.dropped
             if isinstance(said, Letter) and not said.skipped and is_open:
                 self.tell_of(said.offset)  # whoever folded it after all could not say so any more
-        elif any(said.offset in known for known in (self._written, self._unwritten, self._flying)):
+        elif said.offset in self.outbox:
             return  # it was written from here
         elif isinstance(said, Letter):
-            self._expected[said.offset] = (said.skipped, offset)
+            self._expected[said.offset] = Known(said.skipped, offset)
         elif said.result == "dropped":
             self.drop(said.offset)
         elif said.result == "folded":
@@ -269,30 +261,6 @@ class Letters:
         # In the store's batch it is once more, and then in RocksDB's memory.
         return len(self.saying) * _SAID_BYTES + len(self.staged) * _STAGED_BYTES + 3 * self._staged_bytes
 
-    def to_send(self) -> list[Letter]:
-        """Give the letters that are to be sent now; once all have arrived, or one may not have, that is to be told."""
-        again = [msgspec.msgpack.decode(raw, type=Letter) for raw in self._lost]
-        letters = again + [letter for letter, _ in self.keeping]
-        self._sent += self._lost
-        self._sent += [raw for _, raw in self.keeping]
-        self._flying |= self._unwritten
-        self.keeping, self._lost, self._unwritten = [], [], {}
-        return letters
-
-    @property
-    def unsure(self) -> int:
-        """How many letters there are of which nobody knows whether the topic has them."""
-        return len(self.keeping) + len(self._sent) + len(self._lost)
-
-    def arrived(self) -> None:
-        """Note that the topic has all letters that were sent."""
-        self._written |= self._flying
-        self._flying, self._sent = {}, []
-
-    def not_arrived(self) -> None:
-        """Note that the topic may not have some of the letters that were sent: they are sent once more."""
-        self._lost, self._sent = self._sent, []
-
     def said(self) -> None:
         """Note that the topic has what was to be said."""
         self.saying = []
@@ -303,7 +271,8 @@ class Letters:
         Of events that it has passed, and of which the topic has a letter all the same, the next commit says that they
         were folded after all.
         """
-        self.staged, self._written, self._answered = {}, {}, []
+        self.staged, self._answered = {}, []
+        self.outbox.committed()
         self._staged_bytes = 0
         for offset in [offset for offset in self._expected if offset < self._store.state.position]:
             del self._expected[offset]

@@ -101,8 +101,8 @@ class Partition:
     def commit(self, log: Sequence[MadeRecord], *, dies_before_the_store: bool = False) -> None:
         at = self.fold.position
         while True:
-            self.topic += [one.record() for one in (*self.letters.to_send(), *self.letters.saying)]
-            self.letters.arrived()
+            self.topic += [one.record() for one in (*self.letters.outbox.to_send(), *self.letters.saying)]
+            self.letters.outbox.arrived()
             self.has_sent = False
             self.letters.said()
             if dies_before_the_store:
@@ -123,8 +123,8 @@ class Partition:
     def lose(self) -> None:
         """Send letters that do not arrive; not where others did, since it is not known which, and all go again."""
         if not self.has_sent:
-            self.letters.to_send()
-            self.letters.not_arrived()
+            self.letters.outbox.to_send()
+            self.letters.outbox.not_arrived()
 
     def crash(self) -> None:
         self.fold.close()
@@ -228,7 +228,7 @@ def run(partition: Partition, log: list[MadeRecord], steps: Sequence[tuple[str, 
         elif step == "discard":
             partition.fold.discard()
         elif step == "send":
-            partition.topic += [one.record() for one in partition.letters.to_send()]
+            partition.topic += [one.record() for one in partition.letters.outbox.to_send()]
             partition.has_sent = True
         elif step == "lose":
             partition.lose()
@@ -442,7 +442,7 @@ def test_letters_count_as_memory_until_they_are_committed(tmp_path: Path) -> Non
     partition = Partition(tmp_path / "0", DEAD_LETTERS)
     partition.take(log, 500)
     assert partition.fold.keep_to(16 << 20) < 1 < partition.fold.keep_to(512 << 10)
-    partition.topic += [one.record() for one in partition.letters.to_send()]
+    partition.topic += [one.record() for one in partition.letters.outbox.to_send()]
     assert partition.fold.keep_to(512 << 10) > 1  # they still are what the next commit writes
     partition.commit(log)
     assert partition.fold.keep_to(512 << 10) == 0
