@@ -122,6 +122,7 @@ def _prepare(job: Job) -> None:
 
         return step
 
+    Letterbox.send = dying(Letterbox.send)  # type: ignore[method-assign]
     Letterbox.write = dying(Letterbox.write)  # type: ignore[method-assign]
     if job.kind == "run":
         vars(answers)["swap"] = dying(vars(answers)["swap"])

@@ -123,7 +123,7 @@ def test_killed_at_random_moments_every_event_that_cannot_be_folded_is_kept_once
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-@given(seed=st.integers(0, 1000), at=st.integers(1, 14), before=st.booleans(), later=st.integers(1, 8))
+@given(seed=st.integers(0, 1000), at=st.integers(1, 20), before=st.booleans(), later=st.integers(1, 12))
 def check_deaths(new_kit: NewKit, seed: int, at: int, before: bool, later: int) -> None:
     kit = new_kit(partitions=2, settings=FoldSettings(on_error="dead-letter", session_timeout_s=2))
     kit = dataclasses.replace(kit, state_dir=kit.state_dir / uuid.uuid4().hex)

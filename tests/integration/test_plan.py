@@ -112,14 +112,24 @@ async def test_what_fails_in_one_fold_does_not_disturb_the_other(new_kit: NewKit
 
 
 async def test_one_that_is_cancelled_leaves_the_other_reading(new_kit: NewKit) -> None:
-    kit = new_kit(partitions=2, projection=SlowTally())
+    folded = threading.Semaphore(0)
+
+    class Counted(SlowTally):
+        name = "tally"
+
+        def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
+            folded.release()
+            return super().apply_to_model(model, event)
+
+    kit = new_kit(partitions=2, projection=Counted())
     other = beside(kit, Other())
     produce(kit.bootstrap, kit.topic, tally_events(400))
     shared = SharedRead(2)
     slow, quick = kit.coordinator(runner=shared.join), other.coordinator(runner=shared.join)
     one = asyncio.create_task(slow.rebuild_from_beginning())
     two = asyncio.create_task(quick.rebuild_from_beginning())
-    await asyncio.to_thread(until, "some to be folded", lambda: slow.get_progress().events_processed > 20)
+    for _ in range(20):  # and not by the progress, which is told after each batch: there may be no other one
+        assert await asyncio.to_thread(folded.acquire, timeout=30)
     slow.cancel()
     with pytest.raises(RebuildCancelled):
         await one
