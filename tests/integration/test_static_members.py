@@ -10,13 +10,22 @@ import pytest
 from streams.config import WorkerSettings, load
 from streams.errors import ConfigError
 from streams.serve.worker import Worker as Service
-from tests.integration.fleet import fleet, soon
+from tests.integration.fleet import Fleet, Worker, fleet, soon
 from tests.integration.kit import Kit, produce, tally_events, traffic
 from tests.integration.test_worker import metrics
 
 NewKit = Callable[..., Kit]
 SESSION_S = 60
 STATIC = {"REFOLD_STATIC_MEMBERSHIP": "true", "REFOLD_SESSION_TIMEOUT_S": str(SESSION_S)}
+
+
+def two_that_fold(workers: Fleet) -> tuple[Worker, Worker]:
+    """Two workers, each with a share."""
+    one, other = workers.start("a"), workers.start("b")
+    workers.ready(one, other)
+    soon("both to fold", lambda: len(set(workers.owners("tally.v1").values())) == 2)
+    workers.ready(one, other)
+    return one, other
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -26,10 +35,7 @@ def test_who_comes_back_in_time_folds_its_partitions_on_and_nobody_is_disturbed(
     kit = new_kit(partitions=4)
     produce(kit.bootstrap, kit.topic, tally_events(1000))
     with fleet(kit, variables=STATIC) as workers:
-        stays, goes = workers.start("a"), workers.start("b")
-        workers.ready(stays, goes)
-        soon("both to fold", lambda: len(set(workers.owners("tally.v1").values())) == 2)
-        workers.ready(stays, goes)
+        stays, goes = two_that_fold(workers)
         owners, moved = workers.owners("tally.v1"), metrics(stays)["refold_rebalances_total"]
         with traffic(kit, 1000):
             goes.signal(how)
@@ -67,10 +73,7 @@ def test_who_comes_back_with_other_code_leaves_to_the_others_what_it_had(new_kit
     kit = new_kit(partitions=4)
     produce(kit.bootstrap, kit.topic, tally_events(1000))
     with fleet(kit, variables=STATIC) as workers:
-        stays, goes = workers.start("a"), workers.start("b")
-        workers.ready(stays, goes)
-        soon("both to fold", lambda: len(set(workers.owners("tally.v1").values())) == 2)
-        workers.ready(stays, goes)
+        stays, goes = two_that_fold(workers)
         assert goes.terminate() == 0, goes.output()
         assert len(set(workers.owners("tally.v1").values())) == 2  # it has not left
         new = workers.start("b", port=goes.port, projections="tests.integration.versions:Fixed")
