@@ -143,6 +143,18 @@ class FoldSettings(BaseSettings):
     rate: str | None = None
     """How fast one process folds events of a rebuild at most: events/s (`20000`), bytes of values/s (`5MB`; kB, MB, GB,
     KiB, MiB, GiB), or both with a comma between; what is live is folded as it comes. Env: REFOLD_RATE."""
+    snapshot_repository: Annotated[str | None, Field(pattern=r"[a-z0-9]+://.+")] = None
+    """Where snapshots of each partition are kept for whoever folds it next, on this machine or on another one:
+    file:///path (a shared volume), s3://bucket/prefix, gs://…, az://…. Env: REFOLD_SNAPSHOT_REPOSITORY."""
+    snapshot_repository_config: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
+    """Settings of that store, as obstore names them, as JSON: endpoint, region, aws_server_side_encryption, …, and of
+    its HTTP client. Credentials come from the environment too (AWS_ACCESS_KEY_ID, …).
+    Env: REFOLD_SNAPSHOT_REPOSITORY_CONFIG."""
+    snapshot_seconds: PositiveFloat = 300.0
+    """The time from one snapshot of a partition to the next, where enough events were folded meanwhile for it to be
+    worth while (10,000). Env: REFOLD_SNAPSHOT_SECONDS."""
+    snapshots_kept: PositiveInt = 2
+    """How many snapshots of a partition are kept. Env: REFOLD_SNAPSHOTS_KEPT."""
     on_change: OnChange = "ask"
     """What a run does whose code is not the active generation's. Env: REFOLD_ON_CHANGE."""
     session_timeout_s: PositiveFloat = 45.0
@@ -395,10 +407,13 @@ def _both(in_file: Any) -> dict[str, Any]:
     return {"kafka": {**in_file, **in_environment}}
 
 
+_SECRET = {"kafka", "snapshot_repository_config"}
+"""Client settings may be secrets: their values are never shown."""
+
+
 def _one_error(source: str, item: Any) -> str:
     path = ".".join(map(str, item["loc"][1:]))
-    # Client settings may be secrets: their values are never shown.
-    shown = "" if "kafka" in item["loc"] else f" (got {item['input']!r})"
+    shown = "" if _SECRET & set(item["loc"]) else f" (got {item['input']!r})"
     said = item["msg"].removeprefix("Value error, ")
     return f"{source}{'.' if path else ''}{path}: {said[:1].lower()}{said[1:]}{shown}"
 

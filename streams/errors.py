@@ -19,6 +19,7 @@
     │   ├── StoreCorrupt
     │   ├── ForeignStore       written by another projection, topic or format
     │   ├── StateNotFound      nothing was folded yet
+    │   ├── RepositoryError    the snapshot repository does not answer, or refuses
     │   └── ModelNotFound
     ├── CheckpointError        positions
     │   ├── BuildChanged       another build, or other code, was made current meanwhile
@@ -80,6 +81,7 @@ __all__ = [
     "RebuildError",
     "RebuildRunning",
     "RegistryError",
+    "RepositoryError",
     "StateNotFound",
     "StorageError",
     "StoreCorrupt",
@@ -219,6 +221,10 @@ class ForeignStore(StorageError):
 
 class StateNotFound(StorageError, LookupError):
     """There are no read models yet: nothing was folded into the directory."""
+
+
+class RepositoryError(StorageError):
+    """The snapshot repository does not answer, or refuses."""
 
 
 class ModelNotFound(StorageError, LookupError):

@@ -47,8 +47,8 @@ _GROUP: dict[str, Schema] = {
             skipped=whole("events that were left out because they could not be folded"),
             last_event_id=maybe(text()),
             last_event_time=maybe({"type": ["string", "integer"], "description": "as the envelope has it"}),
-            phase=text("opening, ready, stalled, halted, or empty where that is not known"),
-            why=text("why it is stalled or halted"),
+            phase=text("opening, restoring, replaying, ready, stalled, halted, or empty where that is not known"),
+            why=text("why it is restoring, stalled or halted"),
             lag=whole(),
             owner=maybe(_MEMBER),
         )

@@ -268,7 +268,7 @@ def group_json(group: GroupView) -> dict[str, Any]:
             {
                 field.name: getattr(one, field.name)
                 for field in dataclasses.fields(one)
-                if field.name not in ("owner", "record_ms")
+                if field.name not in ("owner", "record_ms", "snapshot", "snapshot_ms")
             }
             | {"lag": one.lag, "owner": None if one.owner is None else _member_json(one.owner)}
             for one in group.partitions

@@ -199,7 +199,7 @@ class RunView:
             "models": self.status.models,
             "partitions": sorted(self.status.partitions),
         }
-        for phase in (Phase.OPENING, Phase.STALLED, Phase.HALTED):
+        for phase in (Phase.OPENING, Phase.RESTORING, Phase.STALLED, Phase.HALTED):
             found = {number: one.why for number, one in self.status.partitions.items() if one.phase is phase}
             if found:
                 facts[str(phase)] = found

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from streams.control.ground import Claimed, Committed, Ground, begin, check_group, incomplete, newest_build
+from streams.control.restored import groups_state
 from streams.data.build import Build, Manifest
 from streams.data.claims import Claim
 from streams.data.history import check_complete
@@ -40,6 +41,7 @@ def claim_live(ground: Ground, *, adopt: bool = False) -> Claimed:
     Raises:
         GroupActive: The group is folded into another directory.
         HistoryIncomplete: Events are gone that the fold needs.
+        RepositoryError: Nothing is in the directory, and the snapshot repository does not answer.
         ForeignOffset: Somebody set an offset that the state cannot honour, or the group is another projection's.
         ForeignStore, TopicChanged, CodeChanged, StoreLocked, StoreCorrupt, StorageError: See `Claim`.
         TopicNotFound, BrokerUnavailable: From Kafka.
@@ -91,6 +93,8 @@ def _found(
 ) -> Build:
     """Found the directory's first build.
 
+    0. Where the snapshot repository has the state that the group's offsets are of, take part in that again: agents
+       fetch its partitions.
     1. See that the topic has its whole history, and that no offset says otherwise.
     2. Make the build. Nobody sees it yet.
     3. Set the group's offsets to its beginning, which the broker does only while the group is empty.
@@ -99,6 +103,21 @@ def _found(
     A crash before step 4 leaves a directory that counts as empty, and offsets of a build that never was, which the next
     claim sets again.
     """
+    # Step 0
+    restored = groups_state(ground, wanted, watermarks, committed)
+    if restored is not None:
+        manifest, fetched = restored
+        complete = check_complete(
+            ground.events.cluster,
+            topic,
+            {number: marks for number, marks in watermarks.items() if number not in fetched},
+            projection=ground.projection.name,
+            doing="A fold of the partitions that are not in the snapshot repository",
+            allow_incomplete=ground.allow_incomplete or manifest.incomplete,
+        )
+        log.info("state.found_in_repository", generation=ground.name, partitions=sorted(fetched))
+        manifest = incomplete(manifest, manifest.incomplete or not complete)
+        return claim.switch(claim.make(manifest, above=manifest.build - 1, state=manifest.directory))
     # Step 1
     for partition, (position, stamp) in committed.items():
         if stamp is None and position > watermarks[partition].low:

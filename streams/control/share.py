@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from streams.control.ground import Claimed, Ground, incomplete
 from streams.control.record import Generation
+from streams.control.restored import of_use
 from streams.data.build import Build, Manifest
 from streams.data.checkpoint import belongs
 from streams.data.claims import Claim
@@ -42,7 +45,8 @@ def claim_share(ground: Ground, generation: Generation) -> Claimed:
     Raises:
         ForeignStore: The directory holds another state, or one of a later epoch than the registry's.
         ForeignOffset: The group is another projection's.
-        HistoryIncomplete: There is no copy here, and the topic has lost events that one needs.
+        HistoryIncomplete: There is no copy here, nor in the snapshot repository, and the topic has lost events that one
+            needs.
         TopicChanged, StoreLocked, StoreCorrupt, StorageError: See `Claim`.
         TopicNotFound, BrokerUnavailable: From Kafka.
 
@@ -99,10 +103,14 @@ def _stamps(ground: Ground, topic: TopicInfo) -> tuple[dict[int, Stamp], dict[in
 
 
 def _found(ground: Ground, claim: Claim, topic: TopicInfo, wanted: Manifest, generation: Generation) -> Build:
+    watermarks = ground.events.cluster.watermarks(topic)
+    gone = {number: marks for number, marks in watermarks.items() if marks.low > 0}
+    state = msgspec.structs.replace(wanted, directory=generation.state, build=generation.epoch)
+    fetched = of_use(ground, state, gone)
     complete = check_complete(
         ground.events.cluster,
         topic,
-        ground.events.cluster.watermarks(topic),
+        {number: marks for number, marks in watermarks.items() if number not in fetched},
         projection=ground.projection.name,
         doing="A copy of its state",
         allow_incomplete=ground.allow_incomplete,

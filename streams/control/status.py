@@ -50,9 +50,13 @@ class PartitionView:
     owner: Member | None = None
     """The member that the group has given it to."""
     phase: str = ""
-    """What it is in the process that holds it: opening, ready, stalled or halted; "" where that is not known."""
+    """What it is in the process that holds it (`streams.data.partition.Phase`); "" where that is not known."""
     why: str = ""
-    """Why it is stalled or halted."""
+    """Why it is restoring, stalled or halted."""
+    snapshot: int | None = None
+    """The position of its newest snapshot in the repository, as far as the process knows that holds it."""
+    snapshot_ms: int | None = None
+    """When that was sent, in milliseconds since 1970."""
 
     @property
     def done(self) -> int:
@@ -230,6 +234,8 @@ def view_group(
                 view,
                 phase=str(own.phase),
                 why=own.why,
+                snapshot=own.snapshot,
+                snapshot_ms=own.snapshot_ms,
                 **(
                     {}
                     if own.committed < 0

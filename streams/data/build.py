@@ -156,6 +156,14 @@ class Build:
     manifest: Manifest
 
     @property
+    def counts_as(self) -> Manifest:
+        """What it is of, with the code and the codec whose fold it counts as."""
+        current = self.current
+        return msgspec.structs.replace(
+            self.manifest, version=current.version, fingerprint=current.fingerprint, codec=current.codec
+        )
+
+    @property
     def path(self) -> Path:
         """The build's own directory."""
         return self.root / "builds" / str(self.manifest.build)

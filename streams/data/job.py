@@ -81,6 +81,14 @@ class Work:
     """How often partitions came or went."""
     restarts: int = 0
     """How often an agent that had died was started again."""
+    snapshots: int = 0
+    """Snapshots of partitions that were sent to the repository."""
+    snapshot_bytes: int = 0
+    """What was sent for them."""
+    snapshots_failed: int = 0
+    """How often one could not be sent."""
+    restored: int = 0
+    """Partitions whose store came from the repository."""
 
     def __add__(self, other: Work) -> Work:
         return Work(
@@ -91,6 +99,10 @@ class Work:
             refused=self.refused + other.refused,
             rebalances=self.rebalances + other.rebalances,
             restarts=self.restarts + other.restarts,
+            snapshots=self.snapshots + other.snapshots,
+            snapshot_bytes=self.snapshot_bytes + other.snapshot_bytes,
+            snapshots_failed=self.snapshots_failed + other.snapshots_failed,
+            restored=self.restored + other.restored,
         )
 
 

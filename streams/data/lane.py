@@ -20,6 +20,7 @@ from streams.data.polling import Slice
 from streams.data.rescue import Unguarded
 from streams.data.rocks import blocks_bytes
 from streams.data.serde import serde_for
+from streams.data.shipping import Shipping
 from streams.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -83,6 +84,10 @@ class Lane:
         self.commits = Commits(job, self._held, self._topic, self._mirror, self._letterbox, self._read, self._replace)
         """When and how what is folded is committed."""
         self._cutting = Cutting(job.build, self.commits.one_if_same, self._read, self._stop_reading)
+        self.shipping = Shipping(job)
+        """Sends snapshots to the repository."""
+        self.restored = 0
+        """Partitions whose store came from there."""
         self._reading: Reading
         self._again: set[int] = set()
         """Partitions of which nothing more of this batch is to be folded."""
@@ -96,7 +101,7 @@ class Lane:
     @property
     def is_waiting(self) -> bool:
         """Whether there is nothing to read yet."""
-        return not self._held or any(held.phase is Phase.OPENING for held in self._held.values())
+        return not self._held or any(held.phase in (Phase.OPENING, Phase.RESTORING) for held in self._held.values())
 
     @property
     def is_replaying(self) -> bool:
@@ -180,8 +185,10 @@ class Lane:
 
         1. See that this process is the one to fold them, and look at what the group has committed and what the topic
            still has.
-        2. Open each store. A new one begins at the topic's first offset.
-        3. Read it, unless it is at its end already.
+        2. Where the snapshot repository has a store that is much further than what is here, have it come; whoever
+           waits for it is looked at again when it is there.
+        3. Open each store. A new one begins at the topic's first offset.
+        4. Read it, unless it is at its end already.
 
         A crash in between has written nothing but empty stores.
         """
@@ -202,6 +209,12 @@ class Lane:
                 self._close(held)
             try:
                 # Step 2
+                if (restore := self._opener.restore(held)) is not None:
+                    held.restoring(restore)
+                    continue
+                if self._opener.place(held) is not None:
+                    self.restored += 1
+                # Step 3
                 if self._opener.open(held):
                     self._mirror.note(held.number)
             except (StoreLocked, BrokerUnavailable) as error:
@@ -213,7 +226,7 @@ class Lane:
                     raise
                 self._halt(held, error)
             else:
-                # Step 3
+                # Step 4
                 assert held.fold is not None
                 held.ready()
                 positions[held.number] = held.fold.position
@@ -361,6 +374,7 @@ class Lane:
         if self._job.until is None and self._cutting.look(self._held.values()):
             self._answers.look_soon()
         self._answers.snapshots(self._held, self.commits.all)
+        self.shipping.look(self._held.values())
         for held in self._answers.take_up(self._held.values()):
             if held.phase is Phase.READY:
                 self._read(held)
@@ -408,4 +422,5 @@ class Lane:
         self._held.clear()
         for held in self._closed:
             held.close()
+        self.shipping.close()
         self._letterbox.close()

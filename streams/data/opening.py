@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from streams.cluster import Cluster
@@ -13,14 +14,20 @@ from streams.data.letterbox import Letterbox
 from streams.data.letters import Letters
 from streams.data.ownership import check_members, check_offset
 from streams.data.partition import HeldPartition
+from streams.data.repository import Repository
 from streams.data.rescue import Rescue
+from streams.data.restoring import PATIENCE_S, WORTH, Restore
 from streams.data.serde import Serde
 from streams.data.stamp import Stamp
-from streams.data.store import RocksPartition
-from streams.errors import TopicChanged, at
+from streams.data.store import RocksPartition, StoreState
+from streams.data.store_reader import read_state
+from streams.errors import DiskFull, TopicChanged, at
+from streams.log import get_logger
 from streams.types import Committed, Watermarks
 
 __all__ = ["Opener"]
+
+log = get_logger(__name__)
 
 
 class Opener:
@@ -64,6 +71,62 @@ class Opener:
             check_members(members, job.group, job.build, self._committed, patience_s=job.settings.session_timeout_s)
             self._is_proven = True
         self._watermarks = self._cluster.watermarks(job.topic)
+
+    def restore(self, held: HeldPartition) -> Restore | None:
+        """Have a partition's store come from the snapshot repository, where others have folded it much further.
+
+        What the group was told of it says so. Where that says nothing, or the topic has no longer what a fold from its
+        beginning needs, it is looked for a snapshot all the same.
+
+        Returns:
+            It, on its way; None where there is nothing to wait for.
+        """
+        job, number = self._job, held.number
+        if job.settings.snapshot_repository is None or held.restore is not None or held.fold is not None:
+            return None
+        if number not in self._watermarks:
+            return None
+        marks, committed = self._watermarks[number], self._committed.get(number)
+        is_here = job.build.has(number)
+        here = read_state(job.build.path / str(number)).position if is_here else marks.low
+        known, _ = self._reached(committed)
+        is_gone = marks.low > 0 and not is_here
+        if not is_gone and known - here < WORTH and (is_here or committed is not None):
+            return None
+        repository = Repository.of(job.settings, job.build.counts_as)
+        assert repository is not None
+        # Where nothing else can be done, it is waited for however long it takes.
+        patience_s = math.inf if is_gone else PATIENCE_S
+        last = marks.high if job.until is None else min(marks.high, job.until.get(number, marks.high))
+        first = marks.low if is_gone else max(marks.low, here + WORTH)
+        if first > last:
+            return None
+        return Restore(repository, job.build, job.topic.name, number, (first, last), patience_s)
+
+    def place(self, held: HeldPartition) -> StoreState | None:
+        """Put a store in its place that has come from the snapshot repository; give its state, None where none has.
+
+        Raises:
+            DiskFull: It had no space; it is fetched once more.
+            StorageError: See `Restore.place`.
+        """
+        restore = held.restore
+        if restore is None or held.fold is not None:
+            return None
+        try:
+            state = restore.place()
+        except DiskFull:
+            held.restore = None
+            raise
+        if state is not None:
+            log.info(
+                "snapshot.restored",
+                where=at(self._job.topic.name, held.number, state.position),
+                models=state.models,
+                megabytes=round(restore.came_bytes / 1e6, 1),
+                seconds=round(restore.seconds, 2),
+            )
+        return state
 
     def open(self, held: HeldPartition) -> bool:
         """Open a partition's store, if it is not, and see that its topic has what follows. Say whether it was opened.

@@ -10,6 +10,8 @@ from streams.data.answering import Answering
 from streams.data.beside import Beside
 from streams.data.cut import Cut, Held
 from streams.data.fold import Fold
+from streams.data.repository import Kept
+from streams.data.restoring import Restore
 from streams.data.store import RocksPartition, StoreState
 from streams.errors import CqrsError, EventError, ProjectionError
 
@@ -22,13 +24,17 @@ _LONGEST_RETRY_S = 1.0
 class Phase(StrEnum):
     """What a held partition is at.
 
-    opening → ready → halted
-       ↕       ↕
-       stalled
+    opening → restoring → opening → replaying → ready → halted
+       ↕                                ↕         ↕
+       └──────────────────────────── stalled ─────┘
     """
 
     OPENING = "opening"
     """The group has given it to us; its store is not open yet."""
+    RESTORING = "restoring"
+    """Its store is on its way from the snapshot repository."""
+    REPLAYING = "replaying"
+    """It is read and folded, and has not been at its topic's end since it came here; in status only."""
     READY = "ready"
     """It is read and folded."""
     STALLED = "stalled"
@@ -60,7 +66,11 @@ class PartitionStatus:
     """Kafka's timestamp of the record folded last, in milliseconds since 1970."""
     phase: Phase = Phase.READY
     why: str = ""
-    """What a partition that is stalled or halted waits for."""
+    """What a partition that is restoring, stalled or halted waits for."""
+    snapshot: int | None = None
+    """The position of its newest snapshot in the repository, as far as that is known."""
+    snapshot_ms: int | None = None
+    """When that was sent, in milliseconds since 1970."""
 
     @classmethod
     def of(cls, state: StoreState) -> PartitionStatus:
@@ -113,6 +123,10 @@ class HeldPartition:
     reached: tuple[int, int] = (0, 0)
     """How far the group was told that it is, by whoever held it before: position, and events."""
     retry_at: float = 0.0
+    restore: Restore | None = None
+    """Its store's way here; also once that has come to an end."""
+    snapshot: Kept | None = None
+    """Its newest snapshot in the repository, as far as that is known."""
     _stalled_since: float = 0.0
     _retries: int = field(default=0)
 
@@ -141,8 +155,14 @@ class HeldPartition:
         self._retries += 1
         return now - self._stalled_since
 
+    def restoring(self, restore: Restore) -> None:
+        """Wait for its store to come."""
+        self.phase, self.error, self.restore = Phase.RESTORING, None, restore
+
     def is_due(self) -> bool:
         """Whether it is to be opened or read on now."""
+        if self.phase is Phase.RESTORING:
+            return self.restore is None or self.restore.is_over
         return self.phase in (Phase.OPENING, Phase.STALLED) and time.monotonic() >= self.retry_at
 
     @property
@@ -153,6 +173,8 @@ class HeldPartition:
     def status(self) -> PartitionStatus:
         """Give the figures."""
         why = "" if self.error is None else str(self.error)
+        if self.phase is Phase.RESTORING:
+            why = str(self.restore)
         if self.fold is None or self.store is None:
             return PartitionStatus(position=-1, committed=-1, phase=self.phase, why=why)
         state = self.store.state
@@ -166,8 +188,10 @@ class HeldPartition:
             dead_letters=state.dead_letters,
             skipped=state.skipped,
             record_ms=self.fold.record_ms,
-            phase=self.phase,
+            phase=Phase.REPLAYING if self.phase is Phase.READY and self.unsettled is not None else self.phase,
             why=why,
+            snapshot=None if self.snapshot is None else self.snapshot.position,
+            snapshot_ms=None if self.snapshot is None else int(self.snapshot.at.timestamp() * 1000),
         )
 
     @property
@@ -201,6 +225,8 @@ class HeldPartition:
         """Let go of the store, without writing."""
         self.is_to_be_reopened = False
         self.answering = None
+        if self.restore is not None:
+            self.restore.cancel()
         self.drop_beside()
         if self.fold is not None:
             self.fold.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +13,17 @@ from rocksdict import BlockBasedOptions, Cache, Options, Rdict, WriteBufferManag
 
 from streams.errors import DiskFull, StorageError, StoreCorrupt, StoreLocked
 
-__all__ = ["WAY_OUT", "blocks_bytes", "failure", "get_raw", "is_unlocked", "memory_bytes", "open_db", "options"]
+__all__ = [
+    "WAY_OUT",
+    "blocks_bytes",
+    "failure",
+    "get_raw",
+    "held_still",
+    "is_unlocked",
+    "memory_bytes",
+    "open_db",
+    "options",
+]
 
 
 _TABLES_BYTES = 64 << 20
@@ -57,11 +70,7 @@ def open_db(path: Path) -> Rdict:
     except Exception as error:
         if not _is_lock(error):
             raise failure(path, "open", error) from error
-        raise StoreLocked(
-            f"{path} is open in another process. One process folds a partition of a build at a time: stop the "
-            "other one "
-            f"(`fuser {path}/LOCK` tells its id), or name another state directory."
-        ) from error
+        raise _locked(path) from error
 
 
 def is_unlocked(path: Path) -> bool:
@@ -71,6 +80,29 @@ def is_unlocked(path: Path) -> bool:
     except Exception as error:  # noqa: BLE001  (it is to be removed: only a lock speaks against that)
         return not _is_lock(error)
     return True
+
+
+@contextmanager
+def held_still(path: Path) -> Iterator[None]:
+    """Keep all other processes from opening a store that is not open, by RocksDB's own lock.
+
+    Raises:
+        StoreLocked: One of them has it open.
+        OSError: It has no lock to be held.
+    """
+    with (path / "LOCK").open("r+") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise _locked(path) from error
+        yield
+
+
+def _locked(path: Path) -> StoreLocked:
+    return StoreLocked(
+        f"{path} is open in another process. One process folds a partition of a build at a time: stop the other one "
+        f"(`fuser {path}/LOCK` tells its id), or name another state directory."
+    )
 
 
 def _is_lock(error: Exception) -> bool:

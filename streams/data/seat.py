@@ -172,6 +172,10 @@ class Seat:
             apply_s=self._apply_s,
             refused=self._subscription.refusals,
             rebalances=self._rebalances,
+            snapshots=self.lane.shipping.shipped.snapshots,
+            snapshot_bytes=self.lane.shipping.shipped.bytes,
+            snapshots_failed=self.lane.shipping.shipped.failed,
+            restored=self.lane.restored,
         )
         if time.monotonic() - self._measured_s >= _MEASURE_S:
             self._measured_s, self._rocksdb_bytes = time.monotonic(), self.lane.rocksdb_bytes()

@@ -207,12 +207,9 @@ class Snapshots:
             if stop():
                 return None
             files[relative] = digest_of(path)
-        current = build.current
         return Snapshot(
             id=name,
-            of=msgspec.structs.replace(
-                build.manifest, version=current.version, fingerprint=current.fingerprint, codec=current.codec
-            ),
+            of=build.counts_as,
             taken_at=now,
             positions={number: state.position for number, state in states.items()},
             events=sum(state.events for state in states.values()),

@@ -30,6 +30,7 @@ T = TypeVar("T")
 _THREADS = 4
 _LOOK_S = 0.01
 _SETTLE_S = 0.2
+_AWAY = (Phase.OPENING, Phase.RESTORING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +195,7 @@ class Finding:
         if tended is None or tended.job is None:
             return {}
         build = tended.job.build
-        return {number: build for number, one in tended.status.partitions.items() if one.phase is not Phase.OPENING}
+        return {number: build for number, one in tended.status.partitions.items() if one.phase not in _AWAY}
 
     def _answer(self, generation: Generation, number: int, state: StoreState) -> Answer:
         return Answer(

@@ -181,6 +181,14 @@ class _Standing(Collector):
         restarts = CounterMetricFamily("refold_agent_restarts", "Agents started again after they died.", labels=labels)
         rebalances = CounterMetricFamily("refold_rebalances", "How often partitions came or went here.", labels=labels)
         refused = CounterMetricFamily("refold_commit_failures", "Commits that its group refused.", labels=labels)
+        restored = CounterMetricFamily(
+            "refold_partitions_restored", "Partitions whose store came from the snapshot repository.", labels=labels
+        )
+        sent = CounterMetricFamily("refold_snapshots", "Snapshots sent to the repository.", labels=labels)
+        sent_bytes = CounterMetricFamily("refold_snapshot_bytes", "What was sent for them.", labels=labels)
+        not_sent = CounterMetricFamily(
+            "refold_snapshot_failures", "Snapshots that could not be sent; they are tried again.", labels=labels
+        )
         commits = SummaryMetricFamily("refold_commit_duration_seconds", "How long checkpoints took.", labels=labels)
         applied = SummaryMetricFamily(
             "refold_apply_duration_seconds", "How long batches took to decode and apply.", labels=labels
@@ -198,6 +206,10 @@ class _Standing(Collector):
             memory.add_metric(key, sum(map(_resident, tended.pids)))
             restarts.add_metric(key, work.restarts + tended.failures)
             rebalances.add_metric(key, work.rebalances)
+            restored.add_metric(key, work.restored)
+            sent.add_metric(key, work.snapshots)
+            sent_bytes.add_metric(key, work.snapshot_bytes)
+            not_sent.add_metric(key, work.snapshots_failed)
             refused.add_metric(key, work.refused)
             commits.add_metric(key, count_value=work.commits, sum_value=work.commit_s)
             applied.add_metric(key, count_value=work.batches, sum_value=work.apply_s)
@@ -216,6 +228,10 @@ class _Standing(Collector):
             restarts,
             rebalances,
             refused,
+            restored,
+            sent,
+            sent_bytes,
+            not_sent,
             applied,
             commits,
         )
@@ -238,6 +254,15 @@ class _Standing(Collector):
         whole = GaugeMetricFamily("refold_history_complete", "1 where the topic has all from offset 0.", labels=labels)
         models = GaugeMetricFamily("refold_models", "Models, as committed.", labels=labels)
         stuck = GaugeMetricFamily("refold_partition_halted", "1 where it is folded no further.", labels=labels)
+        phase = GaugeMetricFamily(
+            "refold_partition_phase",
+            "1 for what it is at: opening, restoring, replaying, ready, stalled, halted.",
+            labels=[*labels, "phase"],
+        )
+        snapshot = GaugeMetricFamily(
+            "refold_snapshot_position", "The position of its newest snapshot in the repository.", labels=labels
+        )
+        snapshot_at = GaugeMetricFamily("refold_snapshot_timestamp_seconds", "When that was sent.", labels=labels)
         processed = CounterMetricFamily("refold_events_processed", "Events folded or declined.", labels=labels)
         declined = CounterMetricFamily("refold_events_declined", "Events declined.", labels=labels)
         letters = GaugeMetricFamily("refold_dead_letters", "Events that wait as dead letters.", labels=labels)
@@ -250,6 +275,10 @@ class _Standing(Collector):
             for number, held in ({} if tended is None else tended.status.partitions).items():
                 key = [tending.site.name, one.id, one.topic, str(number)]
                 stuck.add_metric(key, int(held.is_halted))
+                phase.add_metric([*key, held.phase], 1)
+                if held.snapshot is not None and held.snapshot_ms is not None:
+                    snapshot.add_metric(key, held.snapshot)
+                    snapshot_at.add_metric(key, held.snapshot_ms / 1000)
                 if held.committed < 0:
                     continue
                 position.add_metric(key, held.committed)
@@ -268,6 +297,7 @@ class _Standing(Collector):
                 if seen is not None and number in seen.lag_s:
                     lag_s.add_metric(key, seen.lag_s[number])
         yield from (position, low, end, margin, lag, lag_s, whole, models, stuck, processed, declined, letters, skipped)
+        yield from (phase, snapshot, snapshot_at)
 
     def _all(self) -> Iterator[tuple[Tending, Generation, Tended | None]]:
         for tending in self._worker.tendings.values():

@@ -50,8 +50,8 @@ class Served:
 
     def why_not(self, generation: Generation, number: int, one: PartitionStatus) -> str:
         """Say what keeps a partition from being served; "" where nothing does."""
-        if one.phase is Phase.OPENING or one.committed < 0:
-            return str(Phase.OPENING)
+        if one.phase in (Phase.OPENING, Phase.RESTORING) or one.committed < 0:
+            return f"{one.phase}: {one.why}" if one.phase is Phase.RESTORING else str(Phase.OPENING)
         target = self._targets.get(f"{generation.id}/{generation.epoch}", {}).get(number)
         if one.phase is Phase.HALTED or (target is not None and one.committed >= target):
             return ""

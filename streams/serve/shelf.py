@@ -63,6 +63,7 @@ class _Opened:
         self._scratch = scratch
         self._seen_s = 0.0
         self._is_closed = False
+        self._inode: int | None = None
         self._held: IO[bytes] | None = None
         self._store: PartitionReader | None = None
 
@@ -79,7 +80,10 @@ class _Opened:
         """
         if self._is_closed:
             raise StorageError(f"Partition {self._partition} of {self._build.path} is being let go.")
+        if self._store is not None and self._inode != self._inode_now():  # one from the repository has replaced it
+            self._let_go()
         if self._store is None:
+            self._inode = self._inode_now()
             self._store, self._seen_s = self._open(), time.monotonic()
             return self._store
         now_s = time.monotonic()
@@ -102,6 +106,12 @@ class _Opened:
         self._held = held
         return store
 
+    def _inode_now(self) -> int | None:
+        try:
+            return (self._build.path / str(self._partition)).stat().st_ino
+        except OSError:
+            return None
+
     def memory_bytes(self) -> int:
         with self.guard:
             return 0 if self._store is None else self._store.memory_bytes()
@@ -109,10 +119,13 @@ class _Opened:
     def close(self) -> None:
         with self.guard:
             self._is_closed = True
-            if self._store is not None and self._held is not None:
-                self._store.close()
-                self._held.close()
-                self._store = self._held = None
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._store is not None and self._held is not None:
+            self._store.close()
+            self._held.close()
+            self._store = self._held = None
 
 
 class Shelf:

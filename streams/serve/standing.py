@@ -163,6 +163,8 @@ def _partition(view: PartitionView, tended: Tended | None) -> dict[str, Any]:
         "here": own is not None,
         "phase": view.phase,
         "why": view.why,
+        "snapshot": view.snapshot,
+        "snapshot_at": None if view.snapshot_ms is None else datetime.fromtimestamp(view.snapshot_ms / 1000, UTC),
     }
 
 
