@@ -56,14 +56,14 @@ class S3:
         with (self.root / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "HOME": str(self.root)})
         deadline = time.monotonic() + _DEADLINE_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 0.5).close()
-                return
-            except OSError:
-                assert self.process.poll() is None, (self.root / "server.log").read_text()
-                assert time.monotonic() < deadline, "the S3 server does not listen"
-                time.sleep(0.02)
+        while not self._listens():
+            assert self.process.poll() is None, (self.root / "server.log").read_text()
+            assert time.monotonic() < deadline, "the S3 server does not listen"
+            time.sleep(0.02)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def stop(self) -> None:
         """End it; what is in it stays."""

@@ -15,7 +15,7 @@ from streams.cli.output import document, printer, shown
 from streams.cli.parts import find_projection
 from streams.cli.wiring import Flag, PlaceOptions
 from streams.cluster import Cluster
-from streams.config import KafkaSettings, SourceSettings, StateSettings, unknown_variables
+from streams.config import FoldSettings, KafkaSettings, SourceSettings, StateSettings, unknown_variables
 from streams.configfile import ConfigFile
 from streams.control.doctor import check_cluster, check_disk, check_registry
 from streams.control.examined import Known, check_projection
@@ -99,22 +99,24 @@ def _known(options: PlaceOptions, file: ConfigFile, records: dict[str, Record]) 
     """Give the file's projections, and those that only the registry knows."""
     told = set()
     for called in file.projections:
-        (source,) = options.settings(file, SourceSettings, projection=called)
+        source, folding = options.settings(file, SourceSettings, FoldSettings, projection=called)
+        how: dict[str, Any] = {"called": called, "settings": folding, "topic": source.topic}
         try:
             projection = find_projection(called, file)
         except (ResolveError, ValueError) as error:
             told.add(called)
-            yield Known(called=called, why_not=str(error), topic=source.topic, record=records.get(called))
+            yield Known(**how, why_not=str(error), record=records.get(called))
             continue
         told.add(projection.name)
-        yield Known(called=called, projection=projection, topic=source.topic, record=records.get(projection.name))
+        yield Known(**how, projection=projection, record=records.get(projection.name))
+    (folding,) = options.settings(file, FoldSettings)
     for name in sorted(set(records) - told):
         try:
             projection = find_projection(name, file)
         except (ResolveError, ValueError):
-            yield Known(called=name, record=records[name])
+            yield Known(called=name, settings=folding, record=records[name])
         else:
-            yield Known(called=name, projection=projection, record=records[name])
+            yield Known(called=name, settings=folding, projection=projection, record=records[name])
 
 
 def _print(one: Finding) -> None:

@@ -321,6 +321,17 @@ KINDS: dict[str, Schema] = {
         models=whole(),
         size_bytes=whole(),
     ),
+    "stored-snapshot/1": thing(
+        generation=text(),
+        partition=whole(),
+        position=whole("the next offset to fold"),
+        events=whole(),
+        models=whole(),
+        size_bytes=whole("of all its files, also of those that others have too"),
+        taken_at=time(),
+        by=text("the host that sent it"),
+        files=whole(),
+    ),
     "explain/1": thing(
         id=text("the model's"),
         events=many(

@@ -12,11 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from streams.cli.output import document, local_time, printer, shown, size
-from streams.cli.parts import naming_commands
+from streams.cli.parts import Found, naming_commands
 from streams.cli.plan import agreed_or_end
 from streams.cli.signals import drained_by_signals
 from streams.cli.wiring import Flag, FoldOptions, ProjectionName
+from streams.config import FoldSettings
+from streams.control.restored import repository_of
 from streams.control.strategies import FromSnapshot
+from streams.data.repository import StoredSnapshot
 from streams.data.snapshots import Snapshot, Snapshots
 from streams.errors import ConfigError, StateNotFound
 
@@ -38,6 +41,8 @@ def snapshots(
     json: Flag = False,
 ) -> None:
     """Take, list, restore or prune snapshots: read models as of one position of each partition, to go on from later.
+
+    With --snapshot-repository, `list` gives those too that whoever folds has sent there, and keeps so many of.
 
     A snapshot is taken while the projection is folded or not. Its files are hard links: it takes the space of what
     changes afterwards. `refold rebuild --from …` goes on from one by itself, where the models are ahead.
@@ -68,6 +73,7 @@ def snapshots(
     there = Snapshots(found.store.directory)
     if action == "list":
         _print(there.all(), "", json=json)
+        _print_stored(options, found, json=json)
     elif action == "prune":
         age = None if older_than_days is None else timedelta(days=older_than_days)
         _print(there.prune(keep=keep, older_than=age), "removed", json=json)
@@ -97,6 +103,53 @@ def _restore(projection: str, options: FoldOptions, id: str, *, adopt: bool, yes
         asyncio.run(_awaited(work))
         wired.try_note()
     return snapshot
+
+
+def _print_stored(options: FoldOptions, found: Found, *, json: bool) -> None:
+    """Print what the snapshot repository has of the active generation."""
+    (settings,) = options.settings(options.file(), FoldSettings, projection=found.called)
+    record = found.record
+    repository = None if record is None else repository_of(settings, found.name, record.live)
+    if repository is None or record is None:
+        return
+    stored = [
+        snapshot
+        for number in range(record.live.partitions)
+        for kept in repository.kept(number)
+        if (snapshot := repository.get(number, kept.position)) is not None
+    ]
+    if json:
+        for one in stored:
+            print(shown(document("stored-snapshot", _stored_json(record.active, one))))  # noqa: T201
+        return
+    if not stored:
+        print(f"None of {record.active} in {repository.url}.")  # noqa: T201
+        return
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("partition", "position", "events", "models", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("sent", no_wrap=True)
+    table.add_column("by", overflow="fold")
+    for one in stored:
+        state = one.state
+        figures = [f"{number:,}" for number in (state.partition, state.position, state.events, state.models)]
+        table.add_row(*figures, size(one.size_bytes), local_time(one.taken_at), one.by)
+    print(f"Of {record.active}, in {repository.url}:")  # noqa: T201
+    printer().print(table, crop=False)
+
+
+def _stored_json(generation: str, one: StoredSnapshot) -> dict[str, Any]:
+    return {
+        "generation": generation,
+        "partition": one.state.partition,
+        "position": one.state.position,
+        "events": one.state.events,
+        "models": one.state.models,
+        "size_bytes": one.size_bytes,
+        "taken_at": one.taken_at,
+        "by": one.by,
+        "files": len(one.files),
+    }
 
 
 async def _awaited(work: Awaitable[Any]) -> None:

@@ -26,6 +26,7 @@ from streams.control.registry import Registry
 from streams.data.source import KafkaEventStore
 from streams.errors import NotReady
 from streams.log import get_logger
+from streams.objects import Objects
 
 __all__ = [
     "ClientOptions",
@@ -202,6 +203,12 @@ class FoldOptions(GroupOptions):
     """Memory for decoded models."""
     memory_limit_bytes: Annotated[str | None, Parameter(env_var="REFOLD_MEMORY_LIMIT_BYTES")] = None
     """What one process that folds may take of memory all in all; of a worker, it and its agents together."""
+    snapshot_repository: Annotated[str | None, Parameter(env_var="REFOLD_SNAPSHOT_REPOSITORY")] = None
+    """Where snapshots are kept of each partition, for whoever folds it next: file:///path, s3://bucket/prefix, gs://…."""
+    snapshot_seconds: Annotated[str | None, Parameter(env_var="REFOLD_SNAPSHOT_SECONDS")] = None
+    """The time from one of them to the next; by default 300."""
+    snapshots_kept: Annotated[str | None, Parameter(env_var="REFOLD_SNAPSHOTS_KEPT")] = None
+    """How many of each partition are kept there; by default 2."""
     allow_incomplete: Flag = False
     """Fold what is left where the topic has lost events."""
 
@@ -227,6 +234,8 @@ class FoldOptions(GroupOptions):
             projection=projection,
             required=() if known else ("topic",),
         )
+        if folding.snapshot_repository is not None:  # so that it is told here, and not by each agent
+            Objects(folding.snapshot_repository, folding.snapshot_repository_config)
         registry = Registry(Cluster(kafka), state.registry, copies=state.state_dir)
         found = (find_coded if coded else find_or_absent)(projection, file, registry)
         topic = source.topic

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from typing import Any
 from projections.contract import CqrsProjection
 from projections.fingerprint import fingerprint
 from streams.cluster import Cluster
+from streams.config import FoldSettings
 from streams.control.findings import Finding, allowed, failure, ok, tried, warning
 from streams.control.place import place_of
 from streams.control.record import Generation, Record
+from streams.control.restored import repository_of
 from streams.control.status import view_state
 from streams.data.letter import topic_of
+from streams.data.restoring import WORTH
 from streams.data.snapshots import Snapshots
 from streams.data.stamp import Stamp
 from streams.errors import CqrsError, at
@@ -26,6 +30,8 @@ __all__ = ["Known", "check_projection"]
 
 _AHEAD_S = 5.0
 """Clocks that differ by less are said to agree."""
+_LATE = 3
+"""After so many times the usual time, a snapshot should have been sent."""
 _TOPIC_NEEDS = ("READ", "DESCRIBE", "DESCRIBE_CONFIGS")
 _GROUP_NEEDS = ("READ", "DESCRIBE", "DELETE")
 _LETTER_NEEDS = ("READ", "WRITE", "DESCRIBE")
@@ -44,6 +50,7 @@ class Known:
     topic: str | None = None
     """As configured."""
     record: Record | None = None
+    settings: FoldSettings = field(default_factory=FoldSettings)
 
 
 def check_projection(cluster: Cluster, known: Known, state_dir: Path) -> Iterator[Finding]:
@@ -66,6 +73,34 @@ def check_projection(cluster: Cluster, known: Known, state_dir: Path) -> Iterato
         if one.state:
             yield from tried(f"{one.id}: group", partial(_group, cluster, name, one))
         yield from _store(name, one, state_dir)
+        yield from tried(f"{one.id}: repository", partial(_repository, cluster, known, one))
+
+
+def _repository(cluster: Cluster, known: Known, one: Generation) -> Iterator[Finding]:
+    assert known.record is not None
+    repository = repository_of(known.settings, known.record.projection, one)
+    if repository is None or one.phase == "retiring":
+        return
+    what, every_s = f"{one.id}: repository", known.settings.snapshot_seconds
+    newest = {number: next(iter(repository.kept(number)), None) for number in range(one.partitions)}
+    there = {number: kept for number, kept in newest.items() if kept is not None}
+    told = f"{repository.url} has snapshots of {len(there)} of {one.partitions} partitions"
+    committed = cluster.committed(one.group, cluster.topic(one.topic))
+    now = datetime.now(UTC)
+    late = [
+        number
+        for number, at_ in committed.items()
+        if at_.position - (there[number].position if number in there else 0) > WORTH
+        and (number not in there or (now - there[number].at).total_seconds() > _LATE * every_s)
+    ]
+    if late and one.is_folded:
+        yield warning(
+            what,
+            f"{told}; of partition {', '.join(map(str, sorted(late)))} there is none that is as new as it should be",
+            "Its owner's log says why (`snapshot.not_sent`): it may be just begun, or not be allowed to write there.",
+        )
+    else:
+        yield ok(what, told)
 
 
 def _code(known: Known) -> Iterator[Finding]:

@@ -24,12 +24,14 @@ from streams.control.site import Site
 from streams.control.verdict import refusal
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.history import check_complete
+from streams.data.repository import remove_state
 from streams.data.stamp import Pinned, Stamp
 from streams.errors import (
     BrokerUnavailable,
     CqrsError,
     GroupActive,
     NotLeading,
+    RepositoryError,
     StorageError,
     StoreLocked,
     TopicChanged,
@@ -47,6 +49,7 @@ Compare = Callable[[Record, Generation, Callable[[], None]], Report]
 
 _ASK_S = 1.0
 _UNSERVED_S = 5.0
+_FORGET_S = 60.0
 _ANSWER_S = 120.0
 """For so long a comparison is tried again where those who fold do not answer; then a person is to look."""
 
@@ -67,6 +70,7 @@ class Lead:
         self._site = site
         self._why_unserved = why_unserved
         self._unserved_s: float | None = None
+        self._forget_s = 0.0
         self._unanswered_s: float | None = None
         """Since when those who fold do not answer who compares."""
         self._compare_models = compare
@@ -235,8 +239,22 @@ class Lead:
             elif one.phase == "retiring" and not self._site.events.cluster.members(one.group):
                 self._check_leading()
                 self._site.events.cluster.delete_group(one.group)
+                if not self._forgotten(one):
+                    continue
                 self._update(partial(to.retired, id=one.id))
                 log.info("generation.retired", generation=one.id, why=one.why)
+
+    def _forgotten(self, gone: Generation) -> bool:
+        """Remove a generation's snapshots; False: that could not be done, and is tried again after a while."""
+        if time.monotonic() < self._forget_s:
+            return False
+        try:
+            remove_state(self._site.settings, self._site.name, gone.state)
+        except RepositoryError as error:
+            self._forget_s = time.monotonic() + _FORGET_S
+            log.warning("snapshots.not_removed", generation=gone.id, again_in_s=_FORGET_S, why=str(error))
+            return False
+        return True
 
     # What the steps have in common
 

@@ -6,33 +6,54 @@ from collections.abc import Mapping
 
 import msgspec
 
+from streams.config import FoldSettings
 from streams.control.ground import Committed, Ground
+from streams.control.record import Generation
 from streams.data.build import Manifest
 from streams.data.repository import Repository, StoredSnapshot
 from streams.errors import ForeignStore, StoreCorrupt
 from streams.log import get_logger
 from streams.types import Watermarks
 
-__all__ = ["groups_state", "of_use"]
+__all__ = ["groups_state", "of_use", "repository_of"]
 
 log = get_logger(__name__)
 
 
-def of_use(ground: Ground, manifest: Manifest, watermarks: Mapping[int, Watermarks]) -> dict[int, StoredSnapshot]:
+def repository_of(settings: FoldSettings, projection: str, one: Generation) -> Repository | None:
+    """Give the repository of a generation, as the registry has it; None where the settings name none.
+
+    Raises:
+        ConfigError: See `Objects`.
+    """
+    manifest = Manifest(
+        projection=projection,
+        version=one.version,
+        fingerprint=one.fingerprint,
+        codec=one.codec,
+        topic=one.topic,
+        topic_id=one.topic_id,
+        partitions=one.partitions,
+        build=one.epoch,
+        directory=one.state,
+    )
+    return Repository.of(settings, manifest) if one.state else None
+
+
+def of_use(repository: Repository | None, watermarks: Mapping[int, Watermarks]) -> dict[int, StoredSnapshot]:
     """Give the furthest snapshot of each partition from which it can be folded on.
 
     Args:
-        ground: What is to be folded.
-        manifest: Of which state.
+        repository: Where to look; None: there is none.
         watermarks: Those of the partitions to look for.
 
     Raises:
         RepositoryError: The repository does not answer.
     """
-    repository = Repository.of(ground.settings, manifest)
     found: dict[int, StoredSnapshot] = {}
-    for number, marks in watermarks.items() if repository is not None else ():
-        assert repository is not None
+    if repository is None:
+        return found
+    for number, marks in watermarks.items():
         for one in repository.kept(number):
             if not marks.low <= one.position <= marks.high:
                 continue
@@ -66,7 +87,7 @@ def groups_state(
     manifest = msgspec.structs.replace(wanted, directory=directory, build=build)
     if fingerprint != wanted.fingerprint:
         return None
-    found = of_use(ground, manifest, watermarks)
+    found = of_use(Repository.of(ground.settings, manifest), watermarks)
     if not found or any(one.of.codec != wanted.codec for one in found.values()):
         return None
     incomplete = any(one.of.incomplete for one in found.values())

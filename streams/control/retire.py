@@ -9,6 +9,7 @@ from streams.control.record import Generation, Record
 from streams.control.site import Site
 from streams.control.transitions import retired
 from streams.control.wishes import retiring
+from streams.data.repository import remove_state
 from streams.errors import StoreLocked
 from streams.log import get_logger
 
@@ -27,7 +28,7 @@ def retire(
     1. Say in the registry that it is being removed: nobody begins to fold or read it any more, and whoever folds it
        stops.
     2. Wait for them, then delete its group.
-    3. Wait for readers, then remove its state, on this machine.
+    3. Wait for readers, then remove its state, on this machine and in the snapshot repository.
     4. Take it out of the registry.
 
     Args:
@@ -40,7 +41,7 @@ def retire(
     Raises:
         GenerationNotFound, NotReady: There is no such generation, or it is not kept.
         GroupActive, StoreLocked: Somebody goes on folding or reading it. It stays as one that is to be removed.
-        BrokerError, StorageError: Kafka or the disk.
+        BrokerError, StorageError, RepositoryError: Kafka, the disk, or the snapshot repository.
     """
     # Step 1
     record = site.update(lambda record: retiring(record, generation, why))
@@ -66,6 +67,7 @@ def retire(
                 projection=site.name,
             )
         time.sleep(_LOOK_S)
+    remove_state(site.settings, site.name, found.state)
     # Step 4
     record = site.update(lambda record: retired(record, generation))
     log.info("generation.retired", generation=generation, why=found.why)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
-
 from streams.control.ground import Claimed, Ground, incomplete
 from streams.control.record import Generation
-from streams.control.restored import of_use
+from streams.control.restored import of_use, repository_of
 from streams.data.build import Build, Manifest
 from streams.data.checkpoint import belongs
 from streams.data.claims import Claim
@@ -105,8 +103,7 @@ def _stamps(ground: Ground, topic: TopicInfo) -> tuple[dict[int, Stamp], dict[in
 def _found(ground: Ground, claim: Claim, topic: TopicInfo, wanted: Manifest, generation: Generation) -> Build:
     watermarks = ground.events.cluster.watermarks(topic)
     gone = {number: marks for number, marks in watermarks.items() if marks.low > 0}
-    state = msgspec.structs.replace(wanted, directory=generation.state, build=generation.epoch)
-    fetched = of_use(ground, state, gone)
+    fetched = of_use(repository_of(ground.settings, wanted.projection, generation), gone) if gone else {}
     complete = check_complete(
         ground.events.cluster,
         topic,

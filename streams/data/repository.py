@@ -31,7 +31,7 @@ from streams.log import get_logger
 from streams.objects import Objects, Stored
 from streams.prepared import prepared
 
-__all__ = ["Kept", "Repository", "StoredFile", "StoredSnapshot", "builds_of", "remove"]
+__all__ = ["Kept", "Repository", "StoredFile", "StoredSnapshot", "remove_state"]
 
 log = get_logger(__name__)
 
@@ -218,20 +218,25 @@ class Repository:
             check: Called with the number of bytes that came; what it raises ends it.
 
         Raises:
-            StoreCorrupt: A file is not there, or not what was sent; then it is removed, so that it is sent again, and
-                the snapshot with it.
+            StoreCorrupt: Files are not there, or not what was sent; then they are removed, so that they are sent again, and
+                the snapshot with them.
             RepositoryError: The repository does not answer.
             DiskFull, StorageError: The disk.
         """
-        for file in snapshot.files:
-            name = f"{self._place(snapshot.state.partition)}/files/{file.digest}"
-            if _is_safe(file.name) and self._fetch(name, file, target / file.name, check):
-                continue
-            state = snapshot.state
-            self._objects.delete([self._snapshot(state.partition, state.position), name])
+        place, state = self._place(snapshot.state.partition), snapshot.state
+        damaged = [
+            file
+            for file in snapshot.files
+            if not _is_safe(file.name)
+            or not self._fetch(f"{place}/files/{file.digest}", file, target / file.name, check)
+        ]
+        if damaged:
+            names = [f"{place}/files/{file.digest}" for file in damaged if _is_safe(file.digest)]
+            self._objects.delete([self._snapshot(state.partition, state.position), *names])
             raise StoreCorrupt(
-                f"{self.url.rstrip('/')}/{name} is not there, or not what was sent ({file.name} of the snapshot of "
-                f"partition {state.partition} at {state.position}). Both were removed."
+                f"{self.url.rstrip('/')}/{place}: of the snapshot at {state.position}, "
+                f"{', '.join(file.name for file in damaged)} (object {damaged[0].digest}) is not there, or not what was "
+                "sent. It was removed with the snapshot."
             )
         try:
             sync_directory(target)
@@ -291,9 +296,9 @@ class Repository:
     def _sweep(self) -> None:
         """Remove what there is of earlier builds of the state, once."""
         ours = self._manifest
-        for number in [] if self._is_swept else builds_of(self._objects, ours.projection, ours.directory):
+        for number in [] if self._is_swept else _builds_of(self._objects, ours.projection, ours.directory):
             if number < ours.build:
-                remove(self._objects, ours.projection, ours.directory, number)
+                _remove(self._objects, ours.projection, ours.directory, number)
         self._is_swept = True
 
     def _place(self, partition: int) -> str:
@@ -303,7 +308,7 @@ class Repository:
         return f"{self._place(partition)}/snapshots/{position:020}"
 
 
-def builds_of(objects: Objects, projection: str, state: str) -> list[int]:
+def _builds_of(objects: Objects, projection: str, state: str) -> list[int]:
     """Give the builds of a state that have snapshots.
 
     Raises:
@@ -313,7 +318,7 @@ def builds_of(objects: Objects, projection: str, state: str) -> list[int]:
     return sorted(int(build) for directory, _, build in found if directory == state and build.isdigit())
 
 
-def remove(objects: Objects, projection: str, state: str, build: int) -> None:
+def _remove(objects: Objects, projection: str, state: str, build: int) -> None:
     """Remove all snapshots of a build, and then their files.
 
     Raises:
@@ -322,6 +327,19 @@ def remove(objects: Objects, projection: str, state: str, build: int) -> None:
     names = [one.name for one in objects.listed(_root(projection, state, build))]
     objects.delete(sorted(names, key=lambda name: "/snapshots/" not in name))
     log.info("snapshots.removed", projection=projection, state=state, build=build, objects=len(names))
+
+
+def remove_state(settings: FoldSettings, projection: str, state: str) -> None:
+    """Remove all snapshots of a state, of all its builds, where the settings name a repository.
+
+    Raises:
+        ConfigError: See `Objects`.
+        RepositoryError: It does not answer.
+    """
+    if settings.snapshot_repository is not None and state:
+        objects = Objects(settings.snapshot_repository, settings.snapshot_repository_config)
+        for build in _builds_of(objects, projection, state):
+            _remove(objects, projection, state, build)
 
 
 def _root(projection: str, state: str, build: int) -> str:

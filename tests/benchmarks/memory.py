@@ -27,17 +27,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.memory", description=__doc__.split("\n")[0])
     parser.add_argument("--events", type=positive, default=4_000_000, help="(default %(default)s)")
     parser.add_argument("--limits-mib", default="256,384,512", help="with commas between (default %(default)s)")
+    parser.add_argument("--snapshots", action="store_true", help="send snapshots to a repository all the while")
     add_common_options(parser)
     parser.set_defaults(keys=400_000)
     return run_in_process(_measure, parser.parse_args(arguments))
 
 
-def _measure(runner: Runner, options: argparse.Namespace, _directory: Path) -> dict[str, Any]:
+def _measure(runner: Runner, options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     topic = runner.topic(
         Workload(events=options.events, keys=options.keys, partitions=options.partitions, seed=options.seed)
     )
     expected = runner.run("reference", topic)
     report: dict[str, Any] = {"events": options.events, "models": expected.models}
+    if options.snapshots:
+        os.environ |= {
+            "REFOLD_SNAPSHOT_REPOSITORY": f"file://{directory / 'snapshots'}",
+            "REFOLD_SNAPSHOT_SECONDS": "1",
+        }
     equal = True
     for limit_mib in map(int, options.limits_mib.split(",")):
         os.environ[_VARIABLE] = str(limit_mib << 20)
