@@ -218,8 +218,8 @@ class Repository:
             check: Called with the number of bytes that came; what it raises ends it.
 
         Raises:
-            StoreCorrupt: Files are not there, or not what was sent; then they are removed, so that they are sent again, and
-                the snapshot with them.
+            StoreCorrupt: Files are not there, or not what was sent; then they are removed, so that they are sent again,
+                and the snapshot with them.
             RepositoryError: The repository does not answer.
             DiskFull, StorageError: The disk.
         """
@@ -235,8 +235,8 @@ class Repository:
             self._objects.delete([self._snapshot(state.partition, state.position), *names])
             raise StoreCorrupt(
                 f"{self.url.rstrip('/')}/{place}: of the snapshot at {state.position}, "
-                f"{', '.join(file.name for file in damaged)} (object {damaged[0].digest}) is not there, or not what was "
-                "sent. It was removed with the snapshot."
+                f"{', '.join(file.name for file in damaged)} (object {damaged[0].digest}) is not there, or not what "
+                "was sent. It was removed with the snapshot."
             )
         try:
             sync_directory(target)

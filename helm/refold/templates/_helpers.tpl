@@ -73,10 +73,42 @@ annotations:
 {{- end -}}
 {{- end -}}
 
+{{/* Where snapshots are kept; empty where they are not. */}}
+{{- define "refold.repository" -}}
+{{- if .Values.snapshots.existingClaim -}}
+file:///var/lib/refold-snapshots
+{{- else -}}
+{{ .Values.snapshots.repository }}
+{{- end -}}
+{{- end -}}
+
+{{/* Where further variables are from. */}}
+{{- define "refold.envFrom" -}}
+{{- with .Values.snapshots.existingSecret }}
+- secretRef:
+    name: {{ . }}
+{{- end }}
+{{- with .Values.extraEnvFrom }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{/* The configuration file. */}}
 {{- define "refold.config" -}}
 {{- range $key, $value := .Values.settings }}
 {{ $key }} = {{ include "refold.toml" $value }}
+{{- end }}
+{{- with include "refold.repository" . }}
+snapshot_repository = {{ . | quote }}
+snapshot_seconds = {{ include "refold.toml" $.Values.snapshots.seconds }}
+snapshots_kept = {{ include "refold.toml" $.Values.snapshots.kept }}
+{{- with $.Values.snapshots.config }}
+
+[snapshot_repository_config]
+{{- range $key, $value := . }}
+{{ $key | quote }} = {{ include "refold.toml" $value }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- with .Values.kafka.settings }}
 
@@ -215,6 +247,10 @@ annotations:
   mountPath: /etc/refold/kafka
   readOnly: true
 {{- end }}
+{{- if .Values.snapshots.existingClaim }}
+- name: snapshots
+  mountPath: /var/lib/refold-snapshots
+{{- end }}
 {{- with .Values.extraVolumeMounts }}
 {{ toYaml . }}
 {{- end }}
@@ -241,6 +277,11 @@ annotations:
   secret:
     secretName: {{ . }}
     defaultMode: 0440
+{{- end }}
+{{- with .Values.snapshots.existingClaim }}
+- name: snapshots
+  persistentVolumeClaim:
+    claimName: {{ . }}
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
@@ -331,6 +372,12 @@ checksum/secrets: {{ toJson $found | sha256sum }}
 {{- end }}
 {{- if and .Values.autoscaling.enabled (or (not .Values.autoscaling.prometheusAddress) (not .Values.autoscaling.maxReplicas)) }}
 {{- fail "autoscaling needs prometheusAddress, and maxReplicas: the partitions of the topic that has most of them" }}
+{{- end }}
+{{- if and .Values.snapshots.repository .Values.snapshots.existingClaim }}
+{{- fail "snapshots.repository and snapshots.existingClaim: give one of them" }}
+{{- end }}
+{{- if and .Values.snapshots.config (not .Values.snapshots.repository) }}
+{{- fail "snapshots.config needs snapshots.repository" }}
 {{- end }}
 {{- if and .Values.http.readCertificates (not .Values.http.tlsSecret) }}
 {{- fail "http.readCertificates needs http.tlsSecret" }}
