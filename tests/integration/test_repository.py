@@ -16,6 +16,7 @@ import pytest
 
 from tests.integration.fleet import Fleet, Worker, fleet, soon
 from tests.integration.kit import Kit, produce, tally_events, traffic, until, wait_for_log
+from tests.integration.test_doctor import examined, state
 from tests.integration.test_worker import metrics
 from tests.s3 import s3
 
@@ -143,13 +144,27 @@ def test_one_machine_that_lost_its_disk_goes_on_where_the_repository_is(new_kit:
         assert run.terminate() == 0
     build = kit.store.current()
     assert build is not None
+    listed = kit.refold("snapshots", "list", "--json", ok=0, **volume.variables)
+    documents = [orjson.loads(line) for line in listed.splitlines()]
+    assert {one["partition"]: one["position"] for one in documents} == kit.positions()
+    assert sum(one["models"] for one in documents) == len(kit.models())
+    shown = kit.refold("snapshots", "list", ok=0, **volume.variables)
+    assert f"Of tally.v1, in file://{volume.objects}:" in shown
+    told = f"file://{volume.objects} has snapshots of 2 of 2 partitions"
+    assert state(examined(kit, 0, **volume.variables), "tally.v1: repository") == ("ok", told)
+    shutil.rmtree(next(volume.objects.glob("tally/*/1")))
+    mark, told = state(examined(kit, 0, **volume.variables), "tally.v1: repository")
+    assert (mark, told.partition(";")[2]) == (
+        "warning",
+        " of partition 1 there is none that is as new as it should be",
+    )
     shutil.rmtree(kit.state_dir)
     produce(kit.bootstrap, kit.topic, tally_events(500, streams=2000, first=EVENTS))
     with kit.process(env=volume.variables) as run:
         wait_for_log(run, ["state.found_in_repository"])
         until("the tail to be folded", lambda: kit.lag() == 0)
         assert run.terminate() == 0
-        assert run.output().count('"snapshot.restored"') == 2
+        assert run.output().count('"snapshot.restored"') == 1  # the other one was removed
     assert kit.check() == EVENTS + 500
     again = kit.store.current()
     assert again is not None
@@ -262,12 +277,12 @@ def test_what_is_retired_leaves_nothing_in_the_repository(new_kit: NewKit, place
         one = workers.start("a")
         workers.ready(one)
         wait_for_snapshots(one)
-        state = workers.record().live.state
-        assert any(path.is_file() for path in place.objects.rglob(f"{state}-*/**/*"))
+        id_ = workers.record().live.state
+        assert any(path.is_file() for path in place.objects.rglob(f"{id_}-*/**/*"))
         status, _, told = one.ask("POST", "/v1/projections/tally/rebuild", {"approve": "auto", "keep_seconds": 1})
         assert status == 200, told
         soon("the old one to be retired", lambda: [each.id for each in workers.record().generations] == ["tally.v1-2"])
-        soon("nothing of it to be left", lambda: not [p for p in place.objects.rglob(f"{state}-*/**/*") if p.is_file()])
+        soon("nothing of it to be left", lambda: not [p for p in place.objects.rglob(f"{id_}-*/**/*") if p.is_file()])
 
 
 def test_workers_that_die_and_lose_their_disks_at_any_time_serve_the_fold(new_kit: NewKit, place: Place) -> None:

@@ -25,6 +25,7 @@ from streams.data.store import StoreState
 from streams.data.store_reader import PartitionReader
 from streams.errors import ConfigError, DiskFull, RepositoryError, StoreLocked
 from streams.objects import Objects
+from streams.serve.shelf import Shelf
 
 MANIFEST = Manifest(
     projection="tally", version=1, fingerprint="f1", codec="JsonCodec()", topic="t", topic_id="id1", partitions=3
@@ -299,6 +300,19 @@ def test_a_store_that_is_here_is_replaced_where_it_is_behind_and_by_nothing_that
     assert other.restore().place() is None
     assert other.models() == further
     assert not other.left
+
+
+def test_who_reads_a_store_that_is_replaced_reads_the_new_one(machine: Machine, other: Machine) -> None:
+    machine.fold(500, models(30))
+    machine.send()
+    other.fold(100, models(4, "old"))
+    with closing(Shelf()) as shelf:
+        assert shelf.find(other.build, 0, "m1").state.position == 100
+        assert other.restore().place() is not None
+        found = shelf.find(other.build, 0, "m29")
+        assert (found.state.position, found.raw) == (500, models(30)["m29"])
+        other.fold(600, {"m29": b"new"})
+        assert shelf.find(other.build, 0, "m29", known=600).raw == b"new"
 
 
 def test_only_what_can_be_folded_on_is_fetched(machine: Machine, other: Machine) -> None:
