@@ -10,7 +10,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from streams.configfile import ConfigFile, near
@@ -264,6 +273,9 @@ class WorkerSettings(BaseSettings):
     """The groups know this worker's agents again, by `worker_name`, when it is started again within the session timeout
     (KIP-345): then they fold their partitions on, and no others are moved. One that ends for good has its partitions
     wait for that time. Env: REFOLD_STATIC_MEMBERSHIP."""
+    standbys: NonNegativeInt = 0
+    """How many other workers keep a copy of each partition of an active generation near the topic's end, for the case
+    that its owner dies. Env: REFOLD_STANDBYS."""
     drain_seconds: PositiveFloat = 25.0
     """How long agents may take to commit and leave once the worker is to end. Env: REFOLD_DRAIN_SECONDS."""
 

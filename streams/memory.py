@@ -24,26 +24,27 @@ _RESERVE = 0.9
 _LEAST_BYTES = 4 << 20
 
 
-def cache_share(limit_bytes: int, projections: int, agents_per_generation: int) -> int:
+def cache_share(limit_bytes: int, projections: int, agents_per_generation: int, *, stands_by: bool = False) -> int:
     """Give how much memory for decoded models each agent may have, in bytes.
 
     Args:
         limit_bytes: What the worker and all its agents may take together.
         projections: How many it sees to.
         agents_per_generation: As the setting of that name.
+        stands_by: Whether a further process for each projection keeps copies of what others own.
 
     Raises:
         ConfigError: It is too little for so many processes; the least that would do is named.
     """
-    agents = projections * GENERATIONS * agents_per_generation
+    agents = projections * (GENERATIONS * agents_per_generation + stands_by)
     share = ((limit_bytes * _RESERVE - _WORKER_BYTES) / agents - _AGENT_BYTES) / _GROWTH
     if share < _LEAST_BYTES:
         least = (_WORKER_BYTES + agents * (_AGENT_BYTES + _GROWTH * _LEAST_BYTES)) / _RESERVE
         raise ConfigError(
             f"memory_limit_bytes: {limit_bytes >> 20} MiB are too little for {agents} agents ({projections} "
             f"projections, {GENERATIONS} generations each while one is rebuilt, {agents_per_generation} agents a "
-            f"generation). Give {-(-int(least) >> 20) + 1} MiB, have other workers see to some projections, or say "
-            "cache_bytes yourself."
+            f"generation{', one that stands by' if stands_by else ''}). Give {-(-int(least) >> 20) + 1} MiB, have "
+            "other workers see to some projections, or say cache_bytes yourself."
         )
     return int(share)
 

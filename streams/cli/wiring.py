@@ -316,5 +316,7 @@ class WorkerOptions(RunOptions):
     static_membership: Annotated[str | None, Parameter(env_var="REFOLD_STATIC_MEMBERSHIP")] = None
     """true: the groups know its agents again by the worker's name when it is started again within the session timeout;
     then no partition is moved meanwhile."""
+    standbys: Annotated[str | None, Parameter(env_var="REFOLD_STANDBYS")] = None
+    """How many other workers keep a copy of each partition, for the case that its owner dies; by default 0."""
     drain_seconds: Annotated[str | None, Parameter(env_var="REFOLD_DRAIN_SECONDS")] = None
     """How long agents may take to commit and leave once it is to end; by default 25."""

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 
 from streams.data.agent import Agent, Job
 from streams.data.locks import FileLock, Holder
+from streams.data.standby import Standby
 from streams.errors import CqrsError
 from streams.log import configure
 
@@ -42,15 +43,18 @@ def main(descriptor: int, parent: int, nice: int) -> None:
     logs = pipe.recv()
     if logs is not None:
         configure(**logs)
-    agent = Agent(job)
+    agent = Standby(job) if job.stands_by else Agent(job)
     stretches = _Stretches(agent, nice)
 
     def listen() -> None:
         # The parent's end closing is as good as its word; whoever starts the parent again has it come back.
-        word: int | str = "stay"
+        word: int | frozenset[int] | str = "stay"
         with contextlib.suppress(EOFError, OSError):
-            while isinstance(word := pipe.recv(), int):
-                stretches.renice(word)
+            while not isinstance(word := pipe.recv(), str):
+                if isinstance(word, int):
+                    stretches.renice(word)
+                elif isinstance(agent, Standby):
+                    agent.hold_only(word)
         agent.stop(stays=word != "stop")
 
     ended = threading.Event()
@@ -91,7 +95,7 @@ class _Stretches:
         nice: By how much its priority is lowered.
     """
 
-    def __init__(self, agent: Agent, nice: int) -> None:
+    def __init__(self, agent: Agent | Standby, nice: int) -> None:
         self._turns = agent.turns()
         self._nice = nice
         self._is_over = False

@@ -49,6 +49,8 @@ class Job:
     instance: str = ""
     """By which the group knows the agent again that comes back (`group.instance.id`, KIP-345); "" where it is to be a
     new member each time."""
+    stands_by: bool = False
+    """Fold copies of partitions that others own; see `Standby`."""
     address: str = ""
     """Where the models are served that it folds, as host:port; "" where they are not."""
 

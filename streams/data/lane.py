@@ -42,6 +42,7 @@ __all__ = ["Lane"]
 
 log = get_logger(__name__)
 
+_HANDOVER_S = 2.0
 _ANSWER_S = 3.0
 """How long one question to Kafka may take: meanwhile nobody is asked whether to stop."""
 
@@ -246,10 +247,13 @@ class Lane:
     def _stall(self, partitions: Iterable[HeldPartition], error: CqrsError) -> None:
         limit_s = self._job.events.kafka.outage_limit_s
         for held in partitions:
-            is_new = held.phase is not Phase.STALLED
-            if held.stall(error) > limit_s:
+            was_told = held.phase is Phase.STALLED and held.is_told
+            stalled_s = held.stall(error)
+            if stalled_s > limit_s:
                 self._halt(held, error)
-            elif is_new:
+            # One that stands by for it here is just letting go of it.
+            held.is_told = was_told or not isinstance(error, StoreLocked) or stalled_s > _HANDOVER_S
+            if held.is_told and not was_told:
                 log.warning(
                     "partition.stalled",
                     where=at(self._job.topic.name, held.number),
@@ -269,6 +273,10 @@ class Lane:
         (log.error if goes_on else log.debug)(
             "partition.halted", where=at(self._job.topic.name, held.number), why=str(error)
         )
+
+    def with_letters(self) -> list[int]:
+        """Name the partitions in whose stores dead letters wait."""
+        return [one.number for one in self._held.values() if one.store is not None and one.store.state.dead_letters]
 
     # Folding
 

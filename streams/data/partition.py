@@ -123,6 +123,8 @@ class HeldPartition:
     reached: tuple[int, int] = (0, 0)
     """How far the group was told that it is, by whoever held it before: position, and events."""
     retry_at: float = 0.0
+    is_told: bool = False
+    """Whether it was told that it is stalled."""
     restore: Restore | None = None
     """Its store's way here; also once that has come to an end."""
     snapshot: Kept | None = None

@@ -42,6 +42,7 @@ class ProcessRunner:
         self._error: BaseException | None = None
         self._ended = threading.Event()
         self._stopped = False
+        self._held_only: frozenset[int] | None = None
 
     @property
     def status(self) -> AgentStatus:
@@ -66,6 +67,8 @@ class ProcessRunner:
             self._theirs.close()
             self._ours.send_bytes(self._job)
             self._ours.send(configured())
+            if self._held_only is not None:
+                self._ours.send(self._held_only)
         threading.Thread(target=self._listen, name="refold-runner", daemon=True).start()
         if self._stopped:
             self.stop()
@@ -85,6 +88,14 @@ class ProcessRunner:
             if self._process is not None and not self._ended.is_set():
                 with contextlib.suppress(OSError):
                     self._ours.send(nice)
+
+    def hold_only(self, partitions: frozenset[int]) -> None:
+        """Have one that stands by do so for these partitions alone."""
+        with self._guard:
+            self._held_only = partitions
+            if self._process is not None and not self._ended.is_set():
+                with contextlib.suppress(OSError):
+                    self._ours.send(partitions)
 
     def wait(self, timeout_s: float) -> bool:
         """See Runner."""

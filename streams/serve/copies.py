@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -15,6 +16,7 @@ from aiohttp import web
 
 from streams.control.record import Generation
 from streams.data.build import Build
+from streams.data.partition import Phase
 from streams.errors import CqrsError
 from streams.log import get_logger
 from streams.serve.owners import LEFT_ALONE_S
@@ -41,7 +43,7 @@ class Copies:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._best: dict[str, tuple[float, dict[int, tuple[int, str]]]] = {}
+        self._best: dict[str, tuple[float, _Best]] = {}
         self._used: dict[Path, tuple[Tending, str]] = {}
         self._fleet: set[str] = set()
         """Where workers listened, when that was last known."""
@@ -79,9 +81,8 @@ class Copies:
     async def positions(self, request: web.Request) -> web.Response:
         """Say how far this worker's copies are."""
         tending, generation = self._named(request)
-        return _json(
-            {"positions": {str(number): at for number, at in (await self._local(tending, generation)).items()}}
-        )
+        positions = {str(number): at for number, at in (await self._local(tending, generation)).items()}
+        return _json({"positions": positions, "standing_by": sorted(_standing_by(tending, generation))})
 
     async def model(self, request: web.Request) -> web.Response:
         """Give a model of a copy here."""
@@ -91,7 +92,6 @@ class Copies:
         found = await asyncio.to_thread(self._worker.shelf.find, build, number, model_id)
         raw = None if found.raw is None else orjson.Fragment(found.raw)
         state = found.state
-        old_s = None if state.record_ms is None else round(max(0.0, time.time() - state.record_ms / 1000), 3)
         return _json(
             {
                 "id": model_id,
@@ -99,7 +99,7 @@ class Copies:
                 "generation": generation.id,
                 "partition": number,
                 "position": state.position,
-                "staleness_seconds": old_s,
+                "staleness_seconds": self._worker.finding.staleness(generation, number, state),
                 "confirmed": False,
                 "stale": True,
             }
@@ -123,14 +123,21 @@ class Copies:
     # As clients ask
 
     async def find(
-        self, tending: Tending, generation: Generation, partitions: list[int], model_id: str
+        self, tending: Tending, generation: Generation, partitions: list[int], model_id: str, *, any_age: bool
     ) -> dict[str, Any] | None:
         """Look for a model in the newest copies of some partitions; None where one of them has no copy anywhere.
+
+        Args:
+            tending: The projection.
+            generation: Which.
+            partitions: Which.
+            model_id: The model's id.
+            any_age: However old they are; otherwise, only such as a worker stands by with.
 
         Returns:
             A document as `model` gives it, whose model is None where none of them has it.
         """
-        best = await self._newest(tending, generation)
+        best = await self._newest(tending, generation, any_age=any_age)
         if any(number not in best for number in partitions):
             return None
         found: dict[str, Any] | None = None
@@ -142,20 +149,22 @@ class Copies:
         return found
 
     async def page(
-        self, tending: Tending, generation: Generation, number: int, after: str | None, limit: int
+        self, tending: Tending, generation: Generation, number: int, after: str | None, limit: int, *, any_age: bool
     ) -> dict[str, Any] | None:
-        """Give models of the newest copy of a partition; None where there is none anywhere."""
-        best = await self._newest(tending, generation)
+        """Give models of the newest copy of a partition; None where there is none anywhere. See `find`."""
+        best = await self._newest(tending, generation, any_age=any_age)
         if number not in best:
             return None
         behind = "" if after is None else f"&after={quote(after, safe='')}"
         return await self._asked(best[number][1], tending, generation, f"{number}/models?limit={limit}{behind}")
 
-    async def _newest(self, tending: Tending, generation: Generation) -> Mapping[int, tuple[int, str]]:
+    async def _newest(
+        self, tending: Tending, generation: Generation, *, any_age: bool
+    ) -> Mapping[int, tuple[int, str]]:
         """Give by partition the position of the newest copy, and where it is."""
         known = self._best.get(generation.id)
         if known is not None and time.monotonic() - known[0] < _KNOWN_S:
-            return known[1]
+            return known[1].of(any_age=any_age)
         owners = self._worker.owners
         addresses = {self._worker.address, *self._fleet, *owners.known(generation.id).addresses.values()}
         if not owners.are_silent:
@@ -164,12 +173,13 @@ class Copies:
             except CqrsError as error:
                 log.debug("copies.peers_unknown", why=str(error))
         told = await asyncio.gather(*(self._asked(one, tending, generation, "") for one in sorted(addresses)))
-        best: dict[int, tuple[int, str]] = {}
+        best = _Best({}, {})
         for address, answer in zip(sorted(addresses), told, strict=True):
-            for number, position in ({} if answer is None else answer["positions"]).items():
-                best[int(number)] = max(best.get(int(number), (-1, "")), (position, address))
+            said = answer or {"positions": {}}
+            for number, position in said["positions"].items():
+                best.add(int(number), position, address, stands_by=int(number) in said.get("standing_by", ()))
         self._best[generation.id] = (time.monotonic(), best)
-        return best
+        return best.of(any_age=any_age)
 
     async def _asked(self, address: str, tending: Tending, generation: Generation, path: str) -> dict[str, Any] | None:
         """Ask a worker, be it this one; None where it does not answer."""
@@ -214,6 +224,29 @@ class Copies:
         if tending is None or found is None:
             raise Problem(404, "unknown-generation", "It is not known here.")
         return tending, found
+
+
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """By partition, the position of the newest copy, and where it is."""
+
+    all: dict[int, tuple[int, str]]
+    standing_by: dict[int, tuple[int, str]]
+    """Of those that somebody stands by with."""
+
+    def add(self, number: int, position: int, address: str, *, stands_by: bool) -> None:
+        for best in (self.all, self.standing_by) if stands_by else (self.all,):
+            best[number] = max(best.get(number, (-1, "")), (position, address))
+
+    def of(self, *, any_age: bool) -> dict[int, tuple[int, str]]:
+        return self.all if any_age else self.standing_by
+
+
+def _standing_by(tending: Tending, generation: Generation) -> set[int]:
+    """Name the partitions of which this worker keeps a copy that is near the topic's end."""
+    tended = tending.tended.get(generation.id)
+    partitions = {} if tended is None else tended.standing_by.partitions
+    return {number for number, one in partitions.items() if one.phase is Phase.READY}
 
 
 def _json(what: object) -> web.Response:

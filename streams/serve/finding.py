@@ -202,11 +202,12 @@ class Finding:
             generation=generation,
             partition=number,
             state=state,
-            staleness_s=self._staleness(generation, number, state),
+            staleness_s=self.staleness(generation, number, state),
             is_confirmed=self._owners.known(generation.id).is_fresh,
         )
 
-    def _staleness(self, generation: Generation, number: int, state: StoreState) -> float | None:
+    def staleness(self, generation: Generation, number: int, state: StoreState) -> float | None:
+        """Give how far out of date a store may be, in seconds, at most; None where that is not known."""
         seen = self._observing.seen.get(generation.id)
         end = None if seen is None else next((one.end for one in seen.view.partitions if one.partition == number), None)
         if seen is not None and end is not None and state.position >= end:

@@ -263,6 +263,10 @@ class _Standing(Collector):
             "refold_snapshot_position", "The position of its newest snapshot in the repository.", labels=labels
         )
         snapshot_at = GaugeMetricFamily("refold_snapshot_timestamp_seconds", "When that was sent.", labels=labels)
+        copied = GaugeMetricFamily(
+            "refold_standby_position", "The position of the copy here of what another worker owns.", labels=labels
+        )
+        copy_lag = GaugeMetricFamily("refold_standby_lag_records", "Offsets that it has not folded.", labels=labels)
         processed = CounterMetricFamily("refold_events_processed", "Events folded or declined.", labels=labels)
         declined = CounterMetricFamily("refold_events_declined", "Events declined.", labels=labels)
         letters = GaugeMetricFamily("refold_dead_letters", "Events that wait as dead letters.", labels=labels)
@@ -296,8 +300,14 @@ class _Standing(Collector):
                     lag.add_metric(key, max(0, view.end - held.committed))
                 if seen is not None and number in seen.lag_s:
                     lag_s.add_metric(key, seen.lag_s[number])
+            for number, copy in ({} if tended is None else tended.standing_by.partitions).items():
+                key = [tending.site.name, one.id, one.topic, str(number)]
+                if copy.committed >= 0:
+                    copied.add_metric(key, copy.committed)
+                    if number in views:
+                        copy_lag.add_metric(key, max(0, views[number].end - copy.committed))
         yield from (position, low, end, margin, lag, lag_s, whole, models, stuck, processed, declined, letters, skipped)
-        yield from (phase, snapshot, snapshot_at)
+        yield from (phase, snapshot, snapshot_at, copied, copy_lag)
 
     def _all(self) -> Iterator[tuple[Tending, Generation, Tended | None]]:
         for tending in self._worker.tendings.values():

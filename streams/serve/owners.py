@@ -30,6 +30,8 @@ class Owning:
 
     addresses: Mapping[int, str] = field(default_factory=dict)
     """By partition; one that is not named nobody serves."""
+    workers: frozenset[str] = frozenset()
+    """All who are in the group, whether they have been given a partition or not."""
     at_s: float = float("-inf")
     """When the group said so, by the monotonic clock."""
 
@@ -60,7 +62,7 @@ class Owners:
         """
         members = list(members)
         addresses = {number: one.address for one in members if one.address for number in one.partitions}
-        owning = Owning(addresses, at_s)
+        owning = Owning(addresses, frozenset(one.address for one in members if one.address), at_s)
         with self._guard:
             self._silent_s = float("-inf")
             if members:

@@ -29,6 +29,8 @@ __all__ = ["Reads"]
 _WAIT_S = 5.0
 _LONGEST_WAIT_S = 30.0
 _TRIES = 5
+_OWNERS_TRIES = 2
+"""After so many, whoever stands by may answer."""
 _PAGE = 100
 _LARGEST_PAGE = 1000
 _SEARCH_S = 1.0
@@ -74,11 +76,14 @@ class Reads:
         least = min_position(request, generation)
         deadline_s = time.monotonic() + seconds(request, "wait", _WAIT_S, _LONGEST_WAIT_S)
         is_local = request.query.get("local") == "true"
-        for is_last in (False,) * (_TRIES - 1) + (True,):
+        for tried in range(_TRIES):
             try:
-                return await self._model(request, tending, generation, model_id, least, deadline_s, is_local=is_local)
+                copies = None if is_local or least is not None else self._copies(request, generation, tried)
+                return await self._model(
+                    request, tending, generation, model_id, least, deadline_s, copies, is_local=is_local
+                )
             except _Moved as moved:
-                if is_last or is_local:
+                if tried == _TRIES - 1 or is_local:
                     raise moved.problem from None
             await self._worker.finding.settle()
         raise AssertionError("unreachable")
@@ -91,6 +96,7 @@ class Reads:
         model_id: str,
         least: MinPosition | None,
         deadline_s: float,
+        copies: bool | None,
         *,
         is_local: bool,
     ) -> web.Response:
@@ -140,8 +146,8 @@ class Reads:
                     generation=generation.id,
                 )
             unknown = foreign
-        if unknown and not is_local and least is None and self._worker.copies.may_serve(request, generation):
-            stale = await self._worker.copies.find(tending, generation, sorted(unknown), model_id)
+        if unknown and copies is not None:
+            stale = await self._worker.copies.find(tending, generation, sorted(unknown), model_id, any_age=copies)
             if stale is not None and stale["model"] is not None:
                 return _json(stale)
             unknown = {} if stale is not None else unknown
@@ -195,6 +201,14 @@ class Reads:
             | ({"stale": sorted(stale)} if stale else {})
         )
 
+    def _copies(self, request: web.Request, generation: Generation, tried: int) -> bool | None:
+        """Say whether copies of any age may be answered where nobody serves; False: only those that somebody stands by
+        with; None: none.
+        """
+        if self._worker.copies.may_serve(request, generation):
+            return True
+        return False if tried >= _OWNERS_TRIES and self._worker.settings.standbys else None
+
     async def _part(
         self,
         request: web.Request,
@@ -207,7 +221,7 @@ class Reads:
     ) -> dict[str, Any]:
         """Give models of one partition, from whoever serves it; `next` is the id behind which there are more."""
         finding, is_local = self._worker.finding, request.query.get("local") == "true"
-        for is_last in (False,) * (_TRIES - 1) + (True,):
+        for tried in range(_TRIES):
             place = (await finding.locate(tending, generation))[number]
             why = place if isinstance(place, str) else ""
             if isinstance(place, Build) and not (why := finding.why_not(tending, generation, number)):
@@ -222,11 +236,6 @@ class Reads:
                         "positions": {str(number): page.state.position},
                         "next": None if page.last is None else page.last.decode(),
                     }
-            # What is stale may be of code that is nowhere any more, and then nobody can select from it.
-            if why and not is_local and not selection.given and self._worker.copies.may_serve(request, generation):
-                stale = await self._worker.copies.page(tending, generation, number, after, limit)
-                if stale is not None:
-                    return stale | {"stale": True}
             if isinstance(place, Elsewhere):
                 if is_local:
                     raise Problem(421, "misdirected", f"Partition {number} is served at {place.address}.")
@@ -234,7 +243,13 @@ class Reads:
                 if found is not None:
                     return found
                 why = f"{place.address} does not answer for it"
-            if is_last:
+            # What is stale may be of code that is nowhere any more, and then nobody can select from it.
+            copies = None if is_local or selection.given else self._copies(request, generation, tried)
+            if why and copies is not None:
+                stale = await self._worker.copies.page(tending, generation, number, after, limit, any_age=copies)
+                if stale is not None:
+                    return stale | {"stale": True}
+            if tried == _TRIES - 1:
                 raise _not_ready(generation, {number: why or "it is being handed over"})
             await finding.settle()
         raise AssertionError("unreachable")

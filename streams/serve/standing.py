@@ -141,7 +141,16 @@ def _generation(worker: Worker, tending: Tending, one: Generation) -> dict[str, 
         "partitions_not_folded": worker.observing.added.get(one.id),
         "seen_seconds_ago": None if seen is None else round(seen.age_s, 3),
         "partitions": [] if seen is None else [_partition(view, tended) for view in seen.view.partitions],
+        "standing_by": {} if tended is None else {number: _copy(one) for number, one in _copies(tended)},
     }
+
+
+def _copies(tended: Tended) -> list[tuple[str, PartitionStatus]]:
+    return [(str(number), one) for number, one in sorted(tended.standing_by.partitions.items())]
+
+
+def _copy(one: PartitionStatus) -> dict[str, Any]:
+    return {"position": one.committed, "phase": one.phase, "why": one.why}
 
 
 def _partition(view: PartitionView, tended: Tended | None) -> dict[str, Any]:

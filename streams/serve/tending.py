@@ -21,11 +21,14 @@ from streams.control.site import Site
 from streams.control.space import check_space, size_bytes
 from streams.data.agent import AgentStatus, Job
 from streams.data.generation import RocksStore
+from streams.data.partition import Phase
+from streams.data.process_runner import ProcessRunner
 from streams.data.runner import Runner
 from streams.data.subscription import leave_for
 from streams.errors import CqrsError, GroupActive
 from streams.log import get_logger
 from streams.serve.paths import report_path
+from streams.serve.standbys import StandingBy
 
 __all__ = ["Tended", "Tending", "is_wanted"]
 
@@ -37,6 +40,7 @@ _LONGEST_BACKOFF_S = 60.0
 _KEPT_UP_S = 60.0
 """A generation that was folded for so long begins with the first backoff again."""
 _SWEEP_S = 2.0
+_SETTLED = (Phase.READY, Phase.HALTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,8 @@ class Tended:
     """What is folded into what; None where it is not folded here now."""
     pids: frozenset[int] = frozenset()
     """The agents' processes."""
+    standing_by: AgentStatus = field(default_factory=AgentStatus)
+    """The copies here of partitions that others own, as far as this worker stands by for them."""
     error: str = ""
     """Why it is not folded here, though this worker has its code; "" where it is."""
     failures: int = 0
@@ -67,6 +73,14 @@ class _Hand:
     error: str = ""
     is_replay: bool = False
     """Whether its agents give way to those of a live generation."""
+    standing_by: StandingBy | None = None
+
+    def stop(self, *, stays: bool = False) -> None:
+        """Ask all that runs of it to end."""
+        if self.standing_by is not None:
+            self.standing_by.stop()
+        if self.folding is not None:
+            self.folding.stop(stays=stays)
 
 
 class Tending:
@@ -80,6 +94,8 @@ class Tending:
         fleet: The consumer group of the workers.
         address: Where this worker's models are served, as host:port, for the group to tell others.
         instances: By which groups know this worker's agents again (`group.instance.id`); none where they do not.
+        stand_by: Makes what stands by for a generation's partitions; None: nothing does.
+        stands_by_for: Says of which partitions; None where that is not known just now.
     """
 
     def __init__(
@@ -89,12 +105,16 @@ class Tending:
         address: str,
         fleet: str,
         instances: Sequence[str] = (),
+        stand_by: Callable[[Job], ProcessRunner] | None = None,
+        stands_by_for: Callable[[Generation], frozenset[int] | None] = lambda _: None,
     ) -> None:
         self.site = site
         self._make_runner = make_runner
         self._address = address
         self._fleet = fleet
         self._instances = instances
+        self._stand_by = stand_by
+        self._stands_by_for = stands_by_for
         self._stopped = threading.Event()
         self._hands: dict[str, _Hand] = {}
         self._swept_s = 0.0
@@ -208,6 +228,8 @@ class Tending:
         for id_, hand in self._hands.items():
             if hand.folding is not None and hand.folding.is_started and hand.folding.wait(0.0):
                 self._let_go(id_, hand)
+            elif record is not None:
+                self._look_after_standby(record, id_, hand)
         self._publish()
 
     def _reconcile(self, record: Record) -> None:
@@ -215,8 +237,7 @@ class Tending:
         wanted = {one.id: one for one in record.generations if is_wanted(record, one) and self.site.can_fold(one)}
         going = [hand for id_, hand in self._hands.items() if id_ not in wanted or wanted[id_].epoch != hand.epoch]
         for hand in going:  # all at once: each takes its time
-            if hand.folding is not None:
-                hand.folding.stop()
+            hand.stop()
         for id_, hand in list(self._hands.items()):
             if hand in going:
                 self._let_go(id_, hand)
@@ -293,6 +314,9 @@ class Tending:
     def _let_go(self, id_: str, hand: _Hand) -> None:
         """Wait for a generation's agents to end, and say so where an error has ended them."""
         folding, hand.folding = hand.folding, None
+        standing_by, hand.standing_by = hand.standing_by, None
+        if standing_by is not None:
+            standing_by.close()
         if folding is None:
             return
         try:
@@ -303,6 +327,21 @@ class Tending:
             self._failed(id_, hand, error)
         else:
             log.info("generation.let_go", generation=id_)
+
+    def _look_after_standby(self, record: Record, id_: str, hand: _Hand) -> None:
+        """Stand by for the active generation, once what is folded of it here is served."""
+        one, folding = record.find(id_), hand.folding
+        if self._stand_by is None or one is None or folding is None or not folding.is_started:
+            return
+        held = folding.status.partitions
+        if hand.standing_by is None:
+            # Not before, or the copies would take the processor from what readers wait for.
+            if id_ != record.active or any(part.phase not in _SETTLED for part in held.values()):
+                return
+            hand.standing_by = StandingBy(self._stand_by)
+        wanted = self._stands_by_for(one) if id_ == record.active else frozenset()
+        if wanted is not None:
+            hand.standing_by.look(folding.job, wanted - held.keys())
 
     def _failed(self, id_: str, hand: _Hand, error: CqrsError) -> None:
         hand.failures += 1
@@ -342,6 +381,7 @@ class Tending:
                 status=AgentStatus() if folding is None else folding.status,
                 job=None if folding is None else folding.job,
                 pids=frozenset() if folding is None else frozenset(folding.pids),
+                standing_by=AgentStatus() if hand.standing_by is None else hand.standing_by.status,
                 error=hand.error,
                 failures=hand.failures,
             )
@@ -349,8 +389,7 @@ class Tending:
 
     def _end_all(self) -> None:
         for hand in self._hands.values():
-            if hand.folding is not None:
-                hand.folding.stop(stays=True)
+            hand.stop(stays=True)
         for id_, hand in self._hands.items():
             self._let_go(id_, hand)
         self._publish()

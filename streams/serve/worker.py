@@ -18,9 +18,11 @@ from typing import Protocol
 from streams.config import KafkaSettings, WorkerSettings
 from streams.control.commands import Command
 from streams.control.green import NICE
+from streams.control.record import Generation
 from streams.control.site import Site
 from streams.data.agent import AgentStatus, Job
 from streams.data.job import instance_of
+from streams.data.process_runner import ProcessRunner
 from streams.data.runner import Runner
 from streams.data.supervisor import supervised
 from streams.errors import ConfigError, CqrsError
@@ -40,6 +42,7 @@ from streams.serve.producing import Producing
 from streams.serve.served import Served
 from streams.serve.serving import Serving
 from streams.serve.shelf import Shelf
+from streams.serve.standbys import chosen
 from streams.serve.tending import Tending, is_wanted
 from streams.serve.tls import Tls
 from streams.serve.tracing import Tracing
@@ -149,7 +152,13 @@ class Worker:
             # Step 2
             for site in self._sites:
                 tending = self.tendings[site.name] = Tending(
-                    site, self._runner, self.address, workers_group(self.settings.namespace), self._instances()
+                    site,
+                    self._runner,
+                    self.address,
+                    workers_group(self.settings.namespace),
+                    self._instances(),
+                    self._standby if self.settings.standbys else None,
+                    self._stands_by_for,
                 )
                 compare = partial(self.comparing.compare, site)
                 self.leadings[site.name] = Leading(tending, self.leadership, compare, self.serving, self._tracing)
@@ -243,6 +252,19 @@ class Worker:
             job = replace(job, instance=self.name)
         return supervised(self.settings.agents_per_generation, nice=NICE if is_replay else 0)(job)
 
+    def _standby(self, job: Job) -> ProcessRunner:
+        if "cache_bytes" not in job.settings.model_fields_set and self._cache_bytes is not None:
+            job = replace(job, settings=job.settings.model_copy(update={"cache_bytes": self._cache_bytes}))
+        return ProcessRunner(job, nice=NICE)
+
+    def _stands_by_for(self, generation: Generation) -> frozenset[int] | None:
+        """Say for which partitions this worker is to stand by; None where the group says nothing just now."""
+        owning = self.owners.known(generation.id)
+        if not owning.is_fresh:
+            return None
+        standbys = self.settings.standbys
+        return chosen(self.address, owning.addresses, owning.workers, generation.partitions, standbys)
+
     def _wait_for_loops(self) -> None:
         deadline = time.monotonic() + self.settings.drain_seconds
         for what, loop in self._loops().items():
@@ -310,7 +332,9 @@ class Worker:
 
 def _share(settings: WorkerSettings, projections: int) -> int | None:
     limit = settings.memory_limit_bytes
-    return None if limit is None else cache_share(limit, max(1, projections), settings.agents_per_generation)
+    if limit is None:
+        return None
+    return cache_share(limit, max(1, projections), settings.agents_per_generation, stands_by=settings.standbys > 0)
 
 
 def _address(host: str, port: int) -> str:

@@ -163,6 +163,10 @@ snapshots_kept = {{ include "refold.toml" $.Values.snapshots.kept }}
 - name: REFOLD_STATIC_MEMBERSHIP
   value: "true"
 {{- end }}
+{{- if .Values.standbys }}
+- name: REFOLD_STANDBYS
+  value: {{ .Values.standbys | quote }}
+{{- end }}
 - name: REFOLD_HTTP_HOST
   value: 0.0.0.0
 - name: REFOLD_HTTP_PORT
