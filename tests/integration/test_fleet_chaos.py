@@ -1,0 +1,210 @@
+"""Workers, their disks, the snapshot repository and the broker, and whatever may happen to them, in a drawn order.
+
+`REFOLD_CHAOS_FLEET_STEPS` makes it longer, `REFOLD_CHAOS_FLEET_SEED` draws another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from streams.broker import EmbeddedBroker
+from tests.integration.fleet import Fleet, Worker, fleet, soon
+from tests.integration.kit import Kit, produce, tally_events, until
+from tests.integration.test_repository import left
+from tests.s3 import S3, s3
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
+
+STEPS = int(os.environ.get("REFOLD_CHAOS_FLEET_STEPS", "25"))
+SEED = int(os.environ.get("REFOLD_CHAOS_FLEET_SEED", "21"))
+PARTITIONS = 3
+BEGIN = 60_000
+"""Events that there are at first: much more in each partition than is folded again rather than fetched."""
+MOST = 4
+EVERY = 100
+"""After so many steps all is looked at."""
+
+
+class Chaos:
+    """What runs, and what may happen to it."""
+
+    def __init__(self, kit: Kit, broker: EmbeddedBroker, workers: Fleet, store: S3, chance: random.Random) -> None:
+        self.kit = kit
+        self.broker = broker
+        self.workers = workers
+        self.store = store
+        self.chance = chance
+        self.running: dict[str, Worker] = {}
+        self.named = self.written = 0
+        self.done: dict[str, int] = {}
+        self.write(BEGIN)
+        for _ in range(3):
+            self.scale_out()
+
+    def step(self) -> None:
+        """Do one thing."""
+        what: Callable[[], None] = self.chance.choice(
+            (
+                self.kill,
+                self.kill_agents,
+                self.stop,
+                self.scale_out,
+                self.scale_in,
+                self.lose_volume,
+                self.cut_upload,
+                self.damage,
+                self.silence_store,
+                self.restart_broker,
+                lambda: self.write(self.chance.choice((1, 300, 3000, 40_000))),
+            )
+        )
+        name = getattr(what, "__name__", "")
+        self.done[name] = self.done.get(name, 0) + 1
+        what()
+        self.write(self.chance.randrange(200))
+        time.sleep(self.chance.uniform(0.0, 2.5))
+
+    def write(self, count: int) -> None:
+        produce(self.kit.bootstrap, self.kit.topic, tally_events(count, streams=2000, first=self.written))
+        self.written += count
+
+    def one(self) -> tuple[str, Worker]:
+        name = self.chance.choice(sorted(self.running))
+        return name, self.running[name]
+
+    def kill(self) -> None:
+        """A worker dies, and comes back to its disk."""
+        name, worker = self.one()
+        worker.kill()
+        self.running[name] = self.workers.start(name)
+
+    def kill_agents(self) -> None:
+        """Processes that fold die."""
+        for pid in self.one()[1].agents():
+            if self.chance.random() < 0.7:
+                kill(pid)
+
+    def stop(self) -> None:
+        """A worker stands still with all that it has started, for less or more than its session."""
+        _, worker = self.one()
+        pids = [worker.process.pid, *worker.agents()]
+        for pid in pids:
+            kill(pid, signal.SIGSTOP)
+        time.sleep(self.chance.uniform(0.2, 9.0))
+        for pid in reversed(pids):
+            kill(pid, signal.SIGCONT)
+
+    def scale_out(self) -> None:
+        if len(self.running) < MOST:
+            self.named += 1
+            self.running[f"w{self.named}"] = self.workers.start(f"w{self.named}")
+
+    def scale_in(self) -> None:
+        """A worker ends as it should, and its disk goes with it or stays for nobody."""
+        if len(self.running) > 1:
+            name, worker = self.one()
+            del self.running[name]
+            worker.terminate()
+
+    def lose_volume(self) -> None:
+        """A worker dies with its disk, and comes back to another one."""
+        name, worker = self.one()
+        worker.kill()
+        shutil.rmtree(worker.state_dir, ignore_errors=True)
+        self.running[name] = self.workers.start(name)
+
+    def cut_upload(self) -> None:
+        """Whoever sends a snapshot, or fetches one, dies with it under way, where anybody does."""
+        self.write(40_000)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            for name, worker in self.running.items():
+                if left(worker.state_dir):
+                    worker.kill()
+                    self.running[name] = self.workers.start(name)
+                    return
+            time.sleep(0.001)
+
+    def damage(self) -> None:
+        """An object is not what was sent."""
+        found = sorted(path for path in self.store.objects.rglob("*/files/*") if path.is_file())
+        if found:
+            path = self.chance.choice(found)
+            raw = bytearray(path.read_bytes())
+            match self.chance.randrange(3):
+                case 0 if raw:
+                    raw[self.chance.randrange(len(raw))] ^= 1 << self.chance.randrange(8)
+                    path.write_bytes(raw)
+                case 1:
+                    path.write_bytes(raw[: len(raw) // 2])
+                case _:
+                    path.unlink()
+
+    def silence_store(self) -> None:
+        """Object storage does not answer for a while."""
+        self.store.stop()
+        self.write(20_000)
+        time.sleep(self.chance.uniform(0.5, 4.0))
+        self.store.start()
+
+    def restart_broker(self) -> None:
+        self.broker.kill()
+        time.sleep(self.chance.uniform(0.0, 3.0))
+        self.broker.restart()
+
+    def check(self) -> None:
+        """What is served is the fold of all that was written, and nothing is left lying about."""
+        print(f"{sum(self.done.values())} steps, {self.written} events: {self.done}", flush=True)
+        expected = self.workers.expected()
+        for worker in self.running.values():
+            assert worker.process.poll() is None, worker.output()[-4000:]
+        first = next(iter(self.running.values()))
+        soon("the group to have given all", lambda: len(self.workers.owners("tally.v1")) == PARTITIONS, deadline_s=60)
+        self.workers.ready(*self.running.values())
+        until("the fold to be served", lambda: self.workers.models(first, 500) == expected, deadline_s=60)
+
+
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[S3]:
+    with s3(tmp_path / "s3") as server:
+        yield server
+
+
+def test_whatever_happens_to_them_workers_serve_the_fold(
+    private_broker: EmbeddedBroker, store: S3, tmp_path: Path
+) -> None:
+    kit = Kit(private_broker.bootstrap_servers, f"chaos-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex, tmp_path / "state")
+    kit.cluster.create_topic(kit.topic, PARTITIONS)
+    until("the topic is there", lambda: kit.topic in kit.cluster.topics())
+    told = {
+        "REFOLD_SNAPSHOT_REPOSITORY": store.url,
+        "REFOLD_SNAPSHOT_REPOSITORY_CONFIG": orjson.dumps(store.config).decode(),
+        "REFOLD_SNAPSHOT_SECONDS": "0.5",
+        "REFOLD_STANDBYS": "1",
+        **store.credentials,
+    }
+    with fleet(kit, variables=told) as workers:
+        chaos = Chaos(kit, private_broker, workers, store, random.Random(SEED))
+        for number in range(1, STEPS + 1):
+            chaos.step()
+            if number % EVERY == 0 or number == STEPS:
+                chaos.check()
+        said = "".join(worker.output() for worker in workers.workers)
+    assert "Traceback" not in said, said[said.index("Traceback") - 500 :][:4000]
+    assert "snapshot.restored" in said
