@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal, TextIO, cast
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 __all__ = ["LEVELS", "configure", "configured", "get_logger", "is_debug", "parse_modules"]
 
@@ -126,22 +127,45 @@ def configure(
     numbers = {name: logging.getLevelNamesMapping()[one.upper()] for name, one in {"": level, **modules}.items()}
     number = numbers[""]
     json = style == "json" or (style is None and not sys.stderr.isatty())
+    when = (
+        structlog.processors.TimeStamper(fmt="iso", utc=True)
+        if json
+        else structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False)
+    )
+    # No local variables in tracebacks: some are secrets.
+    shown: list[structlog.typing.Processor] = (
+        [
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
+            structlog.processors.JSONRenderer(),
+        ]
+        if json
+        else [
+            structlog.dev.set_exc_info,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ]
+    )
     structlog.configure(
         processors=[
             *([_ByModule(numbers)] if modules else []),
             drop,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True)
-            if json
-            else structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
-            structlog.processors.dict_tracebacks if json else structlog.dev.set_exc_info,
-            structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+            when,
+            *shown,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(min(numbers.values())),
         logger_factory=_logger,
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(level=max(number, logging.WARNING), stream=sys.stderr, format="%(name)s: %(message)s")
+    theirs = logging.StreamHandler(cast(TextIO, _StandardError()))
+    theirs.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, structlog.processors.add_log_level, when],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *shown],
+        )
+    )
+    logging.basicConfig(level=max(number, logging.WARNING), handlers=[theirs])
     for name in modules:
         logging.getLogger(name).setLevel(numbers[name])

@@ -28,7 +28,7 @@ from streams.cli.progress import reporter_for
 from streams.cli.signals import interrupted_by_signals
 from streams.cli.wiring import Flag, warn_of_unknown_variables
 from streams.cluster import Cluster
-from streams.config import FoldSettings, KafkaSettings, load
+from streams.config import FoldSettings, KafkaSettings
 from streams.control.live import live_agent
 from streams.control.rebuild import RebuildCoordinator
 from streams.data.agent import Agent
@@ -37,6 +37,7 @@ from streams.data.generation import RocksStore
 from streams.data.source import KafkaEventStore
 from streams.errors import RebuildError
 from streams.loader import Loader
+from streams.resolving import load
 
 __all__ = ["demo"]
 

@@ -15,13 +15,14 @@ from streams.cli.output import document, printer, shown
 from streams.cli.parts import find_projection
 from streams.cli.wiring import Flag, PlaceOptions
 from streams.cluster import Cluster
-from streams.config import FoldSettings, KafkaSettings, SourceSettings, StateSettings, unknown_variables
+from streams.config import FoldSettings, KafkaSettings, SourceSettings, StateSettings
 from streams.configfile import ConfigFile
 from streams.control.doctor import check_cluster, check_disk, check_registry
 from streams.control.examined import Known, check_projection
 from streams.control.findings import Finding
 from streams.control.record import Record
 from streams.control.registry import Registry
+from streams.resolving import unknown_variables
 
 __all__ = ["doctor"]
 

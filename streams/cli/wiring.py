@@ -12,21 +12,14 @@ from pydantic_settings import BaseSettings
 
 from streams.cli.parts import Found, Located, Wired, codec_of, find_coded, find_or_absent, find_projection
 from streams.cluster import Cluster
-from streams.config import (
-    FoldSettings,
-    KafkaSettings,
-    SourceSettings,
-    StateSettings,
-    resolve_settings,
-    unknown_variables,
-    variable,
-)
+from streams.config import FoldSettings, KafkaSettings, SourceSettings, StateSettings
 from streams.configfile import ConfigFile
 from streams.control.registry import Registry
 from streams.data.source import KafkaEventStore
 from streams.errors import NotReady
 from streams.log import get_logger
 from streams.objects import Objects
+from streams.resolving import resolve_settings, unknown_variables, variable
 
 __all__ = [
     "ClientOptions",
@@ -54,7 +47,7 @@ ProjectionName = Annotated[
 ]
 
 # Flags are text here, whatever they mean: all that is wrong with them is said together with all that is wrong in the
-# environment and the file, by those who know (`streams.config`).
+# environment and the file, by those who know (`streams.resolving`).
 
 
 @Parameter(name="*")

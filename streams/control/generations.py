@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from projections.contract import CqrsProjection
-from streams.config import FoldSettings, load
+from streams.config import FoldSettings
 from streams.control import transitions as to
 from streams.control import wishes
 from streams.control.active import ActiveModels
@@ -30,6 +30,7 @@ from streams.data.runner import MakeRunner, ThreadRunner
 from streams.data.source import KafkaEventStore
 from streams.data.supervisor import supervised
 from streams.errors import GenerationNotFound, NotReady
+from streams.resolving import load
 from streams.types import RebuildProgress
 
 __all__ = ["Generations"]

@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 from projections.contract import CqrsProjection
 from projections.fingerprint import fingerprint
-from streams.config import FoldSettings, load
+from streams.config import FoldSettings
 from streams.control.fold_run import FoldRun
 from streams.control.ground import Ground
 from streams.control.hooks import RebuildHook
@@ -28,6 +28,7 @@ from streams.data.runner import MakeRunner, ThreadRunner
 from streams.data.source import KafkaEventStore
 from streams.data.supervisor import supervised
 from streams.errors import ConfigError
+from streams.resolving import load
 from streams.types import ProjectionCheckpoint, RebuildProgress
 
 __all__ = ["RebuildCoordinator"]

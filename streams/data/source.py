@@ -7,10 +7,11 @@ from typing import Any
 
 from streams.calls import QUIET
 from streams.cluster import Cluster
-from streams.config import KafkaSettings, load
+from streams.config import KafkaSettings
 from streams.data.codec import EventCodec
 from streams.data.json_codec import JsonCodec
 from streams.log import get_logger
+from streams.resolving import load
 
 __all__ = ["CLIENT", "KafkaEventStore"]
 

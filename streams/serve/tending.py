@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from streams.control import transitions as to
-from streams.control import wishes
-from streams.control.begin import begin_beside
 from streams.control.folding import Folding
 from streams.control.founding import found_first
 from streams.control.place import note
@@ -24,13 +22,15 @@ from streams.data.generation import RocksStore
 from streams.data.partition import Phase
 from streams.data.process_runner import ProcessRunner
 from streams.data.runner import Runner
-from streams.data.subscription import leave_for
-from streams.errors import CqrsError, GroupActive
+from streams.errors import CqrsError
 from streams.log import get_logger
+from streams.serve.changed_code import ChangedCode
+from streams.serve.entering import check_untended, leave_for_the_gone
 from streams.serve.paths import report_path
 from streams.serve.standbys import StandingBy
+from streams.serve.wanted import is_wanted
 
-__all__ = ["Tended", "Tending", "is_wanted"]
+__all__ = ["Tended", "Tending"]
 
 log = get_logger(__name__)
 
@@ -118,8 +118,7 @@ class Tending:
         self._stopped = threading.Event()
         self._hands: dict[str, _Hand] = {}
         self._swept_s = 0.0
-        self._asks_s = 0.0
-        self._not_brought_up = ""
+        self._changed_code = ChangedCode(site, address)
         self._thread = threading.Thread(target=self._run, name=f"refold-{site.name}", daemon=True)
         self.record: Record | None = None
         """What the registry says, as far as it was heard."""
@@ -136,7 +135,8 @@ class Tending:
         record = self.record
         if record is None or self.site.can_fold(record.live):
             return ""
-        why = f"; it could not be brought up: {self._not_brought_up}" if self._not_brought_up else ""
+        not_brought_up = self._changed_code.not_brought_up
+        why = f"; it could not be brought up: {not_brought_up}" if not_brought_up else ""
         return f"{record.active} is of other code (version {record.live.version}, {record.live.fingerprint}){why}"
 
     def start(self) -> None:
@@ -160,9 +160,10 @@ class Tending:
             try:
                 record = found_first(self.site)
                 if record.fleet != self._fleet:
-                    self._check_untended(record)
+                    check_untended(self.site, record, self._fleet)
                     record = self.site.update(partial(to.tended, fleet=self._fleet))
-                self._leave_for_the_gone(record)
+                leave_for_the_gone(self.site, record, self._instances, self._address)
+                self._instances = ()
                 self.record = record
                 with self.site.registry.watch(self.site.name) as watch:
                     self.error, backoff_s = "", _FIRST_BACKOFF_S
@@ -178,36 +179,6 @@ class Tending:
                 log.exception("projection.fault", projection=self.site.name)
                 self._idle(backoff_s)
         self._end_all()
-
-    def _check_untended(self, record: Record) -> None:
-        """Make sure that no other fleet sees to the projection: two leaders would drive its rebuilds.
-
-        Raises:
-            GroupActive: One does; it is named.
-        """
-        others = self.site.events.cluster.members(record.fleet) if record.fleet else []
-        if others:
-            named = ", ".join(map(str, others))
-            raise GroupActive(
-                f"{self.site.name!r} is seen to by the workers of group {record.fleet!r}: {named}. "
-                f"This one is of group {self._fleet!r}. Give all of them one namespace (--namespace), or this fleet a "
-                "registry of its own (--registry). It waits for the others to end."
-            )
-
-    def _leave_for_the_gone(self, record: Record) -> None:
-        """Leave the groups of generations that this worker folded before it was started, and does not fold any more.
-
-        It had other code then. Its agents have not left, for they were about to come back.
-        """
-        for one in record.generations if self._instances else ():
-            if is_wanted(record, one) and self.site.can_fold(one):
-                continue
-            members = self.site.events.cluster.members(one.group)
-            if any(member.address == self._address for member in members):
-                for instance in self._instances:
-                    leave_for(self.site.events, one.group, instance, self.site.settings.session_timeout_s)
-                log.info("group.left_for_good", generation=one.id, group=one.group, instances=self._instances)
-        self._instances = ()
 
     def _idle(self, seconds: float) -> None:
         """Wait, and look after what is folded meanwhile."""
@@ -242,7 +213,7 @@ class Tending:
             if hand in going:
                 self._let_go(id_, hand)
                 del self._hands[id_]
-        self._bring_up(record)
+        self._changed_code.look(record)
         for id_, one in wanted.items():
             hand = self._hands.setdefault(id_, _Hand(one.epoch))
             if hand.folding is not None and hand.is_replay and one.is_folded:
@@ -250,37 +221,6 @@ class Tending:
                 hand.folding.renice(0)
             if hand.folding is None and time.monotonic() >= hand.again_s:
                 self._take(record, one, hand)
-
-    def _bring_up(self, record: Record) -> None:
-        """Where no generation is of this worker's code, do what is to be done with changed code (`OnChange`)."""
-        site = self.site
-        if site.can_fold(record.live) or time.monotonic() < self._asks_s:
-            return
-        if any(is_wanted(record, one) and site.can_fold(one) for one in record.generations):
-            return
-        self._asks_s = time.monotonic() + _LONGEST_BACKOFF_S
-        try:
-            self._ask_for(record)
-            self._not_brought_up = ""
-        except CqrsError as error:
-            self._not_brought_up = str(error)
-            log.warning("code.not_brought_up", projection=site.name, again_in_s=_LONGEST_BACKOFF_S, why=str(error))
-
-    def _ask_for(self, record: Record) -> None:
-        site = self.site
-        version, fingerprint, codec = site.code
-        # Code that was replaced is no news: in a rolling update old and new workers would take turns for ever.
-        match "ask" if fingerprint in record.past else site.settings.on_change:
-            case "adopt":
-                site.update(partial(wishes.adopted, version=version, fingerprint=fingerprint, codec=codec))
-                log.warning("state.adopted", generation=record.active, now=fingerprint)
-            case "rebuild" if record.running is None:
-                made = begin_beside(site)
-                log.info("rebuild.begun", generation=made.wanted, why=f"other code than {record.active}'s")
-            case "rebuild":
-                self._asks_s = time.monotonic() + _FIRST_BACKOFF_S
-            case "ask":
-                site.update(partial(to.waits, version=version, fingerprint=fingerprint, by=self._address))
 
     def _take(self, record: Record, one: Generation, hand: _Hand) -> None:
         place = self.site.place(one)
@@ -393,18 +333,3 @@ class Tending:
         for id_, hand in self._hands.items():
             self._let_go(id_, hand)
         self._publish()
-
-
-def is_wanted(record: Record, one: Generation) -> bool:
-    """Say whether a generation is to be folded for good: it is active, kept, or made by a rebuild that goes on."""
-    if one.is_folded:
-        return True
-    if one.halted or one.reset is not None:
-        return False
-    running = record.running
-    return (
-        running is not None
-        and running.generation == one.id
-        and not running.is_paused
-        and one.phase in ("replaying", "verifying", "waiting", "ready")
-    )

@@ -43,9 +43,11 @@ from streams.serve.served import Served
 from streams.serve.serving import Serving
 from streams.serve.shelf import Shelf
 from streams.serve.standbys import chosen
-from streams.serve.tending import Tending, is_wanted
+from streams.serve.tasks import tell_of_failed_tasks
+from streams.serve.tending import Tending
 from streams.serve.tls import Tls
 from streams.serve.tracing import Tracing
+from streams.serve.wanted import is_wanted
 from streams.serve.web import Web
 
 __all__ = ["Worker"]
@@ -142,6 +144,7 @@ class Worker:
         """
         # Step 1
         self.loop = asyncio.get_running_loop()
+        tell_of_failed_tasks(self.loop)
         self.peers = Peers(self.read_tokens, self.tls)
         web = Web(self)
         port = await web.start()

@@ -22,7 +22,8 @@ import streams.errors
 import streams.testing
 from streams.cli.wiring import FoldOptions
 from streams.cluster import Cluster
-from streams.config import KafkaSettings, known_variables
+from streams.config import KafkaSettings
+from streams.resolving import known_variables
 from tests.acceptance.kit import REPOSITORY, command, quiet_environment, until
 
 README = (REPOSITORY / "README.md").read_text()

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from streams.config import WorkerSettings, load
+from streams.config import WorkerSettings
 from streams.errors import ConfigError
+from streams.resolving import load
 from streams.serve.worker import Worker as Service
 from tests.integration.fleet import Fleet, Worker, fleet, soon
 from tests.integration.kit import Kit, produce, tally_events, traffic

@@ -15,8 +15,9 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from prometheus_client.parser import text_string_to_metric_families
 
 from projections.fingerprint import fingerprint
-from streams.config import WorkerSettings, load
+from streams.config import WorkerSettings
 from streams.data.supervisor import Supervisor
+from streams.resolving import load
 from streams.serve import worker as service
 from tests.integration.fleet import Worker, fleet, soon
 from tests.integration.kafka_tool import consumer_groups

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from streams.config import ALL, known_variables
+from streams.resolving import ALL, known_variables
 from tests.kubernetes.tools import CHART, KUBE_VERSION, REPOSITORY, helm, render, run
 from tests.tools import tool
 

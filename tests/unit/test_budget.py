@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from streams.config import FoldSettings, load
+from streams.config import FoldSettings
 from streams.errors import ConfigError
 from streams.memory import cache_share, process_share
+from streams.resolving import load
 
 GIB = 1 << 30
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from streams.cluster import Cluster
-from streams.config import OURS, FoldSettings, KafkaSettings, load
+from streams.config import OURS, FoldSettings, KafkaSettings
 from streams.data.collector import rare_collections
 from streams.errors import ConfigError
+from streams.resolving import load
 
 
 def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ import pytest
 
 from streams.cli.parts import find_projection
 from streams.cli.wiring import FoldOptions, PlaceOptions
-from streams.config import FoldSettings, KafkaSettings, resolve_settings, unknown_variables
+from streams.config import FoldSettings, KafkaSettings
 from streams.configfile import ConfigFile
 from streams.errors import ConfigError
+from streams.resolving import resolve_settings, unknown_variables
 
 FILE = """
 bootstrap_servers = "file:9092"

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from streams.config import FoldSettings, load
+from streams.config import FoldSettings
 from streams.data.build import Build, Manifest
 from streams.data.generation import RocksStore
 from streams.data.repository import Repository, StoredSnapshot
@@ -25,6 +25,7 @@ from streams.data.store import StoreState
 from streams.data.store_reader import PartitionReader
 from streams.errors import ConfigError, DiskFull, RepositoryError, StoreLocked
 from streams.objects import Objects
+from streams.resolving import load
 from streams.serve.shelf import Shelf
 
 MANIFEST = Manifest(
