@@ -57,12 +57,13 @@ _DEADLINE_S = 300.0
 class Worker:
     """One worker's process."""
 
-    def __init__(self, runner: Runner, topic: str, home: Path, name: str, **variables: str) -> None:
+    def __init__(self, runner: Runner, topic: str, home: Path, name: str, *, mark: str = "", **variables: str) -> None:
         (self.port,) = free_ports(1)
         command = [sys.executable, "-m", "streams", "--log-level", "warning", "worker", "--projections", _PROJECTION]
         command += ["--topic", topic, "--state-dir", str(home / name), "--http-port", str(self.port)]
-        command += ["--registry", f"{runner.mark}-registry", "--namespace", runner.mark]
-        command += ["--group", f"{runner.mark}-service", "--worker-name", f"{name}-{self.port}"]
+        mark = f"{runner.mark}{mark}"
+        command += ["--registry", f"{mark}-registry", "--namespace", mark]
+        command += ["--group", f"{mark}-service", "--worker-name", f"{name}-{self.port}"]
         environment = {**os.environ, "REFOLD_BOOTSTRAP_SERVERS": runner.bootstrap_servers, **variables}
         self.process = subprocess.Popen(command, cwd=_ROOT, env=environment)
 
