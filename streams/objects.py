@@ -25,7 +25,7 @@ _CHUNK_BYTES = 1 << 20
 _PART_BYTES = 5 << 20
 """Of a file that is written in parts: the least that S3 takes."""
 _PARTS_AT_ONCE = 2
-_CLIENT = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "120s"}
+_CLIENT = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "120s"}
 _CLIENT_KEYS = frozenset(
     (
         "allow_http",
@@ -45,8 +45,8 @@ _CLIENT_KEYS = frozenset(
     )
 )
 """Settings of the HTTP client; all others are the store's."""
-_RETRIES = 3
-_RETRY_S = 30.0
+_RETRIES = 2
+_RETRY_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,12 +179,15 @@ class Refolding:
         )
         return replace(done, resumes=nothing)
 
-    def hand_over(self, purpose: str, check: Callable[[str], None]) -> None:
+    def hand_over(
+        self, purpose: str, check: Callable[[str], None], replaced: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Have those who fold put them in place, each partition at its position.
 
         Args:
             purpose: Who asks.
             check: Called now and then with what is waited for; what it raises ends it.
+            replaced: Called for each partition that nobody folds, whose models were replaced from here.
 
         Raises:
             RebuildError: Somebody could not: some partitions may have theirs, and the message says which.
@@ -207,7 +210,10 @@ class Refolding:
                         if outcome is not None:
                             done.add(number)
                     if time.monotonic() - opened_s > _OPEN_S:
-                        done |= self._replace_unheld(self.folds.keys() - done, lambda: check(""))
+                        here = self._replace_unheld(self.folds.keys() - done, lambda: check(""))
+                        for number in here:
+                            replaced(number)
+                        done |= here
                         opened_s = time.monotonic()
                     time.sleep(_LOOK_S)
         except (RebuildError, RebuildCancelled) as error:

@@ -16,8 +16,9 @@ from streams.data.build import Build, Manifest, RebuildRecord
 from streams.data.history import check_complete
 from streams.data.partition import PartitionStatus
 from streams.data.reader import ModelReader
+from streams.data.repository import Repository
 from streams.data.serde import serde_for
-from streams.errors import CheckpointError, CodeChanged, GroupActive, StoreLocked
+from streams.errors import CheckpointError, CodeChanged, GroupActive, RepositoryError, StoreLocked, at
 from streams.log import get_logger
 from streams.types import Lag, RebuildProgress, TopicInfo, Watermarks
 
@@ -179,8 +180,22 @@ class StreamsRun(Run):
                 if self._adopts:
                     raise
                 log.debug("rebuild.beside", projection=ground.projection.name, why=str(error))
-        refolding.hand_over(f"rebuild of {ground.name}", check)
+        refolding.hand_over(f"rebuild of {ground.name}", check, lambda number: self._forget(build, number))
         return None
+
+    def _forget(self, build: Build, partition: int) -> None:
+        """Remove the snapshots of a partition from the repository: they have models from before."""
+        try:
+            repository = Repository.of(self._ground.settings, build.counts_as)
+            if repository is not None:
+                repository.forget(partition)
+        except RepositoryError as error:
+            log.warning(
+                "snapshots.outdated",
+                where=at(build.manifest.topic, partition),
+                why=str(error),
+                advice="They have these models as they were before: remove them.",
+            )
 
     def _switch(self, build: Build, refolding: Refolding) -> Build | None:
         with ModelReader(build, None) as reader:

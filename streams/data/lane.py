@@ -274,6 +274,11 @@ class Lane:
             "partition.halted", where=at(self._job.topic.name, held.number), why=str(error)
         )
 
+    def answer_snapshots(self) -> None:
+        """Copy what is held into the snapshots that somebody of this machine waits for."""
+        if self._answers.is_due():
+            self._answers.snapshots(self._held, self.commits.all)
+
     def with_letters(self) -> list[int]:
         """Name the partitions in whose stores dead letters wait."""
         return [one.number for one in self._held.values() if one.store is not None and one.store.state.dead_letters]
@@ -415,6 +420,7 @@ class Lane:
         if held.is_level and self._topic.is_same():
             self._job.build.check_current()
             self._answers.replace(held)
+            self.shipping.renew(held.number)
 
     def take_unmirrored(self, refused: Iterable[int]) -> dict[int, Committed]:
         """Give what the group is to be told: positions that were committed since it was last asked for.

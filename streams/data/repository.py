@@ -271,6 +271,14 @@ class Repository:
         """
         self._objects.delete([self._snapshot(partition, position)])
 
+    def forget(self, partition: int) -> None:
+        """Remove all snapshots of a partition; what their files are of goes with a later `put`.
+
+        Raises:
+            RepositoryError: The repository does not answer.
+        """
+        self._objects.delete([self._snapshot(partition, one.position) for one in self.kept(partition)])
+
     def _prune(self, partition: int) -> None:
         """Remove snapshots that are more than is to be kept, and what only they have had."""
         place = self._place(partition)

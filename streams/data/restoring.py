@@ -22,6 +22,7 @@ log = get_logger(__name__)
 
 WORTH = 10_000
 """So many events are folded again in less time than a snapshot takes to come."""
+_HANGS_S = 30.0
 PATIENCE_S = 30.0
 """For so long a repository that does not answer is asked again, before the partition is folded again instead."""
 _RETRY_S = 1.0
@@ -69,13 +70,14 @@ class Restore:
         """What has come so far."""
         self.seconds = 0.0
         """What it took."""
+        self._moved_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="refold-restore", daemon=True)
         self._thread.start()
 
     @property
     def is_over(self) -> bool:
-        """Whether it has come to an end, be it with a store or without one."""
-        return not self._thread.is_alive()
+        """Whether it has come to an end, be it with a store or without one; also where nothing has come for long."""
+        return not self._thread.is_alive() or time.monotonic() - self._moved_s > self._patience_s + _HANGS_S
 
     def __str__(self) -> str:
         """Say how far it is."""
@@ -102,6 +104,10 @@ class Restore:
             StoreLocked: Another process has the store open that is there.
             StoreCorrupt, ForeignStore, StorageError: That cannot be opened, or replaced.
         """
+        if self._thread.is_alive():
+            self.cancel()
+            log.warning("snapshot.not_restored", where=self._where, why=f"{self._repository.url} hangs")
+            return None
         if self._error is not None:
             raise self._error
         found, self._found = self._found, None
@@ -214,6 +220,7 @@ class Restore:
 
     def _came(self, count: int) -> None:
         self.came_bytes += count
+        self._moved_s = time.monotonic()
         self._check()
 
     def _check(self) -> None:

@@ -50,6 +50,8 @@ class _Known:
     newest: Kept | None = None
     """None: none is there."""
     is_known: bool = False
+    is_outdated: bool = False
+    """All that there are have models that were replaced since."""
     again_s: float = 0.0
     """Not before then is it tried again, by the monotonic clock."""
     failures: int = 0
@@ -91,10 +93,17 @@ class Shipping:
             one.snapshot = known.newest
             if self._is_busy or time.monotonic() < known.again_s or one.store is None:
                 continue
-            if not known.is_known:
+            if known.is_outdated:
+                known.is_outdated = False
+                self._give(number, partial(self._forget, number))
+            elif not known.is_known:
                 self._give(number, partial(self._list, number))
             elif self._is_due(known.newest, one.store.state):
                 self._ship(one)
+
+    def renew(self, partition: int) -> None:
+        """Note that models were replaced: the snapshots that there are have those from before, and are to go."""
+        self._known.setdefault(partition, _Known()).is_outdated = True
 
     def close(self) -> None:
         """Send nothing more. What is being sent is left off; the next one goes on with it."""
@@ -152,6 +161,18 @@ class Shipping:
         known = self._known.get(number)
         if known is not None:
             known.newest, known.is_known, known.failures = newest, True, 0
+
+    def _forget(self, number: int) -> None:
+        assert self._repository is not None
+        known = self._known.get(number)
+        try:
+            self._repository.forget(number)
+        except CqrsError:
+            if known is not None:
+                known.is_outdated = True
+            raise
+        if known is not None:
+            known.newest, known.is_known = None, True
 
     def _send(self, scratch: Scratch, state: StoreState) -> None:
         assert self._repository is not None

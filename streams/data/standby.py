@@ -75,6 +75,7 @@ class Standby:
                     self._leave_letters(polling)
                     self._lane.take(slices)
                     self._lane.commits.if_due(idle=not any(piece.records for piece in slices))
+                    self._lane.answer_snapshots()
                     self._publish(polling)
                     yield
             clean = True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,9 +16,11 @@ from typing import Protocol
 import orjson
 import pytest
 
+from streams import SpecificStreams
 from tests.integration.fleet import Fleet, Worker, fleet, soon
 from tests.integration.kit import Kit, produce, tally_events, traffic, until, wait_for_log
 from tests.integration.test_doctor import examined, state
+from tests.integration.test_streams import spoil
 from tests.integration.test_worker import metrics
 from tests.s3 import s3
 
@@ -169,6 +173,59 @@ def test_one_machine_that_lost_its_disk_goes_on_where_the_repository_is(new_kit:
     again = kit.store.current()
     assert again is not None
     assert (again.manifest.directory, again.manifest.build) == (build.manifest.directory, build.manifest.build)
+
+
+def test_models_that_were_replaced_do_not_come_back_with_an_older_snapshot(new_kit: NewKit, volume: Volume) -> None:
+    """Streams that were folded again: their models are other ones, at whichever position."""
+    kit = new_kit(partitions=1)
+    produce(kit.bootstrap, kit.topic, tally_events(EVENTS // 2, streams=50))
+    kit.fold_all()
+    spoil(kit, ["stream-3"])
+    with kit.process(env=volume.variables) as run:
+        wait_for_log(run, ["snapshot.sent"])
+        asyncio.run(kit.coordinator().rebuild(SpecificStreams(["stream-3"])))
+        until("a new one to be sent", lambda: run.output().count('"snapshot.sent"') == 2)
+        assert run.terminate() == 0
+    truth = kit.models()
+    shutil.rmtree(kit.state_dir)
+    with kit.process(env=volume.variables) as run:
+        wait_for_log(run, ["snapshot.restored"])
+        until("it to be folded on", lambda: kit.store.current() is not None and kit.lag() == 0)
+        assert run.terminate() == 0
+    assert kit.models() == truth
+    assert kit.check() == EVENTS // 2
+
+
+def test_a_repository_that_hangs_holds_nobody_up(new_kit: NewKit, tmp_path: Path) -> None:
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(EVENTS, streams=2000))
+    with s3(tmp_path / "s3") as server, ExitStack() as stack:
+        told = InS3(server.url, server.config, server.credentials, server.objects)
+        workers = stack.enter_context(fleet(kit, variables=told.variables))
+        one = workers.start("a")
+        workers.ready(one)
+        wait_for_snapshots(one)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        produce(kit.bootstrap, kit.topic, tally_events(EVENTS, streams=2000, first=EVENTS))
+        expected = workers.expected()
+        soon("all to be folded", lambda: kit.lag() == 0)
+        time.sleep(2.0)  # a snapshot is on its way by now
+        assert workers.models(one, 500) == expected
+        began = time.monotonic()
+        assert one.terminate(within_s=15) == 0, one.output()
+        shutil.rmtree(one.state_dir)
+        other = workers.start("b")
+        workers.listening(other)
+        soon("it to look for snapshots", lambda: "restoring" in phases(other).values(), deadline_s=30)
+        assert other.get("/healthz")[0] == 200
+        assert other.terminate(within_s=15) == 0, other.output()
+        assert time.monotonic() - began < 60
+
+
+def phases(worker: Worker) -> dict[int, str]:
+    generation = worker.status()["projections"]["tally"]["generations"].get("tally.v1", {})
+    return {one["partition"]: one["phase"] for one in generation.get("partitions", ())}
 
 
 def test_a_disk_that_was_lost_is_folded_anew_where_the_snapshots_are_of_other_code(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -132,6 +133,18 @@ def test_one_model_is_answered_from_a_copy_that_says_how_stale_it_is(new_kit: Ne
         status, body = one.get(f"/v1/projections/tally/models/{model_id}", timeout_s=30)
         assert (status, body["model"], body["stale"]) == (200, expected[model_id], True)
         assert 0 <= body["staleness_seconds"] < 30
+
+
+def test_a_snapshot_of_all_that_is_here_has_the_copies_too(new_kit: NewKit) -> None:
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(2000, streams=100))
+    with fleet(kit, variables=ONE) as workers:
+        one, other = two(workers)
+        stand_by(kit, one, other)
+        here = dataclasses.replace(kit, state_dir=one.state_dir)
+        (taken,) = map(orjson.loads, here.refold("snapshots", "take", "--json").splitlines())
+        assert {int(number): at for number, at in taken["positions"].items()} == kit.ends()
+        assert taken["models"] == len(workers.expected())
 
 
 def test_copies_follow_partitions_that_move(new_kit: NewKit) -> None:

@@ -6,9 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +379,37 @@ def test_settings_that_cannot_be_are_refused_with_what_is_wrong(monkeypatch: pyt
         load(FoldSettings)
     assert "secret_access_key" in str(caught.value)
     assert "hidden" not in str(caught.value)
+
+
+def test_the_store_is_told_to_encrypt() -> None:
+    told: list[dict[str, str]] = []
+
+    class Store(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            told.append({key.lower(): value for key, value in self.headers.items()})
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("etag", '"1"')
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = {
+            "endpoint": f"http://127.0.0.1:{server.server_port}",
+            "allow_http": True,
+            "region": "eu-central-1",
+            "access_key_id": "a",
+            "secret_access_key": "b",
+            "aws_server_side_encryption": "aws:kms",
+            "aws_sse_kms_key_id": "key-7",
+        }
+        Objects("s3://bucket/x", config).put("name", b"1")
+        server.shutdown()
+    assert told[0]["x-amz-server-side-encryption"] == "aws:kms"
+    assert told[0]["x-amz-server-side-encryption-aws-kms-key-id"] == "key-7"
 
 
 def test_a_repository_that_does_not_answer_says_where_and_what() -> None:
