@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import shutil
 import threading
 import time
@@ -70,7 +72,8 @@ class Restore:
         """What has come so far."""
         self.seconds = 0.0
         """What it took."""
-        self._moved_s = time.monotonic()
+        self._moved_s = math.inf
+        """When something has come last; it waits for its turn before."""
         self._thread = threading.Thread(target=self._run, name="refold-restore", daemon=True)
         self._thread.start()
 
@@ -133,7 +136,7 @@ class Restore:
         except StorageError:
             raise
         except OSError as error:
-            if path.is_dir():  # another process has begun it meanwhile
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process has begun it meanwhile
                 return None
             raise failure(path, "write", error) from error
         finally:
@@ -147,6 +150,7 @@ class Restore:
         began = time.monotonic()
         try:
             with _AT_ONCE:
+                self._moved_s = time.monotonic()
                 found = self._fetch(began)
             with self._guard:
                 if found is not None and self._is_cancelled.is_set():

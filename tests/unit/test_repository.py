@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from streams.config import FoldSettings
+from streams.data import restoring
 from streams.data.build import Build, Manifest
 from streams.data.generation import RocksStore
 from streams.data.repository import Repository, StoredSnapshot
@@ -343,6 +344,36 @@ def test_one_that_is_cancelled_leaves_nothing(machine: Machine, other: Machine) 
     ready.cancel()
     assert not other.left
     assert not other.build.has(0)
+
+
+def test_one_that_waits_for_its_turn_does_not_hang_and_one_of_which_nothing_comes_does(
+    machine: Machine, other: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.fold(500, models(30))
+    machine.send()
+    monkeypatch.setattr(restoring, "_HANGS_S", 0.05)
+    with restoring._AT_ONCE, restoring._AT_ONCE:
+        waits = Restore(other.repository, other.build, "t", 0, (0, 1000), 0.0)
+        time.sleep(0.2)
+        assert not waits.is_over
+    soon_over(waits)
+    assert waits.place() is not None
+    other.fold(501, {})
+    held = threading.Event()
+    monkeypatch.setattr(Repository, "kept", lambda *_: held.wait(5) and [])
+    hangs = Restore(other.repository, other.build, "t", 0, (600, 1000), 0.0)
+    soon_over(hangs)
+    assert not held.is_set()
+    assert hangs.place() is None
+    held.set()
+    assert other.build.open(0, 0).state.position == 501
+
+
+def soon_over(restore: Restore) -> None:
+    deadline = time.monotonic() + 5
+    while not restore.is_over:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_disk_that_cannot_hold_it_is_told_before_anything_comes(
