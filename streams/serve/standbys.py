@@ -18,6 +18,8 @@ log = get_logger(__name__)
 
 _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 60.0
+_IDLE_S = 10.0
+"""For so long a process stays that has nothing to stand by for."""
 
 
 def chosen(
@@ -60,7 +62,7 @@ class StandingBy:
         self._make = make
         self._runner: ProcessRunner | None = None
         self._held_only: frozenset[int] = frozenset()
-        self._began_s = 0.0
+        self._began_s = self._changed_s = 0.0
         self._again_s = 0.0
         self._failures = 0
 
@@ -95,9 +97,13 @@ class StandingBy:
                 self._failed(error)
                 return
             self._runner, self._held_only, self._began_s = runner, wanted, time.monotonic()
-        elif wanted != self._held_only:
-            self._held_only = wanted
+            self._changed_s = self._began_s
+            return
+        if wanted != self._held_only:
+            self._held_only, self._changed_s = wanted, time.monotonic()
             self._runner.hold_only(wanted)
+        if not wanted and time.monotonic() - self._changed_s > _IDLE_S:
+            self._runner.stop()
 
     def stop(self) -> None:
         """Ask it to end."""

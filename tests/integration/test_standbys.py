@@ -241,3 +241,28 @@ def written_to(kit: Kit, topic: str) -> list[bytes]:
     """The keys of what is in the topic of dead letters."""
     log = read_log(kit.bootstrap, kit.cluster.topic(topic))
     return [record.key() or b"" for records in log.values() for record in records]
+
+
+def test_who_stands_by_for_nothing_any_more_ends(new_kit: NewKit) -> None:
+    """Where the only other worker has gone, and where another generation is active."""
+    kit = new_kit(partitions=2)
+    produce(kit.bootstrap, kit.topic, tally_events(500, streams=20))
+    with fleet(kit, variables=ONE) as workers:
+        one, other = two(workers)
+        stand_by(kit, one, other)
+        assert len(one.agents()) == 2
+        status, _, told = one.ask("POST", "/v1/projections/tally/rebuild", {"approve": "auto"})
+        assert status == 200, told
+        soon("the new generation to be active", lambda: workers.record().active != "tally.v1")
+        soon("nobody to stand by for the old one", lambda: "tally.v1" not in standing(one), deadline_s=60)
+        soon("it to be stood by for", lambda: bool(standing(one).get("tally.v1-2")))
+        assert other.terminate() == 0
+        soon("nothing to stand by for", lambda: not standing(one), deadline_s=60)
+        soon("only those to be left that fold the two generations", lambda: len(one.agents()) == 2)
+        assert workers.models(one) == workers.expected()
+
+
+def standing(worker: Worker) -> dict[str, Any]:
+    """By generation, what a worker stands by with."""
+    generations = worker.status()["projections"]["tally"]["generations"]
+    return {name: one["standing_by"] for name, one in generations.items() if one["standing_by"]}
