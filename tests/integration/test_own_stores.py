@@ -32,6 +32,7 @@ from streams import (
     RocksReadModelStore,
     SpecificStreams,
 )
+from streams.broker import EmbeddedBroker
 from streams.config import FoldSettings
 from streams.errors import (
     CheckpointError,
@@ -186,6 +187,29 @@ def test_killed_again_and_again_each_event_is_in_its_model_once(new_kit: NewKit,
     assert kills > 3
     assert dict(store.iterate()) == expected(kit)
     assert sum(one.events for one in store.positions().values()) == 8000
+
+
+async def test_a_broker_that_is_started_again_in_the_middle_is_waited_for(
+    private_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    kit = Kit(private_broker.bootstrap_servers, "events", "tally", tmp_path / "state")
+    kit.cluster.create_topic("events", 3)
+    until("the topic is there", lambda: "events" in kit.cluster.topics())
+    produce(kit.bootstrap, kit.topic, tally_events(6000))
+    store = SqliteModels(tmp_path / "models.db")
+    one = coordinator(kit, store, kit.checkpoints, settings=FoldSettings(checkpoint_events=100, rate="2000"))
+    rebuild = asyncio.create_task(one.rebuild_from_beginning())
+    for share in (10, 50):  # percent
+        while (one.get_progress().completion_percentage() or 0) < share:
+            assert not rebuild.done(), rebuild.exception()
+            await asyncio.sleep(0.01)
+        private_broker.kill()
+        await asyncio.sleep(1.0)
+        await asyncio.to_thread(private_broker.restart)
+    progress = await rebuild
+    assert (progress.completion_percentage(), progress.events_processed) == (100.0, 6000)
+    assert dict(store.iterate()) == expected(kit)
+    assert offsets(store) == kit.ends()
 
 
 async def test_two_stores_lose_nothing_and_say_what_they_cannot(new_kit: NewKit) -> None:
