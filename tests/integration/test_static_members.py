@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from streams.broker import EmbeddedBroker
 from streams.config import WorkerSettings
 from streams.errors import ConfigError
 from streams.resolving import load
 from streams.serve.worker import Worker as Service
 from tests.integration.fleet import Fleet, Worker, fleet, soon
-from tests.integration.kit import Kit, produce, tally_events, traffic
+from tests.integration.kit import Kit, produce, tally_events, traffic, until
 from tests.integration.test_worker import metrics
 
 NewKit = Callable[..., Kit]
@@ -48,6 +50,28 @@ def test_who_comes_back_in_time_folds_its_partitions_on_and_nobody_is_disturbed(
         expected = workers.expected()
         soon("the last events to be folded", lambda: workers.models(stays) == expected)
         assert metrics(stays)["refold_rebalances_total"] == moved
+        assert workers.owners("tally.v1") == owners
+
+
+def test_a_broker_that_is_started_again_meanwhile_knows_who_is_away(
+    private_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    kit = Kit(private_broker.bootstrap_servers, "events", "tally", tmp_path / "state")
+    kit.cluster.create_topic("events", 4)
+    until("the topic is there", lambda: "events" in kit.cluster.topics())
+    produce(kit.bootstrap, kit.topic, tally_events(1000))
+    with fleet(kit, variables=STATIC) as workers:
+        stays, goes = two_that_fold(workers)
+        owners = workers.owners("tally.v1")
+        assert goes.terminate() == 0, goes.output()
+        private_broker.kill()
+        private_broker.restart()
+        produce(kit.bootstrap, kit.topic, tally_events(500, first=1000))
+        back = workers.start("b", port=goes.port)
+        soon("it to serve again", back.is_ready)
+        workers.ready(stays, back)
+        expected = workers.expected()
+        soon("the last events to be folded", lambda: workers.models(stays) == expected)
         assert workers.owners("tally.v1") == owners
 
 
