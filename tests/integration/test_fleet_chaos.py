@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import random
 import shutil
@@ -19,7 +20,7 @@ import orjson
 import pytest
 
 from streams.broker import EmbeddedBroker
-from tests.integration.fleet import Fleet, Worker, fleet, soon
+from tests.integration.fleet import Fleet, Worker, fleet
 from tests.integration.kit import Kit, produce, tally_events, until
 from tests.integration.test_repository import left
 from tests.s3 import S3, s3
@@ -66,6 +67,7 @@ class Chaos:
                 self.damage,
                 self.silence_store,
                 self.restart_broker,
+                self.rebuild,
                 lambda: self.write(self.chance.choice((1, 300, 3000, 40_000))),
             )
         )
@@ -163,6 +165,14 @@ class Chaos:
         time.sleep(self.chance.uniform(0.0, 3.0))
         self.broker.restart()
 
+    def rebuild(self) -> None:
+        """Somebody asks for one, beside the live generation or in place; one that runs already is told of."""
+        beside = {"keep_seconds": 1, "policy": self.chance.choice(("identical", "none"))}
+        options = self.chance.choice((beside, beside, {"in_place": True}))
+        with contextlib.suppress(OSError, http.client.HTTPException):  # it is just starting, or standing still
+            status, _, told = self.one()[1].ask("POST", "/v1/projections/tally/rebuild", options, timeout_s=5)
+            assert status in (200, 202, 409, 503, 504), (status, told)
+
     def check(self) -> None:
         """What is served is the fold of all that was written, and nothing is left lying about."""
         print(f"{sum(self.done.values())} steps, {self.written} events: {self.done}", flush=True)
@@ -170,9 +180,14 @@ class Chaos:
         for worker in self.running.values():
             assert worker.process.poll() is None, worker.output()[-4000:]
         first = next(iter(self.running.values()))
-        soon("the group to have given all", lambda: len(self.workers.owners("tally.v1")) == PARTITIONS, deadline_s=60)
+        until("no rebuild to run any more", self.rests, deadline_s=120)
         self.workers.ready(*self.running.values())
         until("the fold to be served", lambda: self.workers.models(first, 500) == expected, deadline_s=60)
+
+    def rests(self) -> bool:
+        """Say whether nothing is under way, and all is given to somebody."""
+        record = self.workers.record()
+        return record.running is None and len(self.workers.owners(record.active)) == PARTITIONS
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:

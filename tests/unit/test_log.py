@@ -52,7 +52,7 @@ def test_a_traceback_has_no_local_variables(style: str) -> None:
 
 
 TASKS = """
-import asyncio, gc
+import asyncio, gc, threading
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from streams.log import configure
 from streams.serve.tasks import tell_of_failed_tasks
@@ -65,16 +65,25 @@ async def main():
     tasks = [asyncio.create_task(GroupCoordinator._coordination_routine(None)), asyncio.create_task(fails())]
     await asyncio.wait(tasks)
     del tasks
+    threads = [
+        threading.Thread(target=lambda: GroupCoordinator._push_error_to_user(None, ValueError()), name="theirs"),
+        threading.Thread(target=lambda: {}["nothing"], name="ours"),
+    ]
+    for thread in threads:
+        thread.start()
+        thread.join()
     gc.collect()
 asyncio.run(main())
 """
 
 
-def test_a_task_that_failed_unheeded_is_told_and_a_librarys_is_no_error() -> None:
+def test_a_task_or_thread_that_failed_unheeded_is_told_and_a_librarys_is_no_error() -> None:
     done = subprocess.run([sys.executable, "-c", TASKS], capture_output=True, text=True, check=True)
-    told = {one["task"]: one for one in map(json.loads, done.stderr.splitlines()) if "task" in one}
+    lines = list(map(json.loads, done.stderr.splitlines()))
+    told = {one["task"]: one for one in lines if "task" in one}
     assert {task: one["level"] for task, one in told.items()} == {
         "GroupCoordinator._coordination_routine": "warning",
         "fails": "error",
     }
     assert told["fails"]["why"] == "ValueError: it failed"
+    assert {one["thread"]: one["level"] for one in lines if "thread" in one} == {"theirs": "warning", "ours": "error"}
