@@ -142,8 +142,6 @@ def test_a_leader_that_is_killed_at_any_state_is_gone_on_from(new_kit: NewKit) -
         workers.ready(*up.values())
         generations = ["tally.v1", *(f"tally.v1-{number}" for number in range(2, 15))]
         check(workers, asking, up["a"], dict.fromkeys(generations, Tally()))
-            workers, asking, up["a"], {one: Tally() for one in ["tally.v1", *(f"tally.v1-{n}" for n in range(2, 15))]}
-        )
 
 
 def phase(record: Record | None) -> str:
