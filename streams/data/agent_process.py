@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 
 from streams.data.agent import Agent, Job
 from streams.data.locks import FileLock, Holder
+from streams.data.polling import end_where_closing_hangs
 from streams.data.standby import Standby
 from streams.errors import CqrsError
 from streams.log import configure
@@ -36,6 +37,7 @@ _IOPRIO_BEST_EFFORT_LOWEST = (2 << 13) | 7
 def main(descriptor: int, parent: int, nice: int) -> None:
     """Report until the agent ends, and end with the parent."""
     _die_with(parent)
+    end_where_closing_hangs()
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C is the parent's to pass on
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(descriptor)
