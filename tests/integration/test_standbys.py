@@ -40,7 +40,9 @@ def phases(worker: Worker) -> dict[int, str]:
 def copies(worker: Worker) -> dict[int, int]:
     """By partition, how far this worker's copies are that it stands by with, and are at the topic's end."""
     generation = worker.status()["projections"]["tally"]["generations"]["tally.v1"]
-    return {int(one): at["position"] for one, at in generation["standing_by"].items() if at["phase"] == "ready"}
+    own = {one["partition"] for one in generation["partitions"] if one["here"]}  # it is just letting go of these copies
+    found = {int(one): at for one, at in generation["standing_by"].items() if int(one) not in own}
+    return {number: at["position"] for number, at in found.items() if at["phase"] == "ready"}
 
 
 def stand_by(kit: Kit, *workers: Worker, standbys: int = 1) -> None:
