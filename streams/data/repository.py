@@ -284,6 +284,8 @@ class Repository:
         place = self._place(partition)
         listed = self._objects.listed(f"{place}/snapshots")
         kept = sorted(_kept(listed), key=lambda one: one.position, reverse=True)
+        if not kept:  # somebody else has just removed what was written
+            return
         self._objects.delete(self._snapshot(partition, one.position) for one in kept[self._keep :])
         used: set[str] = set()
         for one in kept[: self._keep]:

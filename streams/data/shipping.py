@@ -143,6 +143,9 @@ class Shipping:
                 pass
             except CqrsError as error:
                 self._failed(number, error)
+            except Exception as error:  # a fault of ours, or a disk's: the next one is to be sent all the same
+                log.exception("snapshot.fault", partition=number)
+                self._failed(number, error)
             finally:
                 self._is_busy = False
 
@@ -196,7 +199,7 @@ class Shipping:
             seconds=round(time.monotonic() - began, 2),
         )
 
-    def _failed(self, number: int, error: CqrsError) -> None:
+    def _failed(self, number: int, error: Exception) -> None:
         was = self.shipped
         self.shipped = Shipped(was.snapshots, was.bytes, was.failed + 1)
         known = self._known.get(number)

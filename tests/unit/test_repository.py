@@ -270,6 +270,25 @@ def test_only_the_newest_are_kept_and_what_only_older_ones_had_goes_once_nobody_
     assert set(files(volume)) - now < needed
 
 
+def test_a_snapshot_that_another_one_removes_at_once_is_no_fault(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.fold(500, models(30))
+    put = Objects.put
+
+    def removed(self: Objects, name: str, what: bytes | Path) -> None:
+        put(self, name, what)
+        if "/snapshots/" in name:
+            self.delete([name])
+
+    monkeypatch.setattr(Objects, "put", removed)
+    machine.send()
+    monkeypatch.undo()
+    assert machine.repository.kept(0) == []
+    machine.send()
+    assert [one.position for one in machine.repository.kept(0)] == [500]
+
+
 def test_what_there_is_of_earlier_builds_goes_with_the_first_snapshot_of_a_later_one(
     machine: Machine, tmp_path: Path, volume: Path
 ) -> None:
