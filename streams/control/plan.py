@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
 from streams.control.threads import stopped_with_its_task
-from streams.data.agent import Job
+from streams.data.job import AnyJob, Job
 from streams.data.runner import MakeRunner, Runner, ThreadRunner
 from streams.data.shared import SharedRead
 from streams.errors import ConfigError, RebuildCancelled, RebuildError
@@ -162,11 +162,11 @@ class RebuildPlan:
 
     async def _run_one(self, step: Step, read: SharedRead | None) -> None:
         outcome = self.outcomes[step.name]
-        started: list[Job] = []
+        started: list[AnyJob] = []
 
-        def make(job: Job) -> Runner:
+        def make(job: AnyJob) -> Runner:
             started.append(job)
-            return ThreadRunner(job) if read is None else read.join(job)
+            return read.join(job) if read is not None and isinstance(job, Job) else ThreadRunner(job)
 
         outside = tuple(name for name in step.depends_on if name not in self.outcomes)
         try:

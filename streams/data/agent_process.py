@@ -16,15 +16,20 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
+from typing import TypeAlias
 
-from streams.data.agent import Agent, Job
+from streams.data.agent import Agent
+from streams.data.job import AnyJob, Job, Repartition
 from streams.data.locks import FileLock, Holder
 from streams.data.polling import end_where_closing_hangs
+from streams.data.repartition import Repartitioner
 from streams.data.standby import Standby
 from streams.errors import CqrsError
 from streams.log import configure
 
 __all__ = ["main"]
+
+Actor: TypeAlias = Agent | Standby | Repartitioner
 
 _STATUS_S = 0.05
 _PR_SET_PDEATHSIG = 1
@@ -41,11 +46,11 @@ def main(descriptor: int, parent: int, nice: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C is the parent's to pass on
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(descriptor)
-    job: Job = pickle.loads(pipe.recv_bytes())  # what our own parent has pickled
+    job: AnyJob = pickle.loads(pipe.recv_bytes())  # what our own parent has pickled
     logs = pipe.recv()
     if logs is not None:
         configure(**logs)
-    agent = Standby(job) if job.stands_by else Agent(job)
+    agent = _actor(job)
     stretches = _Stretches(agent, nice)
 
     def listen() -> None:
@@ -71,7 +76,7 @@ def main(descriptor: int, parent: int, nice: int) -> None:
     reporter.start()
     error: BaseException | None = None
     try:
-        with _noted(job):
+        with _noted(job) if isinstance(job, Job) else contextlib.nullcontext():
             stretches.run()
     except BaseException as failure:  # noqa: BLE001  (raised again in the parent)
         error = failure
@@ -86,6 +91,12 @@ def main(descriptor: int, parent: int, nice: int) -> None:
     pipe.close()
 
 
+def _actor(job: AnyJob) -> Actor:
+    if isinstance(job, Repartition):
+        return Repartitioner(job)
+    return Standby(job) if job.stands_by else Agent(job)
+
+
 class _Stretches:
     """Runs an agent in stretches, each on a thread of its own, with the priority that it is to have by then.
 
@@ -97,7 +108,7 @@ class _Stretches:
         nice: By how much its priority is lowered.
     """
 
-    def __init__(self, agent: Agent | Standby, nice: int) -> None:
+    def __init__(self, agent: Actor, nice: int) -> None:
         self._turns = agent.turns()
         self._nice = nice
         self._is_over = False

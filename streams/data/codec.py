@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import msgspec
 
@@ -158,11 +158,15 @@ def describe(codec: EventCodec) -> str:
     kind = type(codec)
     options = ""
     if dataclasses.is_dataclass(codec):
-        options = ", ".join(
-            f"{field.name}={getattr(codec, field.name)!r}" for field in dataclasses.fields(codec) if field.compare
-        )
+        given = [(field.name, getattr(codec, field.name)) for field in dataclasses.fields(codec) if field.compare]
+        options = ", ".join(f"{name}={_described(value)}" for name, value in given)
     module = "" if kind.__module__.startswith("streams.data.") else f"{kind.__module__}."
     return f"{module}{kind.__qualname__}({options})"
+
+
+def _described(value: object) -> str:
+    is_codec = dataclasses.is_dataclass(value) and hasattr(value, "decode")
+    return describe(cast(EventCodec, value)) if is_codec else repr(value)
 
 
 def tombstone_of(record: Record, tombstones: Tombstones) -> Tombstone | Undecodable:

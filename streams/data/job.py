@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from hashlib import blake2b
+from typing import Any, TypeAlias
 
 from projections.contract import CqrsProjection
 from streams.config import FoldSettings
@@ -15,7 +16,7 @@ from streams.data.source import KafkaEventStore
 from streams.data.stamp import Pinned
 from streams.types import TopicInfo
 
-__all__ = ["AgentStatus", "Job", "Work", "instance_of"]
+__all__ = ["AgentStatus", "AnyJob", "Hold", "Job", "Repartition", "Work", "instance_of"]
 
 
 def instance_of(whose: str, number: int) -> str:
@@ -63,6 +64,55 @@ class Job:
         """Give the offset in front of which a partition's events are a rebuild's."""
         pinned = None if self.pinned is None else self.pinned.get(partition)
         return self.replay_ends.get(partition, 0) if pinned is None else pinned.target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """A wish that nothing more is repartitioned for a moment, so that two generations can be compared."""
+
+    id: str
+    """Which wish: whoever is held says so by it."""
+    barrier: Mapping[int, int] | None = None
+    """By partition of the event topic, where to be held; None: where they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repartition:
+    """What is written once more, keyed by model, into which topic. It can be given to another process."""
+
+    projection: CqrsProjection[Any]
+    events: KafkaEventStore
+    """The event topic."""
+    topic: TopicInfo
+    """The same, as described when the generation was made."""
+    into: TopicInfo
+    group: str
+    """The consumer group of those who do it: its offsets are the truth of how far they are."""
+    generation: str
+    """The id of the generation that folds what is written."""
+    settings: FoldSettings
+    recovery: RecoveryPolicy | None = None
+    """What becomes of events whose model cannot be told; None: what the settings say."""
+    ends: Mapping[int, int] = field(default_factory=dict)
+    """By partition, the end that was pinned when a rebuild began: what comes before it is the rebuild's."""
+    instance: str = ""
+    """See `Job.instance`."""
+    seat: str = ""
+    """What is to be told apart from all others that do the same at once; one that comes back has it again."""
+
+    @property
+    def policy(self) -> RecoveryPolicy:
+        """What becomes of events whose model cannot be told: skipped, or not passed."""
+        return self.recovery or recovery_of(self.settings)
+
+    @property
+    def mark(self) -> str:
+        """What the group's offsets and members carry, of this very topic that is written to."""
+        return blake2b(self.into.id.encode(), digest_size=6).hexdigest()
+
+
+AnyJob: TypeAlias = Job | Repartition
+"""What a process is given to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

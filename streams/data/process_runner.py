@@ -11,7 +11,8 @@ import sys
 import threading
 from multiprocessing import Pipe
 
-from streams.data.agent import AgentStatus, Job
+from streams.data.agent import AgentStatus
+from streams.data.job import AnyJob
 from streams.errors import AgentDied, ConfigError
 from streams.log import configured
 
@@ -32,7 +33,7 @@ class ProcessRunner:
             the disk.
     """
 
-    def __init__(self, job: Job, *, nice: int = 0) -> None:
+    def __init__(self, job: AnyJob, *, nice: int = 0) -> None:
         self._job = _pickled(job)
         self._nice = nice
         self._process: subprocess.Popen[bytes] | None = None
@@ -128,7 +129,7 @@ class ProcessRunner:
         self._ended.set()
 
 
-def _pickled(job: Job) -> bytes:
+def _pickled(job: AnyJob) -> bytes:
     for part in (job.projection, job.events.codec):
         if type(part).__module__ == "__main__":
             raise ConfigError(

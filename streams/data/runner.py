@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
-from streams.data.agent import Agent, AgentStatus, Job
+from streams.data.agent import Agent, AgentStatus
+from streams.data.job import AnyJob, Job
+from streams.data.repartition import Repartitioner
 
 __all__ = ["MakeRunner", "Runner", "ThreadRunner"]
 
@@ -49,14 +51,14 @@ class Runner(Protocol):
         ...
 
 
-MakeRunner: TypeAlias = Callable[[Job], Runner]
+MakeRunner: TypeAlias = Callable[[AnyJob], Runner]
 
 
 class ThreadRunner:
     """Runs an agent on a thread of its own in this process."""
 
-    def __init__(self, job: Job) -> None:
-        self._agent = Agent(job)
+    def __init__(self, job: AnyJob) -> None:
+        self._agent = Agent(job) if isinstance(job, Job) else Repartitioner(job)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="refold-agent")
 

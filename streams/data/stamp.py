@@ -66,6 +66,8 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True, tag_field="refold", tag=2
     """Why the partition is folded no further."""
     pinned: Pinned | None = None
     """The rebuild that folds it, if one does."""
+    held: str = ""
+    """The wish by which nothing more of it is repartitioned for a moment; see `Hold`."""
 
     def encode(self) -> str:
         """Write the stamp as offset metadata."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from streams.calls import broker_error
 from streams.data.polling import Polling, Slice, bounded
 from streams.data.source import KafkaEventStore
 from streams.log import get_logger
@@ -74,6 +75,7 @@ class Subscription:
         instance: str = "",
     ) -> None:
         self._topic = store.topic
+        self._kafka = store.kafka
         self._group = group
         self._instance = instance
         self._cluster = store.cluster.within(_ASK_S)
@@ -140,6 +142,31 @@ class Subscription:
                 log.warning("commit.unanswered", group=self._group, within_s=_LAST_WORD_S)
         except KafkaException as error:
             self._note_refusal(error.args[0], offsets)
+
+    def committed(self, partitions: Iterable[int]) -> dict[int, Committed]:
+        """Give the group's offsets of partitions, once no transaction is open that may change them.
+
+        Raises:
+            BrokerUnavailable: That takes too long; ask again.
+            BrokerError: From Kafka.
+        """
+        try:
+            found = self._consumer.committed([TopicPartition(self._topic, one) for one in partitions], timeout=_ASK_S)
+        except KafkaException as error:
+            raise broker_error(error.args[0], f"read the offsets of group {self._group!r}", self._kafka) from error
+        for where in found:
+            if where.error is not None:
+                raise broker_error(where.error, f"read the offsets of group {self._group!r}", self._kafka)
+        return {
+            where.partition: Committed(position=where.offset, metadata=where.metadata or "")
+            for where in found
+            if where.offset >= 0
+        }
+
+    @property
+    def membership(self) -> Any:
+        """What a transaction is to say of this member, for the group to take its offsets (KIP-447)."""
+        return self._consumer.consumer_group_metadata()
 
     def take_refused(self) -> set[int]:
         """Give the partitions whose commit the group refused since last asked; a rebalance refuses them for a while."""

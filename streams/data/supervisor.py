@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from streams.data.agent import AgentStatus, Job
-from streams.data.job import Work, instance_of
+from streams.data.agent import AgentStatus
+from streams.data.job import AnyJob, Repartition, Work, instance_of
 from streams.data.partition import PartitionStatus
 from streams.data.process_runner import ProcessRunner
 from streams.data.runner import MakeRunner, Runner
@@ -54,7 +54,7 @@ class Supervisor:
         make: Makes each; by default a process of its own.
     """
 
-    def __init__(self, job: Job, agents: int, make: MakeRunner = ProcessRunner) -> None:
+    def __init__(self, job: AnyJob, agents: int, make: MakeRunner = ProcessRunner) -> None:
         self._job = job
         self._make = make
         self._slots = [_Slot(number, make(_seated(job, number))) for number in range(agents)]
@@ -176,7 +176,7 @@ class Supervisor:
         )
 
 
-def supervised(agents: int, *, nice: int = 0) -> Callable[[Job], Runner]:
+def supervised(agents: int, *, nice: int = 0) -> MakeRunner:
     """Give what makes a supervisor of so many agents.
 
     Args:
@@ -184,14 +184,16 @@ def supervised(agents: int, *, nice: int = 0) -> Callable[[Job], Runner]:
         nice: By how much their priority is lowered; see `ProcessRunner`.
     """
 
-    def make(job: Job) -> Runner:
+    def make(job: AnyJob) -> Runner:
         return Supervisor(job, agents, lambda job: ProcessRunner(job, nice=nice))
 
     return make
 
 
-def _seated(job: Job, number: int) -> Job:
+def _seated(job: AnyJob, number: int) -> AnyJob:
     """Give an agent's own job: the group is to know each by itself."""
+    if isinstance(job, Repartition) and job.seat:
+        job = replace(job, seat=instance_of(job.seat, number))
     return replace(job, instance=instance_of(job.instance, number)) if job.instance else job
 
 

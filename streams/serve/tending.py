@@ -17,8 +17,9 @@ from streams.control.record import Generation, Record
 from streams.control.share import claim_share
 from streams.control.site import Site
 from streams.control.space import check_space, size_bytes
-from streams.data.agent import AgentStatus, Job
+from streams.data.agent import AgentStatus
 from streams.data.generation import RocksStore
+from streams.data.job import AnyJob, Job
 from streams.data.partition import Phase
 from streams.data.process_runner import ProcessRunner
 from streams.data.runner import Runner
@@ -101,7 +102,7 @@ class Tending:
     def __init__(
         self,
         site: Site,
-        make_runner: Callable[[Job, bool], Runner],
+        make_runner: Callable[[AnyJob, bool], Runner],
         address: str,
         fleet: str,
         instances: Sequence[str] = (),

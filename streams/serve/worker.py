@@ -20,8 +20,8 @@ from streams.control.commands import Command
 from streams.control.green import NICE
 from streams.control.record import Generation
 from streams.control.site import Site
-from streams.data.agent import AgentStatus, Job
-from streams.data.job import instance_of
+from streams.data.agent import AgentStatus
+from streams.data.job import AnyJob, Job, instance_of
 from streams.data.process_runner import ProcessRunner
 from streams.data.runner import Runner
 from streams.data.supervisor import supervised
@@ -245,7 +245,7 @@ class Worker:
             return []
         return [instance_of(self.name, number) for number in range(self.settings.agents_per_generation)]
 
-    def _runner(self, job: Job, is_replay: bool) -> Runner:
+    def _runner(self, job: AnyJob, is_replay: bool) -> Runner:
         cache_bytes = None if "cache_bytes" in job.settings.model_fields_set else self._cache_bytes
         if is_replay and self.settings.replay_cache_bytes is not None:
             cache_bytes = self.settings.replay_cache_bytes

@@ -1,0 +1,568 @@
+"""Repartitioning: events are written once more, each with its model's id as the key, so that one partition feeds it.
+
+    event topic ──(group GROUP.source)──▶ Repartitioner ──(transactions)──▶ GROUP.repartition ──▶ the fold, as ever
+
+A record and the position behind its event become visible in one transaction, so each event is there once, whatever
+dies when (KIP-98, KIP-447). The group's offsets are the truth of how far it is: nothing is kept elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import TopicPartition
+
+from projections.contract import Event
+from streams.data.codec import Outcome, Record, Tombstone, Undecodable, decoded
+from streams.data.collector import rare_collections
+from streams.data.failures import brief, failed
+from streams.data.history import TopicWatch
+from streams.data.job import AgentStatus, Hold, Repartition, Work
+from streams.data.partition import PartitionStatus, Phase
+from streams.data.polling import Slice
+from streams.data.recovery import Failure, Kind
+from streams.data.routed import headers_with_origin
+from streams.data.stamp import Stamp
+from streams.data.subscription import Subscription
+from streams.data.throttle import Throttle
+from streams.data.transactions import Transactions, Undone
+from streams.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    CqrsError,
+    ForeignOffset,
+    HistoryIncomplete,
+    ProjectionError,
+    TopicChanged,
+    TopicNotFound,
+    at,
+)
+from streams.log import get_logger
+from streams.types import Committed, Member, TopicInfo
+
+__all__ = ["Repartitioner"]
+
+log = get_logger(__name__)
+
+_IDLE_S = 0.1
+_SOON_S = 0.01
+_COMMIT_S = 0.25
+_ANSWER_S = 3.0
+_WAKE_S = 0.05
+_FIRST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 5.0
+_HOLD_S = 30.0
+"""For so long it may be held: whoever compares needs a third of it, or begins again."""
+_UNDONE = 20
+"""So many transactions in a row that come to nothing are no accident."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """One partition of the event topic that this member has."""
+
+    number: int
+    phase: Phase = Phase.OPENING
+    position: int = -1
+    """Behind what was written or declined; -1 where that is not known, as long as it is not opened."""
+    committed: int = -1
+    events: int = 0
+    declined: int = 0
+    record_ms: int | None = None
+    error: CqrsError | None = None
+    tried: tuple[int, int] = (-1, 0)
+    """An event that could not be read just now, and how often that was tried."""
+    stalls: int = 0
+    retry_at: float = 0.0
+    held: str = ""
+    """The wish by which it is held."""
+    until: int | None = None
+    """Where to be held."""
+    told: tuple[int, str, str | None] = (-1, "", None)
+    """What the group was told last: the position, the wish, and why it has halted."""
+
+    @property
+    def to_tell(self) -> tuple[int, str, str | None]:
+        why = str(self.error) if self.phase is Phase.HALTED else None
+        return self.position, self.held, why
+
+
+class Repartitioner:
+    """One member of the group that writes a generation's events once more, keyed by model.
+
+    An event that no model can be told of, since it cannot be decoded or `extract_model_id` raises, is not passed:
+    later events of its model may follow it to any partition. Where the policy skips such events, it is written with
+    the key that it has, and the fold counts it among those that it skips.
+
+    `turns` blocks; everything else may be used from any thread.
+
+    Args:
+        job: What is written into what.
+    """
+
+    def __init__(self, job: Repartition) -> None:
+        self.job = job
+        self._interrupts: list[str] = []
+        self._held: dict[int, _Held] = {}
+        self._cluster = job.events.cluster.within(_ANSWER_S)
+        self._watch = TopicWatch(self._cluster, job.topic, job.projection.name)
+        seat = job.instance or job.seat or f"{socket.gethostname()}-{os.getpid()}"
+        self._transactions = Transactions(job.events.kafka, f"{job.group}/{seat}", job.into.name)
+        self._throttle = Throttle(job.settings)
+        self._began_s = 0.0
+        self._undone = 0
+        self._wish: Hold | None = None
+        self._heard: str | None = None
+        self._heard_s = 0.0
+        self._events = 0
+        self._commits = 0
+        self._commit_s = 0.0
+        self._rebalances = 0
+        self._stays = False
+        self._has_left = False
+        self.status = AgentStatus()
+        """The figures, by partition of the event topic, as of the last batch."""
+
+    def run(self) -> None:
+        """Do it until stopped.
+
+        Raises:
+            See `turns`.
+        """
+        for _ in self.turns():
+            pass
+
+    def stop(self, *, stays: bool = False) -> None:
+        """Ask for the end: what was written is committed, and the group is left.
+
+        Args:
+            stays: It is not left where it would know this member again.
+        """
+        if not self._interrupts:
+            self._stays = stays
+        self._interrupts.append("stop")
+
+    def hold(self, wish: Hold | None) -> None:
+        """Write nothing more for a moment, or go on."""
+        self._wish = wish
+
+    def turns(self) -> Iterator[None]:
+        """Do it until stopped, turn by turn; see `Agent.turns`.
+
+        Raises:
+            EventError, ProjectionError, CqrsError: Where a partition has halted: the first one's error, once `stop` was
+                called; at once where all have halted.
+            TopicChanged, TopicNotFound: The event topic is no longer what it was.
+            BrokerUnavailable, BrokerError: From Kafka.
+        """
+        job = self.job
+        self._subscription = Subscription(
+            job.events,
+            job.group,
+            self,
+            client_id=Member.client_id_of(job.mark, 0 if job.instance else os.getpid()),
+            session_timeout_s=job.settings.session_timeout_s,
+            instance=job.instance,
+        )
+        clean = False
+        try:
+            with rare_collections():
+                while not self._interrupts and not self._all_halted():
+                    self._turn()
+                    yield
+                    self._rest()
+            clean = True
+        finally:
+            halted = [one.error for one in self._held.values() if one.phase is Phase.HALTED and one.error is not None]
+            self._leave(clean=clean)
+        if halted:
+            raise halted[0]
+
+    def _turn(self) -> None:
+        slices = self._subscription.poll(self._patience_s, self._room)
+        try:
+            self._open()
+            self._heed()
+            for piece in slices:
+                self._take(piece)
+                if self._interrupts:
+                    break
+            idle = not any(piece.records for piece in slices)
+            if idle or time.monotonic() - self._began_s >= _COMMIT_S:
+                self._commit()
+        except Undone as why:
+            self._again(why)
+        self._publish()
+
+    @property
+    def _patience_s(self) -> float:
+        waits = self._transactions.is_open or any(
+            one.phase in (Phase.OPENING, Phase.STALLED) or one.until is not None for one in self._held.values()
+        )
+        return _SOON_S if waits or not self._held else _IDLE_S
+
+    @property
+    def _room(self) -> int | None:
+        return self._throttle.room if self._is_slowed else None
+
+    @property
+    def _is_slowed(self) -> bool:
+        return self._throttle.is_on and any(
+            one.position < self.job.ends.get(one.number, 0) for one in self._held.values()
+        )
+
+    def _rest(self) -> None:
+        until = time.monotonic() + self._throttle.rest_s
+        while not self._interrupts and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _WAKE_S))
+
+    def _all_halted(self) -> bool:
+        return bool(self._held) and all(one.phase is Phase.HALTED for one in self._held.values())
+
+    # Where to go on
+
+    def _open(self) -> None:
+        """Read partitions that came, or that have waited, from where the group is."""
+        now = time.monotonic()
+        due = [
+            one for one in self._held.values() if one.phase in (Phase.OPENING, Phase.STALLED) and now >= one.retry_at
+        ]
+        if not due:
+            return
+        self._commit()  # or what some of them have written would be read again
+        try:
+            topic = self._cluster.topic(self.job.topic.name)  # which may have more partitions by now
+            committed = self._subscription.committed(one.number for one in due)
+            is_new = len(committed) == len(due) or self._has_begun(topic)
+            lows = {one: marks.low for one, marks in self._cluster.watermarks(topic).items()}
+        except (TopicNotFound, TopicChanged):
+            raise
+        except BrokerError as error:
+            for one in due:
+                self._stall(one, error)
+            return
+        for one in due:
+            try:
+                self._go_on(one, committed.get(one.number), lows.get(one.number, 0), is_new=is_new)
+            except CqrsError as error:
+                self._halt(one, error)
+
+    def _has_begun(self, topic: TopicInfo) -> bool:
+        """Say whether a partition that the group has no offset of was never read: it has some of others, or nothing was
+        written yet."""
+        every = range(topic.partitions)
+        if self._subscription.committed(every):
+            return True
+        is_empty = not any(marks.high for marks in self._cluster.watermarks(self.job.into).values())
+        return is_empty or bool(self._subscription.committed(every))  # another member may have just begun
+
+    def _go_on(self, one: _Held, committed: Committed | None, low: int, *, is_new: bool) -> None:
+        """Read a partition from where the group is.
+
+        Raises:
+            ForeignOffset: Somebody has set that.
+            HistoryIncomplete: It is not known any more, or what comes there is gone.
+        """
+        job = self.job
+        where = at(job.topic.name, one.number)
+        if committed is not None:
+            stamp = Stamp.parse(committed.metadata)
+            if stamp is None or stamp.directory != job.mark:
+                raise ForeignOffset(
+                    f"Group {job.group!r} is at {where}@{committed.position}, and that was not committed by who fills "
+                    f"{job.into.name}: somebody has set it. Whatever was to be achieved by it, a rebuild does it "
+                    f"(`refold rebuild {job.projection.name}`): what is in {job.into.name} already would come twice.",
+                    projection=job.projection.name,
+                    topic=job.topic.name,
+                    partition=one.number,
+                    offset=committed.position,
+                )
+            one.position = committed.position
+            one.events, one.declined, one.record_ms = stamp.events, stamp.declined, stamp.record_ms
+        elif not is_new:
+            raise HistoryIncomplete(
+                f"Group {job.group!r} has no offsets any more (Kafka drops those of a group without members after "
+                f"offsets.retention.minutes), so it is not known what of {job.topic.name} is in {job.into.name}. The "
+                f"models are kept as they are; `refold rebuild {job.projection.name}` makes them anew.",
+                projection=job.projection.name,
+                topic=job.topic.name,
+                partition=one.number,
+            )
+        else:
+            one.position = low
+            one.events = one.declined = 0
+        if one.position < low:
+            raise HistoryIncomplete(
+                f"{where} begins at offset {low}, and what is folded by model has come to {one.position}: "
+                f"{low - one.position} offsets are gone unfolded (retention or a deletion). The models are kept as "
+                "they are. Rebuilding folds what is left, if you allow it to be incomplete (--allow-incomplete).",
+                projection=job.projection.name,
+                topic=job.topic.name,
+                partition=one.number,
+                offset=one.position,
+            )
+        one.committed = one.position
+        one.phase, one.error, one.stalls = Phase.READY, None, 0
+        one.held, one.until = "", None
+        one.told = (-1 if committed is None else one.position, "", None)
+        self._subscription.read(one.number, one.position)
+
+    def _stall(self, one: _Held, error: CqrsError, times: int | None = None) -> None:
+        """Read a partition no further for a moment, which is longer each time."""
+        one.stalls += 1
+        one.phase, one.error = Phase.STALLED, error
+        times = one.stalls if times is None else times
+        one.retry_at = time.monotonic() + min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2 ** (times - 1))
+
+    def _halt(self, one: _Held, error: CqrsError) -> None:
+        one.phase, one.error = Phase.HALTED, error
+        self._subscription.stop_reading(one.number)
+        log.error("repartition.halted", where=at(self.job.topic.name, one.number), why=str(error))
+
+    # Writing
+
+    def _take(self, piece: Slice) -> None:
+        one = self._held.get(piece.partition)
+        if one is None or one.phase is not Phase.READY or one.until == one.position:
+            return
+        if piece.refused is not None:
+            self._subscription.stop_reading(one.number)
+            self._stall(one, BrokerUnavailable(f"{at(self.job.topic.name, one.number)}: {piece.refused}"))
+            return
+        records, end = piece.records, piece.end
+        if one.until is not None:
+            records = [record for record in records if record.offset() < one.until]
+        if records:
+            self._watch.has_read()
+            if not self._transactions.is_open:
+                self._began_s = time.monotonic()
+            if self._is_slowed:
+                self._throttle.took(len(records), sum(map(len, records)))
+            if not self._write(one, records):
+                return
+        if one.until is not None and (len(records) < len(piece.records) or (end is not None and end >= one.until)):
+            end = one.until  # what it has not reached are offsets without a record
+        if end is not None:
+            one.position = max(one.position, end)
+
+    def _write(self, one: _Held, records: Sequence[Record]) -> bool:
+        """Write records once more, as far as nothing is in the way; say whether all were."""
+        extract, write = self.job.projection.extract_model_id, self._transactions.write
+        number = 0
+        for outcomes in decoded(self.job.events.codec, records):
+            for outcome in outcomes:
+                record = records[number]
+                number += 1
+                key: bytes | None = None
+                if type(outcome) is Event:
+                    try:
+                        model_id = extract(outcome)
+                        key = None if model_id is None else model_id.encode()
+                    except Exception as error:  # noqa: BLE001  (told as what it is)
+                        if not self._passes(one, outcome, error):
+                            return False
+                        key = record.key() or b""
+                elif type(outcome) is Undecodable:
+                    if not self._passes(one, outcome, None):
+                        return False
+                    key = record.key() or b""
+                if key is not None:
+                    write(key, record.value(), headers_with_origin(record), record.timestamp()[1])
+                else:
+                    one.declined += 1
+                one.position = record.offset() + 1
+                one.events += 1
+                self._events += 1
+            if self._interrupts:
+                return False
+        one.record_ms = records[number - 1].timestamp()[1]
+        return True
+
+    def _passes(self, one: _Held, outcome: Outcome, error: Exception | None) -> bool:
+        """Say whether an event is passed of which no model can be told; where not, wait or halt in front of it."""
+        job = self.job
+        assert not isinstance(outcome, Tombstone)
+        if isinstance(outcome, Undecodable):
+            raised: CqrsError = outcome.error()
+            said, kind = f"the record is no event: {outcome.reason}", Kind.UNDECODABLE
+        else:
+            assert error is not None
+            raised = failed(job.projection, outcome, error)
+            said, kind = brief(error), Kind.FAILED
+        is_transient = isinstance(raised, ProjectionError) and raised.is_transient
+        attempt = one.tried[1] + 1 if one.tried[0] == outcome.offset else 1
+        action = job.policy.decide(
+            Failure(
+                kind=kind,
+                error=said,
+                topic=outcome.topic,
+                partition=outcome.partition,
+                offset=outcome.offset,
+                is_rebuild=outcome.offset < job.ends.get(one.number, 0),
+                is_transient=is_transient,
+                attempt=attempt,
+                event_id=str(outcome.id) if isinstance(outcome, Event) else None,
+            )
+        )
+        if action == "skip":
+            return True
+        if action == "retry" and is_transient:
+            self._subscription.stop_reading(one.number)
+            one.tried = (outcome.offset, attempt)
+            self._stall(one, raised, attempt)
+        else:
+            self._halt(one, raised)
+        return False
+
+    def _commit(self) -> None:
+        """Commit what was written, with the positions behind it.
+
+        Raises:
+            Undone: It came to nothing.
+            TopicChanged, TopicNotFound: What was read may be another topic's.
+        """
+        told = {one.number: one.to_tell for one in self._held.values() if one.position >= 0}
+        moved = {number: tell for number, tell in told.items() if tell != self._held[number].told}
+        if not moved and not self._transactions.is_open:
+            return
+        began = time.monotonic()
+        if not self._watch.is_same():
+            raise Undone("nobody says whether the topic is the same")
+        offsets = [self._offset(self._held[number]) for number in moved]
+        self._transactions.commit(offsets, self._subscription.membership)
+        self._undone = 0
+        for number, tell in moved.items():
+            one = self._held[number]
+            one.told, one.committed = tell, one.position
+        self._commits += 1
+        self._commit_s += time.monotonic() - began
+        self._began_s = time.monotonic()
+
+    def _offset(self, one: _Held) -> TopicPartition:
+        job = self.job
+        stamp = Stamp(
+            generation=job.generation,
+            build=0,
+            directory=job.mark,
+            fingerprint="",
+            events=one.events,
+            declined=one.declined,
+            record_ms=one.record_ms,
+            time_ms=time.time_ns() // 1_000_000,
+            halted=one.to_tell[2],
+            held=one.held,
+        )
+        return TopicPartition(job.topic.name, one.number, one.position, stamp.encode())
+
+    def _again(self, why: Undone) -> None:
+        """Begin again where the group is: nothing of what was written since is there.
+
+        Raises:
+            BrokerError: That has happened too often.
+        """
+        self._transactions.abort()
+        self._undone += 1
+        log.warning("repartition.undone", group=self.job.group, in_a_row=self._undone, why=str(why))
+        if self._undone >= _UNDONE:
+            raise BrokerError(
+                f"{self._undone} transactions in a row came to nothing, in which events of {self.job.topic.name} were "
+                f"to be written to {self.job.into.name}; the last time: {why} What was committed is kept."
+            ) from why
+        for one in self._held.values():
+            if one.phase is not Phase.HALTED or one.position != one.committed:
+                self._subscription.stop_reading(one.number)
+                one.phase, one.position = Phase.OPENING, -1
+                one.retry_at = time.monotonic() + _FIRST_RETRY_S * (self._undone > 1)
+
+    # Being held
+
+    def _heed(self) -> None:
+        """Hold what is to be held, at where it is to be; let go of what was held for too long."""
+        wish = self._wish
+        which = None if wish is None else wish.id
+        if which != self._heard:
+            self._heard, self._heard_s = which, time.monotonic()
+        if wish is not None and time.monotonic() - self._heard_s > _HOLD_S:
+            wish = None
+        for one in self._held.values():
+            if one.phase is not Phase.READY:
+                continue
+            if wish is None:
+                if one.until is not None:
+                    self._go_up_to(one, None)
+            elif one.position >= (barrier := one.position if wish.barrier is None else wish.barrier.get(one.number, 0)):
+                if one.held != wish.id:
+                    self._subscription.stop_reading(one.number)
+                    one.held, one.until = wish.id, one.position
+            elif one.until != barrier:
+                self._go_up_to(one, barrier)
+
+    def _go_up_to(self, one: _Held, until: int | None) -> None:
+        one.held, one.until = "", until
+        self._subscription.read(one.number, one.position)
+
+    # The end
+
+    def _leave(self, *, clean: bool) -> None:
+        self._has_left = True
+        try:
+            if clean:
+                try:
+                    self._commit()
+                except Undone as why:
+                    log.warning("repartition.undone", group=self.job.group, why=str(why))
+            self._publish()
+        finally:
+            self._transactions.close()
+            self._subscription.close(stays=self._stays)
+
+    def _publish(self) -> None:
+        self.status = AgentStatus(
+            partitions={
+                one.number: PartitionStatus(
+                    position=one.position,
+                    committed=one.committed,
+                    events=one.events,
+                    declined=one.declined,
+                    record_ms=one.record_ms,
+                    phase=one.phase,
+                    why="" if one.error is None else str(one.error),
+                )
+                for one in self._held.values()
+            },
+            events=self._events,
+            work=Work(commits=self._commits, commit_s=self._commit_s, rebalances=self._rebalances),
+            away_s=self._subscription.away_s,
+        )
+
+    # Partitions: told by the subscription from within `poll`, while a rebalance waits
+
+    def assigned(self, partitions: Sequence[int]) -> None:
+        """See Listener."""
+        self._rebalances += 1
+        if not self._has_left:
+            self._held |= {number: _Held(number) for number in partitions}
+
+    def revoked(self, partitions: Sequence[int]) -> None:
+        """Commit what was written of these, for whoever gets them next."""
+        self._rebalances += 1
+        if not self._has_left:
+            try:
+                self._commit()
+            except Undone as why:
+                self._again(why)
+        self._release(partitions)
+
+    def lost(self, partitions: Sequence[int]) -> None:
+        """Have nothing be there that was written since the last commit: another member may write it already."""
+        if not self._has_left:
+            self._again(Undone("partitions were lost"))
+        self._release(partitions)
+
+    def _release(self, partitions: Sequence[int]) -> None:
+        for number in partitions:
+            self._held.pop(number, None)
