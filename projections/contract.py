@@ -120,10 +120,13 @@ class CqrsProjection(ABC, Generic[ReadModel]):
     idempotent: ClassVar[bool] = False
     """State that folding an event again, over models that have it already, changes nothing. Then a rebuild may begin at
     any position over the models as they are; otherwise it needs the models as of that position."""
-    partition_by: ClassVar[Literal["stream"] | None] = None
+    partition_by: ClassVar[Literal["stream", "model"] | None] = None
     """Kafka orders events within a partition only, so a model must be fed by one partition alone. That is
     certain where the model's id is its stream. `"stream"` states that it also holds for ids that differ:
-    every event of one model is of one stream (`order-7/2026-01`, say)."""
+    every event of one model is of one stream (`order-7/2026-01`, say). `"model"` states that it does not: events of
+    several streams feed one model (an airport, of all flights'). They are written once more then, to a topic of the
+    generation's own that is keyed by model, and folded from there: those of one partition of the event topic in their
+    order, those of different ones in the order in which they came there, which a rebuild need not repeat."""
 
     depends_on: ClassVar[tuple[str, ...]] = ()
     """Names of projections that are to be current before this one is rebuilt: a rebuild of several takes them in that

@@ -25,6 +25,7 @@ SHIPPED: Mapping[str, str] = MappingProxyType(
     {
         "aircraft-log": "projections.flights:AircraftLog",
         "aircraft-months": "projections.flights:AircraftMonths",
+        "airports": "projections.flights:Airports",
         "order-summary": "projections.orders:OrderSummary",
     }
 )
@@ -228,8 +229,8 @@ def _check(projection: CqrsProjection[Any], target: str) -> None:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         wrong.append(f"version is {version!r}, and must be a whole number from 1")
     partition_by: object = projection.partition_by
-    if partition_by not in (None, "stream"):
-        wrong.append(f"partition_by is {partition_by!r}, and must be None or 'stream'")
+    if partition_by not in (None, "stream", "model"):
+        wrong.append(f"partition_by is {partition_by!r}, and must be None, 'stream' or 'model'")
     idempotent: object = projection.idempotent
     if not isinstance(idempotent, bool):
         wrong.append(f"idempotent is {idempotent!r}, and must be True or False")

@@ -218,6 +218,11 @@ class RebuildProgress:
     """Commits of models and positions, by agents of the process that runs the rebuild."""
     elapsed_seconds: float = 0.0
     partitions: dict[int, Lag] = field(default_factory=dict)
+    """Those of the stage that is under way."""
+    stage: int = 1
+    """Which stage is under way; 2 where events were written once more before, keyed by model, and are folded now."""
+    stages: int = 1
+    """How many there are; each counts as much as the other."""
 
     @property
     def total_offsets(self) -> int:
@@ -228,6 +233,15 @@ class RebuildProgress:
     def remaining_offsets(self) -> int:
         """Offsets still to read; the rebuild's lag."""
         return sum(lag.remaining for lag in self.partitions.values())
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """How much is done, of how much: offsets, counting each stage as the one that is under way."""
+        total = self.total_offsets
+        done = total - self.remaining_offsets
+        if self.stage < self.stages:  # and a topic without events counts too
+            total, done = max(1, total), done if total else 1
+        return (self.stage - 1) * total + done, self.stages * total
 
     @property
     def is_whole(self) -> bool:
@@ -241,10 +255,8 @@ class RebuildProgress:
         """
         if self.started_at is None or (not self.partitions and self.is_running):
             return None
-        remaining, total = self.remaining_offsets, self.total_offsets
-        if not remaining:
-            return 100.0
-        return min(100.0 * (total - remaining) / total, nextafter(100.0, 0.0))
+        done, total = self.share
+        return 100.0 if done == total else min(100.0 * done / total, nextafter(100.0, 0.0))
 
     def estimated_seconds_left(self, now: datetime | None = None) -> float | None:
         """Give the seconds until `estimated_completion`, at least 0; None where there is no estimate."""

@@ -70,13 +70,15 @@ def shown_as_bar(progress: RebuildProgress) -> RenderableType:
     """Draw a bar with its figures, and what is waited for."""
     if not progress.partitions:
         return Text("checking")
-    total = progress.total_offsets
-    bar = drawn(total - progress.remaining_offsets, total, _figures(progress))
+    bar = drawn(*progress.share, _figures(progress))
     return Group(bar, Text(f"waiting for {progress.waiting_for}", style="yellow")) if progress.waiting_for else bar
 
 
 def _figures(progress: RebuildProgress) -> list[str]:
     figures = [f"{progress.events_processed:,} events", f"{progress.events_per_second:,.0f} events/s"]
+    if progress.stages > 1 and progress.is_running:
+        doing = "repartitioning" if progress.stage == 1 else "folding"
+        figures.insert(0, f"stage {progress.stage} of {progress.stages}, {doing}")
     if progress.is_running:
         figures.append(f"ETA {duration(progress.estimated_seconds_left())}")
     else:
@@ -86,7 +88,6 @@ def _figures(progress: RebuildProgress) -> list[str]:
 
 def said(progress: RebuildProgress) -> str:
     """Write the figures in one line."""
-    total = progress.total_offsets
-    share = percent(total - progress.remaining_offsets, total) if progress.partitions else "checking"
+    share = percent(*progress.share) if progress.partitions else "checking"
     line = f"{share}  {'  '.join(_figures(progress))}"
     return f"{line}  waiting for {progress.waiting_for}" if progress.waiting_for else line

@@ -224,11 +224,11 @@ def _table(plan: RebuildPlan) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("waits for", overflow="fold")
     for name, progress in plan.progress.items():
-        outcome, total = plan.outcomes[name], progress.total_offsets
+        outcome = plan.outcomes[name]
         table.add_row(
             name,
             outcome.state,
-            percent(total - progress.remaining_offsets, total) if progress.partitions else "",
+            percent(*progress.share) if progress.partitions else "",
             f"{progress.events_processed:,}",
             f"{progress.events_per_second:,.0f}",
             duration(progress.estimated_seconds_left()),

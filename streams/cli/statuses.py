@@ -95,8 +95,7 @@ class All:
 def _bar(progress: RebuildProgress | None) -> RenderableType:
     if progress is None or not progress.partitions:
         return ""
-    total = progress.total_offsets
-    done = total - progress.remaining_offsets
+    done, total = progress.share
     bar = Table.grid(padding=(0, 1, 0, 0))
     bar.add_row(
         ProgressBar(total=max(1, total), completed=done if total else 1, width=_BAR_WIDTH), percent(done, total)

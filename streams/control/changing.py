@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -15,6 +17,7 @@ __all__ = [
     "check_none_runs",
     "green_of",
     "moved",
+    "named",
     "running",
     "stepped",
     "unfolded",
@@ -24,6 +27,11 @@ __all__ = [
 
 _PAST_KEPT = 50
 _STEPS_KEPT = 100
+
+
+def named(facts: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+    """Give what a new generation is of, with the name of its own topic, where it is to have one."""
+    return facts if facts.get("source") is None else {**facts, "topic": f"{group}.{facts['topic']}"}
 
 
 def with_generation(record: Record, generation: Generation) -> Record:

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from streams.control.ground import Claimed, Committed, Ground, begin, check_group, incomplete, newest_build
+from streams.control.ground import (
+    Claimed,
+    Committed,
+    Ground,
+    begin,
+    check_group,
+    check_own_topic,
+    incomplete,
+    newest_build,
+)
 from streams.control.restored import groups_state
 from streams.data.build import Build, Manifest
 from streams.data.claims import Claim
@@ -57,6 +66,8 @@ def claim_live(ground: Ground, *, adopt: bool = False) -> Claimed:
         # Step 2
         committed = checkpoints.stamped(topic)
         found = claim.current()
+        if found is None or adopt:
+            check_own_topic(ground)
         check_group(ground, claim, found, cluster.members(checkpoints.group), committed)
         watermarks = cluster.watermarks(topic)
         # Step 3

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import msgspec
 
-from streams.control.ground import Claimed, Ground, begin, check_group, newest_build
+from streams.control.ground import Claimed, Ground, begin, check_group, check_own_topic, newest_build
 from streams.control.strategies import RebuildStrategy
 from streams.control.target import Prepared, Target
 from streams.data.build import Build, Manifest, RebuildRecord
@@ -18,9 +19,9 @@ from streams.data.serde import serde_for
 from streams.data.stamp import Pinned
 from streams.errors import StoreCorrupt
 from streams.log import get_logger
-from streams.types import Lag, Watermarks
+from streams.types import Lag, TopicInfo, Watermarks
 
-__all__ = ["claim_rebuild", "preflight"]
+__all__ = ["claim_rebuild", "ends_of", "preflight"]
 
 log = get_logger(__name__)
 
@@ -33,6 +34,7 @@ def preflight(ground: Ground) -> None:
         GroupActive: Somebody is in the group.
     """
     serde_for(ground.projection.model_type())
+    check_own_topic(ground)
     ground.events.cluster.topic(ground.events.topic)
     ground.events.cluster.check_inactive(ground.checkpoints.group)
 
@@ -68,7 +70,7 @@ def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Ca
         committed = checkpoints.stamped(topic)
         cluster.check_inactive(checkpoints.group)
         check_group(ground, claim, found, (), committed)
-        watermarks = cluster.watermarks(topic)
+        watermarks = ends_of(ground, topic)
         check_cancelled()
         # Step 2
         log.debug("rebuild.strategy_selected", projection=ground.projection.name, strategy=str(strategy))
@@ -111,6 +113,17 @@ def claim_rebuild(ground: Ground, strategy: RebuildStrategy, check_cancelled: Ca
         figures=figures,
         before=record.before,
     )
+
+
+def ends_of(ground: Ground, topic: TopicInfo) -> Mapping[int, Watermarks]:
+    """Give where a rebuild begins and ends: of a topic of the generation's own, behind transactions that are open too,
+    since what comes behind one may have been committed already.
+    """
+    marks = ground.events.cluster.watermarks(topic)
+    if ground.repartition is None:
+        return marks
+    ends = ground.events.cluster.ends(topic)
+    return {number: replace(one, high=max(one.high, ends[number])) for number, one in marks.items()}
 
 
 def _pinned(record: RebuildRecord, prepared: Prepared) -> dict[int, Pinned]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 
+from streams.control.changing import named
 from streams.control.place import note
-from streams.control.record import Record
+from streams.control.record import Record, facts_of
+from streams.control.repartitioning import make_topic
 from streams.control.site import Site
 from streams.control.transitions import founded
 from streams.data.checkpoint import KafkaCheckpointStore, belongs
@@ -30,6 +32,8 @@ def found_first(site: Site) -> Record:
     record = site.registry.get(site.name)
     if record is not None:
         return record
+    if site.is_repartitioned:
+        return _found_repartitioned(site)
     place = site.active(None)
     noted = note(site.registry, None, place, site.name, place.group)
     if noted is not None:
@@ -73,3 +77,39 @@ def found_first(site: Site) -> Record:
     return site.registry.update(
         site.name, lambda found: founded(found, site.name, place.group, place.store.directory.name, facts)
     )
+
+
+def _found_repartitioned(site: Site) -> Record:
+    """Found the first generation of a projection whose generations have topics of their own.
+
+    1. Where there is state of it on this machine, it is that one.
+    2. Otherwise make a topic, by a name that nobody else chooses, and note it. Whoever was not the first to do so
+       removes his.
+
+    A crash in between leaves a topic that is empty, and that nobody fills.
+    """
+    place, cluster = site.active(None), site.events.cluster
+    directory = place.store.directory.name
+    facts = site.facts()
+    build = place.store.current()
+    # Step 1
+    if build is not None:
+        facts = facts_of(build) | {"source": facts["source"]}
+        return site.registry.update(site.name, lambda found: founded(found, site.name, place.group, directory, facts))
+    # Step 2
+    topic = cluster.topic(site.events.topic)
+    check_complete(
+        cluster,
+        topic,
+        cluster.watermarks(topic),
+        projection=site.name,
+        doing="A fold",
+        allow_incomplete=site.allow_incomplete,
+    )
+    own = make_topic(cluster, named(facts, place.group)["topic"], topic)
+    facts |= {"topic": own.name, "topic_id": own.id, "partitions": own.partitions}
+    facts |= {"state": secrets.token_hex(6), "epoch": 1}
+    record = site.registry.update(site.name, lambda found: founded(found, site.name, place.group, directory, facts))
+    if all(one.topic != own.name for one in record.generations):
+        cluster.delete_topic(own.name)
+    return record

@@ -14,8 +14,11 @@ from streams.control.caught_up import CaughtUp
 from streams.control.claim_rebuild import claim_rebuild, preflight
 from streams.control.compare import Report
 from streams.control.folding import Folding
+from streams.control.place import topic_of
 from streams.control.record import Generation, Rebuild, Record, facts_of
 from streams.control.registry import Watch
+from streams.control.repartitioning import check_source, filling_of, make_topic, staged
+from streams.control.replay import Replay
 from streams.control.retire import retire
 from streams.control.run import note_end
 from streams.control.site import Site
@@ -92,6 +95,8 @@ class Green:
         self._watch: Watch
         self._folding: Folding
         self._behind: CaughtUp | None = None
+        self._filling: Replay | None = None
+        """How far the new generation's own topic is filled, where it has one."""
         self._record: Record
         self._id = ""
         self._asked = False
@@ -169,6 +174,7 @@ class Green:
         """Take steps until there is none to take."""
         steps: dict[str, Callable[[Rebuild, Generation], bool]] = {
             "new": self._make,
+            "repartitioning": self._repartition,
             "replaying": self._replay,
             "verifying": self._compare,
             "waiting": self._wait,
@@ -182,7 +188,7 @@ class Green:
                 return
             if running.is_paused:
                 self._folding.close()
-                self._behind = None
+                self._behind = self._filling = None
                 self._say(f"`refold resume {self._site.name}`: it is paused")
                 time.sleep(_LOOK_S)
                 continue
@@ -196,7 +202,30 @@ class Green:
 
     # The steps: each gives whether there may be another one
 
-    def _make(self, _rebuild: Rebuild, green: Generation) -> bool:
+    def _make(self, rebuild: Rebuild, green: Generation) -> bool:
+        if green.source is None:
+            return self._make_state(rebuild, green)
+        marks = check_source(self._site, green)
+        self._check_stopped()
+        topic = make_topic(self._site.events.cluster, green.topic, topic_of(filling_of(green)))
+        targets = {number: one.high for number, one in marks.items()}
+        self._update(lambda record: to.repartitioned(record, self._id, topic, targets))
+        log.info("generation.repartitioned", generation=green.id, topic=topic.name, targets=targets)
+        return True
+
+    def _repartition(self, rebuild: Rebuild, green: Generation) -> bool:
+        """Have the new generation's own topic filled up to the pinned ends; then its state is made."""
+        filling = self._fill(green)
+        self._look_after()
+        filling.look()
+        self._progress = staged(filling.progress, 1)
+        why = filling.halted()
+        if why:
+            self._folding.close()  # raises it
+            raise ProjectionError(f"The new generation's events are read no further: {why}", projection=self._site.name)
+        return self._make_state(rebuild, green) if filling.is_caught_up() else True
+
+    def _make_state(self, _rebuild: Rebuild, green: Generation) -> bool:
         site, store = self._site, self._site.place(green).store
         build = store.current()
         if build is None:
@@ -217,10 +246,10 @@ class Green:
     def _replay(self, _rebuild: Rebuild, green: Generation) -> bool:
         behind = self._fold(green)
         self._look_after()
-        self._progress = behind.observe(self._folding.status)
+        self._progress = self._staged(behind.observe(self._folding.status), green)
         self._check_not_halted(behind)
-        if behind.is_caught_up():
-            self._progress = behind.ended(self._folding.status)
+        if self._is_caught_up(behind, green):
+            self._progress = self._staged(behind.ended(self._folding.status), green)
             note_end(self._folding.job.build, self._progress)
             self._update(lambda record: to.caught_up(record, self._id, self._progress))
             log.info("generation.caught_up", generation=green.id, events=self._progress.events_processed)
@@ -263,7 +292,7 @@ class Green:
         self._look_after()
         behind.observe(self._folding.status)
         self._check_not_halted(behind)
-        if behind.is_caught_up():
+        if self._is_caught_up(behind, green):
             self._update(lambda record: to.switched(record, self._id))
             log.info("generation.switched", generation=green.id)
         return True
@@ -276,13 +305,35 @@ class Green:
             self._folding.start()
             build = self._folding.job.build
             self._behind = CaughtUp(self._folding.job, build, green.targets)
-            self._progress = self._behind.observe(self._folding.status)
+            self._progress = self._staged(self._behind.observe(self._folding.status), green)
         return self._behind
+
+    def _fill(self, green: Generation) -> Replay:
+        """Have the new generation's own topic filled, from where that is."""
+        if self._filling is None:
+            self._folding = Folding(self._site.ground(self._site.place(green)), self._make_runner)
+            self._folding.fill()
+            self._filling = Replay(self._site.events.cluster, filling_of(green))
+        return self._filling
+
+    def _is_caught_up(self, behind: CaughtUp, green: Generation) -> bool:
+        """Say whether the new generation keeps up with the event topic."""
+        if green.source is not None:
+            if self._filling is None:
+                self._filling = Replay(self._site.events.cluster, filling_of(green))
+            self._filling.look()
+            if not self._filling.is_caught_up():
+                return False
+        return behind.is_caught_up()
+
+    @staticmethod
+    def _staged(progress: RebuildProgress, green: Generation) -> RebuildProgress:
+        return progress if green.source is None else staged(progress, 2)
 
     def _look_after(self) -> None:
         """Look after the agents; where they have ended, raise why."""
         if self._folding.wait(_LOOK_S):
-            self._behind = None
+            self._behind = self._filling = None
             self._folding.close()
 
     def _check_not_halted(self, behind: CaughtUp) -> None:

@@ -10,12 +10,12 @@ import msgspec
 
 from projections.contract import CqrsProjection
 from streams.config import FoldSettings
-from streams.data.agent import Job
 from streams.data.build import Build, Manifest
 from streams.data.checkpoint import KafkaCheckpointStore, belongs, generation_id
 from streams.data.claims import Claim
 from streams.data.codec import check_tombstones
 from streams.data.generation import RocksStore
+from streams.data.job import Job, Repartition
 from streams.data.locks import FileLock
 from streams.data.ownership import claimed_elsewhere
 from streams.data.partition import PartitionStatus
@@ -23,11 +23,11 @@ from streams.data.recovery import RecoveryPolicy
 from streams.data.source import KafkaEventStore
 from streams.data.stamp import Pinned, Stamp
 from streams.data.store import StoreState
-from streams.errors import ForeignOffset, GroupActive
+from streams.errors import ConfigError, ForeignOffset, GroupActive
 from streams.log import get_logger
 from streams.types import Counts, Lag, Member, TopicInfo
 
-__all__ = ["Claimed", "Committed", "Ground", "begin", "check_group", "incomplete", "newest_build"]
+__all__ = ["Claimed", "Committed", "Ground", "begin", "check_group", "check_own_topic", "incomplete", "newest_build"]
 
 log = get_logger(__name__)
 
@@ -53,6 +53,8 @@ class Ground:
     """By partition, the end that was pinned when the generation's replay began, where that is not by this ground."""
     address: str = ""
     """Where the models are served that this process folds; see `Job`."""
+    repartition: Repartition | None = None
+    """How the events get into what is folded, where that is a topic of the generation's own."""
 
     def __post_init__(self) -> None:
         check_tombstones(self.projection, self.events.codec)
@@ -102,6 +104,20 @@ class Claimed:
 
 
 Committed = Mapping[int, tuple[int, Stamp | None]]
+
+
+def check_own_topic(ground: Ground) -> None:
+    """Make sure that what is folded is keyed by model, where the projection wants that.
+
+    Raises:
+        ConfigError: It is the event topic.
+    """
+    if ground.projection.partition_by == "model" and ground.repartition is None:
+        raise ConfigError(
+            f'{ground.projection.name!r} has `partition_by = "model"`: each of its generations folds a topic of its '
+            "own, which the registry knows. So it is folded by `refold run`, a worker, or `Generations`, and rebuilt "
+            "beside what there is. Nothing was changed."
+        )
 
 
 def check_group(

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from projections.contract import CqrsProjection
-from streams.control.record import Generation, Record, facts_of
+from streams.control.record import Generation, Record, Source, facts_of
 from streams.control.registry import Registry
 from streams.control.transitions import founded, synced
 from streams.data.checkpoint import generation_id
 from streams.data.generation import RocksStore
 from streams.errors import BrokerError, ConfigError
 from streams.log import get_logger
+from streams.types import TopicInfo
 
-__all__ = ["Place", "active_place", "first_place", "note", "place_of", "try_note"]
+__all__ = ["Place", "active_place", "first_place", "note", "place_of", "topic_of", "try_note"]
 
 log = get_logger(__name__)
 
@@ -33,6 +34,10 @@ class Place:
     group: str
     replay_ends: Mapping[int, int] = field(default_factory=dict)
     """By partition, the end that was pinned when its replay began."""
+    own_topic: TopicInfo | None = None
+    """The topic with the same events keyed by model, where it folds that."""
+    source: Source | None = None
+    """Where that topic's events come from."""
 
 
 def place_of(generation: Generation, state_dir: Path) -> Place:
@@ -42,7 +47,14 @@ def place_of(generation: Generation, state_dir: Path) -> Place:
         store=RocksStore(state_dir / generation.directory),
         group=generation.group,
         replay_ends=generation.targets,
+        own_topic=None if generation.source is None else topic_of(generation),
+        source=generation.source,
     )
+
+
+def topic_of(generation: Generation) -> TopicInfo:
+    """Describe what a generation folds, as the registry has it."""
+    return TopicInfo(name=generation.topic, id=generation.topic_id, partitions=generation.partitions)
 
 
 def first_place(projection: CqrsProjection[object], state_dir: Path, group: str | None = None) -> Place:

@@ -11,7 +11,7 @@ from streams.data.build import Build
 from streams.prepared import prepared
 
 __all__ = [
-    "SCHEMA",
+    "SCHEMAS",
     "Done",
     "Generation",
     "Gone",
@@ -20,21 +20,28 @@ __all__ = [
     "Rebuild",
     "Record",
     "Reset",
+    "Source",
     "Summary",
     "Waiting",
     "facts_of",
+    "schema_of",
 ]
 
-SCHEMA = 1
+SCHEMAS = (1, 2)
+"""Those that are understood. 2: a generation may have a `source`, which who knows only 1 would leave behind."""
 
-Phase: TypeAlias = Literal["new", "replaying", "verifying", "waiting", "ready", "active", "kept", "retiring"]
+Phase: TypeAlias = Literal[
+    "new", "repartitioning", "replaying", "verifying", "waiting", "ready", "active", "kept", "retiring"
+]
 """What a generation is at.
 
-new → replaying → verifying → waiting → ready → active ⇄ kept → retiring → (gone)
+new → (repartitioning →) replaying → verifying → waiting → ready → active ⇄ kept → retiring → (gone)
 
-new: it is to be made. replaying: it is folded from the beginning. verifying: it has caught up and is to be compared.
-waiting: a person is to approve what the comparison found. ready: it may be switched to. active: readers read it.
-kept: it was active, and goes on being folded for a while, to be switched back to. retiring: it is being removed.
+new: it is to be made. repartitioning: its events are written once more, keyed by model, up to the ends as pinned; where
+the projection says `partition_by = "model"`. replaying: it is folded from the beginning. verifying: it has caught up
+and is to be compared. waiting: a person is to approve what the comparison found. ready: it may be switched to. active:
+readers read it. kept: it was active, and goes on being folded for a while, to be switched back to. retiring: it is
+being removed.
 """
 
 
@@ -59,6 +66,19 @@ class Reset(msgspec.Struct, frozen=True, kw_only=True):
     codec: str
 
 
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """The event topic of a generation that folds another one: its own, with the same events keyed by model.
+
+    The consumer group of those who fill that is named as it is.
+    """
+
+    topic: str
+    topic_id: str
+    partitions: int
+    targets: dict[int, int] = {}
+    """By partition, the end as pinned when its rebuild began."""
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """One version of one projection: with its own group and state."""
 
@@ -71,8 +91,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     codec: str
     topic: str
+    """What it folds: the event topic, or where it has a `source`, its own topic."""
     topic_id: str
     partitions: int
+    source: Source | None = None
+    """Where its own topic's events come from; None where it folds the event topic."""
     group: str
     """Its consumer group."""
     directory: str
@@ -213,7 +236,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one projection."""
 
-    schema: int = SCHEMA
+    schema: int = 1
     projection: str
     revision: int = 0
     """How often it has been written."""
@@ -263,6 +286,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 prepared(Record)
+
+
+def schema_of(record: Record) -> int:
+    """Give the schema that a record has to be written with."""
+    return 1 if all(one.source is None for one in record.generations) else 2
 
 
 def facts_of(build: Build) -> dict[str, Any]:

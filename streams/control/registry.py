@@ -14,7 +14,7 @@ import msgspec
 
 from streams.cluster import Cluster
 from streams.compacted import CompactedTopic
-from streams.control.record import SCHEMA, Record
+from streams.control.record import SCHEMAS, Record, schema_of
 from streams.errors import BrokerError, BrokerUnavailable, RegistryError
 from streams.log import get_logger
 
@@ -93,7 +93,8 @@ class Registry:
             if raw is not None and after == before:
                 return raw
             revision = 1 if before is None else before.revision + 1
-            return msgspec.json.encode(msgspec.structs.replace(after, revision=revision))
+            after = msgspec.structs.replace(after, revision=revision, schema=schema_of(after))
+            return msgspec.json.encode(after)
 
         raw = self._topic.update(projection, changed, limit_s=limit_s)
         record = self._decoded(projection, raw)
@@ -115,10 +116,10 @@ class Registry:
     def _decoded(self, projection: str, raw: bytes) -> Record:
         try:
             found = msgspec.json.decode(raw)
-            if isinstance(found, dict) and found.get("schema") != SCHEMA:
+            if isinstance(found, dict) and found.get("schema") not in SCHEMAS:
                 raise RegistryError(
                     f"The record of {projection!r} in topic {self._topic.name!r} has schema {found.get('schema')!r}; "
-                    f"this version of refold knows {SCHEMA}. Use the version that wrote it. Nothing was changed.",
+                    f"this version of refold knows {SCHEMAS[-1]}. Use the version that wrote it. Nothing was changed.",
                     projection=projection,
                 )
             return msgspec.convert(found, Record, str_keys=True)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from streams.control.record import Generation, Record
+from streams.control.repartitioning import remove_topic
 from streams.control.site import Site
 from streams.control.transitions import retired
 from streams.control.wishes import retiring
@@ -27,7 +28,7 @@ def retire(
 
     1. Say in the registry that it is being removed: nobody begins to fold or read it any more, and whoever folds it
        stops.
-    2. Wait for them, then delete its group.
+    2. Wait for them, then delete its group, and its own topic where it has one.
     3. Wait for readers, then remove its state, on this machine and in the snapshot repository.
     4. Take it out of the registry.
 
@@ -55,6 +56,11 @@ def retire(
         check_cancelled()
         time.sleep(_LOOK_S)
     cluster.delete_group(found.group)
+    while not remove_topic(cluster, found):
+        check_cancelled()
+        if time.monotonic() > deadline:
+            cluster.check_inactive(found.topic)  # names who is in it
+        time.sleep(_LOOK_S)
     # Step 3
     store = site.place(found).store
     while not store.remove():

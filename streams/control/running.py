@@ -12,6 +12,7 @@ from typing import Self
 
 from streams.control.claim import claim_live
 from streams.control.folding import Folding
+from streams.control.founding import found_first
 from streams.control.place import Place, note
 from streams.control.record import Generation, Record
 from streams.control.retire import retire
@@ -66,6 +67,8 @@ class Running:
         """
         site = self._site
         record = site.registry.get(site.name)
+        if record is None and site.is_repartitioned:
+            record = found_first(site)
         place = site.active(record)
         first = self._shown = Folding(site.ground(place), self._make_runner)
         first.start(partial(claim_live, adopt=self._adopt))

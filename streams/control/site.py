@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,12 +14,15 @@ from projections.fingerprint import fingerprint
 from streams.config import FoldSettings
 from streams.control.ground import Ground
 from streams.control.place import Place, active_place, place_of
-from streams.control.record import Generation, Record
+from streams.control.record import Generation, Record, Source
 from streams.control.registry import Registry
 from streams.data.checkpoint import KafkaCheckpointStore
-from streams.data.codec import describe
+from streams.data.codec import EventCodec, describe
+from streams.data.job import Repartition
+from streams.data.routed import Routed
 from streams.data.source import KafkaEventStore
 from streams.errors import NotReady
+from streams.types import TopicInfo
 
 __all__ = ["Site"]
 
@@ -81,27 +85,64 @@ class Site:
 
     def ground(self, place: Place) -> Ground:
         """Give what a generation is folded from and into."""
+        events = self.events_of(place)
         return Ground(
             projection=self.projection,
-            events=self.events,
+            events=events,
+            repartition=self._repartition(place),
             store=place.store,
-            checkpoints=KafkaCheckpointStore(place.group, self.events),
+            checkpoints=KafkaCheckpointStore(place.group, events),
             settings=self.settings,
             allow_incomplete=self.allow_incomplete,
             generation=place.generation,
             replay_ends=place.replay_ends,
         )
 
+    def events_of(self, place: Place) -> KafkaEventStore:
+        """Give what a generation folds: the event topic, or its own."""
+        if place.own_topic is None:
+            return self.events
+        return KafkaEventStore(place.own_topic.name, codec=self.codec, kafka=self.events.kafka)
+
+    def _repartition(self, place: Place) -> Repartition | None:
+        own, source = place.own_topic, place.source
+        if own is None or source is None:
+            return None
+        return Repartition(
+            projection=self.projection,
+            events=self.events,
+            topic=TopicInfo(name=source.topic, id=source.topic_id, partitions=source.partitions),
+            into=own,
+            group=own.name,
+            generation=place.generation,
+            settings=self.settings,
+            ends=source.targets,
+        )
+
+    @property
+    def is_repartitioned(self) -> bool:
+        """Whether generations of this code fold topics of their own."""
+        return self.projection.partition_by == "model"
+
+    @cached_property
+    def codec(self) -> EventCodec:
+        """How generations of this code read what they fold."""
+        return Routed(self.events.codec, self.events.topic) if self.is_repartitioned else self.events.codec
+
     @cached_property
     def code(self) -> tuple[int, str, str]:
         """What this process folds with: the code's version and fingerprint, and the codec."""
-        return self.projection.version, fingerprint(self.projection), describe(self.events.codec)
+        return self.projection.version, fingerprint(self.projection), describe(self.codec)
 
     def facts(self) -> dict[str, Any]:
-        """Describe what a new generation would be of: this code, folding this topic."""
+        """Describe what a new generation would be of: this code, folding this topic.
+
+        Where it is to have a topic of its own, that has yet to be made, and named by the generation's group
+        (`named`).
+        """
         topic = self.events.cluster.topic(self.events.topic)
         version, own, codec = self.code
-        return {
+        facts = {
             "version": version,
             "fingerprint": own,
             "codec": codec,
@@ -109,6 +150,10 @@ class Site:
             "topic_id": topic.id,
             "partitions": topic.partitions,
         }
+        if self.is_repartitioned:
+            source = Source(topic=topic.name, topic_id=topic.id, partitions=topic.partitions)
+            facts |= {"topic": f"repartition-{secrets.token_hex(3)}", "topic_id": "", "source": source}
+        return facts
 
     def can_fold(self, generation: Generation) -> bool:
         """Say whether a generation is of the code that this process has."""

@@ -15,9 +15,21 @@ from msgspec.structs import replace
 from streams.control.changing import at_phase, green_of, moved, unfolded, with_generation, with_past
 from streams.control.record import Generation, Gone, Record, Summary, Waiting
 from streams.data.checkpoint import generation_id
-from streams.types import RebuildProgress
+from streams.types import RebuildProgress, TopicInfo
 
-__all__ = ["caught_up", "compared", "founded", "noted", "pinned", "retired", "switched", "synced", "tended", "waits"]
+__all__ = [
+    "caught_up",
+    "compared",
+    "founded",
+    "noted",
+    "pinned",
+    "repartitioned",
+    "retired",
+    "switched",
+    "synced",
+    "tended",
+    "waits",
+]
 
 _GONE_KEPT = 20
 
@@ -72,9 +84,26 @@ def waits(record: Record, version: int, fingerprint: str, by: str) -> Record:
 def pinned(record: Record, rebuild_id: str, facts: Mapping[str, Any], targets: Mapping[int, int]) -> Record:
     """Note that the new generation has been made, and where its replay ends."""
     green = green_of(record, rebuild_id)
-    if green is None or green.phase != "new":
+    if green is None or green.phase not in ("new", "repartitioning"):
         return record
     return moved(record, replace(green, targets=dict(targets), **facts), "replaying")
+
+
+def repartitioned(record: Record, rebuild_id: str, topic: TopicInfo, targets: Mapping[int, int]) -> Record:
+    """Note that the new generation's own topic has been made, and where its filling ends.
+
+    Args:
+        record: The record.
+        rebuild_id: The rebuild's.
+        topic: The generation's own.
+        targets: By partition of the event topic, the end as pinned.
+    """
+    green = green_of(record, rebuild_id)
+    if green is None or green.phase != "new" or green.source is None:
+        return record
+    source = replace(green.source, targets=dict(targets))
+    made = replace(green, topic=topic.name, topic_id=topic.id, partitions=topic.partitions, source=source)
+    return moved(record, made, "repartitioning")
 
 
 def caught_up(record: Record, rebuild_id: str, progress: RebuildProgress) -> Record:

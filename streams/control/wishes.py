@@ -12,6 +12,7 @@ from streams.control.changing import (
     at_phase,
     check_none_runs,
     moved,
+    named,
     running,
     stepped,
     with_generation,
@@ -67,7 +68,7 @@ def begun(
         why=why,
         made_at=now,
         changed_at=now,
-        **facts,
+        **named(facts, f"{record.group}-{number}"),
     )
     rebuild = Rebuild(
         id=rebuild_id,

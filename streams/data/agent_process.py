@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from typing import TypeAlias
 
 from streams.data.agent import Agent
-from streams.data.job import AnyJob, Job, Repartition
+from streams.data.job import AnyJob, Hold, Job, Repartition
 from streams.data.locks import FileLock, Holder
 from streams.data.polling import end_where_closing_hangs
 from streams.data.repartition import Repartitioner
@@ -55,11 +55,14 @@ def main(descriptor: int, parent: int, nice: int) -> None:
 
     def listen() -> None:
         # The parent's end closing is as good as its word; whoever starts the parent again has it come back.
-        word: int | frozenset[int] | str = "stay"
+        word: int | frozenset[int] | tuple[str, Hold | None] | str = "stay"
         with contextlib.suppress(EOFError, OSError):
             while not isinstance(word := pipe.recv(), str):
                 if isinstance(word, int):
                     stretches.renice(word)
+                elif isinstance(word, tuple):
+                    if isinstance(agent, Repartitioner):
+                        agent.hold(word[1])
                 elif isinstance(agent, Standby):
                     agent.hold_only(word)
         agent.stop(stays=word != "stop")

@@ -16,7 +16,12 @@ from streams.data.source import KafkaEventStore
 from streams.data.stamp import Pinned
 from streams.types import TopicInfo
 
-__all__ = ["AgentStatus", "AnyJob", "Hold", "Job", "Repartition", "Work", "instance_of"]
+__all__ = ["AgentStatus", "AnyJob", "Hold", "Job", "Repartition", "Work", "instance_of", "mark_of"]
+
+
+def mark_of(topic_id: str) -> str:
+    """Give what the group of those who fill a topic is marked with: another topic of that name is another one."""
+    return blake2b(topic_id.encode(), digest_size=6).hexdigest()
 
 
 def instance_of(whose: str, number: int) -> str:
@@ -108,7 +113,7 @@ class Repartition:
     @property
     def mark(self) -> str:
         """What the group's offsets and members carry, of this very topic that is written to."""
-        return blake2b(self.into.id.encode(), digest_size=6).hexdigest()
+        return mark_of(self.into.id)
 
 
 AnyJob: TypeAlias = Job | Repartition

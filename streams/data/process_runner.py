@@ -12,7 +12,7 @@ import threading
 from multiprocessing import Pipe
 
 from streams.data.agent import AgentStatus
-from streams.data.job import AnyJob
+from streams.data.job import AnyJob, Hold
 from streams.errors import AgentDied, ConfigError
 from streams.log import configured
 
@@ -97,6 +97,13 @@ class ProcessRunner:
             if self._process is not None and not self._ended.is_set():
                 with contextlib.suppress(OSError):
                     self._ours.send(partitions)
+
+    def hold(self, wish: Hold | None) -> None:
+        """See Runner."""
+        with self._guard:
+            if self._process is not None and not self._ended.is_set():
+                with contextlib.suppress(OSError):
+                    self._ours.send(("hold", wish))
 
     def wait(self, timeout_s: float) -> bool:
         """See Runner."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from streams.data.agent import Agent, AgentStatus
-from streams.data.job import AnyJob, Job
+from streams.data.job import AnyJob, Hold, Job
 from streams.data.repartition import Repartitioner
 
 __all__ = ["MakeRunner", "Runner", "ThreadRunner"]
@@ -35,6 +35,10 @@ class Runner(Protocol):
 
     def renice(self, nice: int) -> None:
         """Go on with another priority; where it runs in this process, it keeps that of this process."""
+        ...
+
+    def hold(self, wish: Hold | None) -> None:
+        """Write nothing more for a moment, or go on, where it is a `Repartitioner`."""
         ...
 
     def wait(self, timeout_s: float) -> bool:
@@ -77,6 +81,11 @@ class ThreadRunner:
 
     def renice(self, nice: int) -> None:
         """See Runner."""
+
+    def hold(self, wish: Hold | None) -> None:
+        """See Runner."""
+        if isinstance(self._agent, Repartitioner):
+            self._agent.hold(wish)
 
     def wait(self, timeout_s: float) -> bool:
         """See Runner."""

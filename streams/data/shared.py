@@ -12,7 +12,7 @@ from itertools import groupby
 from streams.data.codec import describe
 from streams.data.collector import rare_collections
 from streams.data.feeding import Feeding, feed_all
-from streams.data.job import AgentStatus, Job
+from streams.data.job import AgentStatus, Hold, Job
 from streams.data.polling import Polling, Slice
 from streams.data.seat import IDLE_S, SOON_S, Seat
 from streams.errors import CqrsError
@@ -176,6 +176,9 @@ class SharedRunner:
         self._shared._withdrawn(self)
 
     def renice(self, nice: int) -> None:
+        """See Runner."""
+
+    def hold(self, wish: Hold | None) -> None:
         """See Runner."""
 
     def wait(self, timeout_s: float) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from streams.data.agent import AgentStatus
-from streams.data.job import AnyJob, Repartition, Work, instance_of
+from streams.data.job import AnyJob, Hold, Repartition, Work, instance_of
 from streams.data.partition import PartitionStatus
 from streams.data.process_runner import ProcessRunner
 from streams.data.runner import MakeRunner, Runner
@@ -61,6 +61,7 @@ class Supervisor:
         self._events = 0
         self._work = Work()
         self._nice: int | None = None
+        self._wish: Hold | None = None
         self._stopped = False
         self._error: BaseException | None = None
 
@@ -98,6 +99,12 @@ class Supervisor:
         self._nice = nice
         for slot in self._slots:
             slot.runner.renice(nice)
+
+    def hold(self, wish: Hold | None) -> None:
+        """See Runner; agents that are started later are held too."""
+        self._wish = wish
+        for slot in self._slots:
+            slot.runner.hold(wish)
 
     def wait(self, timeout_s: float) -> bool:
         """See Runner; agents that died are started again from in here."""
@@ -137,6 +144,8 @@ class Supervisor:
                 if self._nice is not None:
                     slot.runner.renice(self._nice)
                 self._start(slot)
+                if self._wish is not None:
+                    slot.runner.hold(self._wish)
             return
         if not slot.runner.wait(0):
             return
