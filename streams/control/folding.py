@@ -38,6 +38,7 @@ class Folding:
         self._seat = secrets.token_hex(4)
         self._filling: Runner | None = None
         """What fills the generation's own topic."""
+        self._wish: Hold | None = None
 
     def start(self, claim: Callable[[Ground], Claimed] = claim_live) -> None:
         """Claim the generation's state, and have it folded from where it is.
@@ -67,7 +68,7 @@ class Folding:
         if self._filling is None and self._ground.repartition is not None:
             filling = self._make(replace(self._ground.repartition, seat=self._seat))
             filling.start()
-            self._filling = filling
+            self._filling, self._wish = filling, None
 
     @property
     def is_started(self) -> bool:
@@ -119,7 +120,8 @@ class Folding:
 
     def hold(self, wish: Hold | None) -> None:
         """Have what fills the generation's own topic be held for a moment, or go on."""
-        if self._filling is not None:
+        if self._filling is not None and wish != self._wish:
+            self._wish = wish
             self._filling.hold(wish)
 
     def wait(self, timeout_s: float) -> bool:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from streams.control import changing, wishes
 from streams.control import transitions as to
+from streams.control.aligning import wish_of
 from streams.control.caught_up import CaughtUp
 from streams.control.claim_rebuild import claim_rebuild, preflight
 from streams.control.compare import Report
@@ -194,6 +195,7 @@ class Green:
                 continue
             green = record.find(running.generation)
             assert green is not None, "a record names one that it has"
+            self._folding.hold(wish_of(record, green.id))
             try:
                 if not steps[green.phase](running, green):
                     return
@@ -402,6 +404,9 @@ class Green:
     def _check_here(self) -> None:
         """Raise where the rebuild is not to go on just now."""
         self._check_stopped()
-        running = self._newest().running
+        record = self._newest()
+        running = record.running
+        if running is not None:
+            self._folding.hold(wish_of(record, running.generation))
         if running is None or running.id != self._id or running.is_paused:
             raise _Elsewhere

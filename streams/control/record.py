@@ -15,6 +15,7 @@ __all__ = [
     "Done",
     "Generation",
     "Gone",
+    "Holding",
     "Phase",
     "Policy",
     "Rebuild",
@@ -198,6 +199,17 @@ class Rebuild(msgspec.Struct, frozen=True, kw_only=True):
         return self.outcome == "running"
 
 
+class Holding(msgspec.Struct, frozen=True, kw_only=True):
+    """A wish that nothing more is written to generations' own topics for a moment, so that they can be compared."""
+
+    id: str
+    generations: tuple[str, ...]
+    barrier: dict[int, int] | None = None
+    """By partition of the event topic, up to where; None: where they are."""
+    until: datetime
+    """When it is over, whatever has become of who wished it."""
+
+
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     """Code that was to fold the projection, and is another than the active generation's."""
 
@@ -261,6 +273,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Fingerprints of code whose generation was active and was replaced: nobody brings it up again by itself."""
     done: tuple[Done, ...] = ()
     """The last commands that a fleet's leader has handled."""
+    holding: Holding | None = None
 
     def find(self, id: str) -> Generation | None:  # noqa: A002 - it is called so
         """Give a generation; None where there is none."""

@@ -10,6 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
+from streams.control.aligning import wish_of
 from streams.control.claim import claim_live
 from streams.control.folding import Folding
 from streams.control.founding import found_first
@@ -122,6 +123,8 @@ class Running:
                     self._stopped.wait(_LOOK_S)
                 if watch.record is not None and self._is_noted:
                     self._reconcile(watch.record)
+                for id_, folding in self._foldings.items():
+                    folding.hold(wish_of(watch.record, id_))
                 self._keep_house(watch.record)
 
     def _close(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
+from streams.control.aligning import Aligned, aligned, can_be_aligned
 from streams.control.compare import Report
 from streams.control.local_side import LocalSide
 from streams.control.record import Generation, Rebuild, Record, Summary
@@ -12,7 +14,7 @@ from streams.control.verify import verify
 from streams.data.build import Build
 from streams.errors import StateNotFound
 
-__all__ = ["compare_generations", "refusal"]
+__all__ = ["aligning", "compare_generations", "refusal"]
 
 
 def compare_generations(
@@ -36,7 +38,22 @@ def compare_generations(
         return LocalSide(generation=generation.id, build=build)
 
     validate = site.projection if site.validates and site.can_fold(other) else None
-    return verify(side(record.live), side(other), validate=validate, check_cancelled=check_cancelled)
+    return verify(
+        side(record.live),
+        side(other),
+        validate=validate,
+        align=aligning(site, record.live, other, check_cancelled),
+        check_cancelled=check_cancelled,
+    )
+
+
+def aligning(
+    site: Site, one: Generation, other: Generation, check_cancelled: Callable[[], None]
+) -> Callable[[float], AbstractContextManager[Aligned]] | None:
+    """Give what has topics of their own have the same events; None where neither generation has one."""
+    if not can_be_aligned(one, other):
+        return None
+    return lambda wait_s: aligned(site, one, other, wait_s, check_cancelled)
 
 
 def refusal(found: Summary, rebuild: Rebuild) -> str:

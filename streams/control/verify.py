@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from projections.contract import CqrsProjection
+from streams.control.aligning import Aligned
 from streams.control.compare import Comparison, Report
 from streams.control.runs import Models
 from streams.data.build import read_record
@@ -86,14 +87,17 @@ def verify(
     validate: CqrsProjection[Any] | None = None,
     shown: int = 20,
     wait_s: float = 30.0,
+    align: Callable[[float], AbstractContextManager[Aligned]] | None = None,
     check_cancelled: Callable[[], None] = lambda: None,
 ) -> Report:
     """Compare two generations of one topic as of the same positions, and note the report beside the new one.
 
+    0. Where they fold topics of their own, have these have the same events (see `aligning`).
     1. Have both be held where they are, by whoever folds them (see `cut`).
-    2. Name the barrier: of each partition the position of the one that is further. A partition that cannot get there,
-       since it has halted or nobody folds it, is not compared, and the report says why. (One that is handed over just
-       then is folded by nobody for a moment: it is looked at again, for some seconds.)
+    2. Name the barrier: the ends of these topics, or of each partition the position of the one that is further. A
+       partition that cannot get there, since it has halted or nobody folds it, is not compared, and the report says
+       why. (One that is handed over just then is folded by nobody for a moment: it is looked at again, for some
+       seconds.)
     3. Wait until both are copied at the barrier. They go on being folded by then.
     4. Compare the copies (see `Comparison`), and remove them.
 
@@ -105,6 +109,7 @@ def verify(
         validate: The projection whose `validate` is asked of each difference; None: none is.
         shown: How many models of each kind are shown.
         wait_s: How long to wait for those who fold.
+        align: Has topics of their own have the same events, within so many seconds; None: they fold the event topic.
         check_cancelled: Raises where it is not wanted any more; called now and then.
 
     Raises:
@@ -114,22 +119,22 @@ def verify(
         BuildChanged, StorageError: The state.
     """
     one, other = before.topic, after.topic
-    if (one.id, one.partitions) != (other.id, other.partitions):
+    if one.partitions != other.partitions or (align is None and one.id != other.id):
         raise NotReady(
             f"Generation {before.generation} is of topic {one.name} (id {one.id}, {one.partitions} partitions) "
             f"and {after.generation} of {other.name} (id {other.id}, {other.partitions}): there are no "
             "positions at which both could be compared. `--verify none` switches without.",
             projection=before.projection,
         )
-    with _copied(before, after, wait_s, check_cancelled) as (positions, not_compared, cuts):
+    with _copied(before, after, wait_s, align, check_cancelled) as (barriers, positions, not_compared, cuts):
         comparison = Comparison(shown=shown, validate=validate)
-        for number in sorted(positions):
+        for number in sorted(barriers[0]):
             was, now = (cut.models(number) for cut in cuts)
             comparison.add(number, was, now, check_cancelled)
     report = Report(
         before=before.generation,
         after=after.generation,
-        positions=positions,
+        positions=dict(positions),
         summary=comparison.summary(not_compared),
         differences=comparison.differences,
     )
@@ -148,20 +153,29 @@ def last_report(directory: Path) -> Report | None:
 
 @contextmanager
 def _copied(
-    before: Side, after: Side, wait_s: float, check_cancelled: Callable[[], None]
-) -> Iterator[tuple[dict[int, int], dict[int, str], list[SideCut]]]:
-    """Give the barrier, what is not compared, and both sides' cuts."""
+    before: Side,
+    after: Side,
+    wait_s: float,
+    align: Callable[[float], AbstractContextManager[Aligned]] | None,
+    check_cancelled: Callable[[], None],
+) -> Iterator[tuple[list[dict[int, int]], Mapping[int, int], dict[int, str], list[SideCut]]]:
+    """Give both sides' barriers, the positions that these are, what is not compared, and both sides' cuts."""
     for tries_left in reversed(range(_TRIES)):
         with ExitStack() as stack:
+            same = None if align is None else stack.enter_context(align(wait_s))
             cuts = [stack.enter_context(side.cut()) for side in (before, after)]
             # Whoever folds is held meanwhile, so one try must not take long.
             deadline = time.monotonic() + wait_s / _TRIES
             try:
                 held = _held((before, after), cuts, deadline, check_cancelled)
-                barrier, not_compared = _barrier((before, after), held)
+                barriers, not_compared = _barriers((before, after), held, None if same is None else same.ends)
                 again = "" if not tries_left else _handed_over(not_compared)
                 if not again:
-                    again = _wait_for_copies((before, after), cuts, barrier, not_compared, deadline, check_cancelled)
+                    for cut, barrier in zip(cuts, barriers, strict=True):
+                        cut.set_barrier(barrier)
+                    if same is not None:
+                        same.let_go()
+                    again = _wait_for_copies((before, after), cuts, barriers, not_compared, deadline, check_cancelled)
                 if not again and tries_left:
                     again = _handed_over(not_compared)
             except StoreLocked as error:
@@ -169,7 +183,7 @@ def _copied(
                     raise
                 again = str(error)
             if not again:
-                yield barrier, not_compared, cuts
+                yield barriers, barriers[0] if same is None else same.positions, not_compared, cuts
                 return
         log.debug("verify.again", projection=before.projection, why=again)
         if tries_left:
@@ -206,48 +220,55 @@ def _held(
         time.sleep(_LOOK_S)
 
 
-def _barrier(sides: tuple[Side, Side], held: list[Mapping[int, Held]]) -> tuple[dict[int, int], dict[int, str]]:
-    """Name the positions, and why some partitions have none."""
-    barrier: dict[int, int] = {}
+def _barriers(
+    sides: tuple[Side, Side], held: list[Mapping[int, Held]], ends: tuple[Mapping[int, int], Mapping[int, int]] | None
+) -> tuple[list[dict[int, int]], dict[int, str]]:
+    """Name both sides' positions, and why some partitions have none.
+
+    Args:
+        sides: Both.
+        held: Where each is held.
+        ends: Where each is to be; None: where the one is that is further.
+    """
+    barriers: list[dict[int, int]] = [{}, {}]
     not_compared: dict[int, str] = {}
     for number in range(sides[0].topic.partitions):
         pair = [known.get(number) for known in held]
         if pair == [None, None]:
             continue  # nobody has folded anything of it
         furthest = max(one.position for one in pair if one is not None)
+        wanted = (furthest, furthest) if ends is None else (ends[0][number], ends[1][number])
         why = [
             f"{side.generation} has no models of it"
             if one is None
-            else f"{side.generation} stays at {one.position}, behind {furthest}: {one.why}"
-            for side, one in zip(sides, pair, strict=True)
-            if one is None or (one.why and one.position < furthest)
+            else f"{side.generation} stays at {one.position}, behind {position}: {one.why}"
+            for side, one, position in zip(sides, pair, wanted, strict=True)
+            if one is None or (one.why and one.position < position)
         ]
         if why:
             not_compared[number] = "; ".join(why)
         else:
-            barrier[number] = furthest
-    return barrier, not_compared
+            barriers[0][number], barriers[1][number] = wanted
+    return barriers, not_compared
 
 
 def _wait_for_copies(
     sides: tuple[Side, Side],
     cuts: list[SideCut],
-    barrier: dict[int, int],
+    barriers: list[dict[int, int]],
     not_compared: dict[int, str],
     deadline: float,
     check_cancelled: Callable[[], None],
 ) -> str:
-    """Wait until both sides are copied at the barrier; take those out of it that turn out not to get there.
+    """Wait until both sides are copied at their barriers; take those out of it that turn out not to get there.
 
     Returns:
         What is further than the barrier by now, so that another one is to be named; "" where nothing is.
     """
-    for cut in cuts:
-        cut.set_barrier(barrier)
     while True:
         check_cancelled()
         missing = []
-        for side, cut in zip(sides, cuts, strict=True):
+        for side, cut, barrier in zip(sides, cuts, barriers, strict=True):
             told = cut.held()
             for number in set(barrier) - cut.copied(barrier):
                 where = f"{at(side.topic.name, number)} of {side.generation}"
@@ -258,11 +279,12 @@ def _wait_for_copies(
                     return f"{where} is at {told[number].position} already"
                 if told[number].why and told[number].position < barrier[number]:
                     not_compared[number] = (
-                        f"{side.generation} stays at {told[number].position}, in front of {barrier.pop(number)}: "
+                        f"{side.generation} stays at {told[number].position}, in front of {barrier[number]}: "
                         f"{told[number].why}"
                     )
-                    for one in cuts:
-                        one.set_barrier(barrier)
+                    for one, there in zip(cuts, barriers, strict=True):
+                        del there[number]
+                        one.set_barrier(there)
                     break
         if not missing:
             return ""

@@ -16,6 +16,7 @@ from aiohttp import web
 from streams.control.compare import Report
 from streams.control.record import Generation, Record
 from streams.control.site import Site
+from streams.control.verdict import aligning
 from streams.control.verify import verify
 from streams.data.build import read_record, write_record
 from streams.errors import NotReady, StorageError, StoreLocked
@@ -66,7 +67,8 @@ class Comparing:
         live = record.live
         validate = site.projection if site.validates and site.can_fold(green) else None
         before, after = (self._side(site, one) for one in (live, green))
-        return verify(before, after, validate=validate, check_cancelled=check_cancelled)
+        align = aligning(site, live, green, check_cancelled)
+        return verify(before, after, validate=validate, align=align, check_cancelled=check_cancelled)
 
     async def asked_to(self, request: web.Request) -> web.Response:
         """Compare a generation on behalf of a leader that does not have its code."""
