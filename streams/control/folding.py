@@ -40,15 +40,18 @@ class Folding:
         """What fills the generation's own topic."""
         self._wish: Hold | None = None
 
-    def start(self, claim: Callable[[Ground], Claimed] = claim_live) -> None:
+    def start(self, claim: Callable[[Ground], Claimed] = claim_live, ground: Ground | None = None) -> None:
         """Claim the generation's state, and have it folded from where it is.
 
         Args:
             claim: How; by default as the only one who folds it, beside others of this machine.
+            ground: What is folded, where more is known of it by now.
 
         Raises:
             See `claim_live`.
         """
+        if ground is not None:
+            self._ground = ground
         claimed, was_filling = claim(self._ground), self.is_filling
         try:
             self.fill()
@@ -65,8 +68,9 @@ class Folding:
 
     def fill(self) -> None:
         """Have the generation's own topic filled, where it has one; its models need not be claimed for that."""
-        if self._filling is None and self._ground.repartition is not None:
-            filling = self._make(replace(self._ground.repartition, seat=self._seat))
+        repartition = self._ground.repartition
+        if self._filling is None and repartition is not None:
+            filling = self._make(replace(repartition, seat=self._seat, address=self._ground.address))
             filling.start()
             self._filling, self._wish = filling, None
 

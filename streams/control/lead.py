@@ -14,10 +14,13 @@ from functools import partial
 
 from streams.control import transitions as to
 from streams.control import wishes
+from streams.control.claim_rebuild import ends_of
 from streams.control.commands import Command, apply
 from streams.control.compare import Report
 from streams.control.in_place import completed
+from streams.control.place import topic_of
 from streams.control.record import Generation, Rebuild, Record
+from streams.control.repartitioning import check_source, filling_of, make_topic, remove_topic, staged
 from streams.control.replay import Replay
 from streams.control.setting_back import SettingBack
 from streams.control.site import Site
@@ -77,6 +80,9 @@ class Lead:
         self._is_leading = is_leading
         self._replay: Replay | None = None
         self._of = ("", 0)
+        self._filling: Replay | None = None
+        """How far the new generation's own topic is filled, where it has one."""
+        self._filling_of = ""
         self._newest: Record | None = None
         """As this process wrote it last."""
         self._asked_s = 0.0
@@ -85,6 +91,8 @@ class Lead:
     @property
     def progress(self) -> RebuildProgress | None:
         """The figures of the replay that is under way; None where none is."""
+        if self._filling is not None:
+            return staged(self._filling.progress, 1) if self._replay is None else staged(self._replay.progress, 2)
         return None if self._replay is None else self._replay.progress
 
     def step(self, record: Record) -> None:
@@ -98,7 +106,7 @@ class Lead:
             record = self._newest  # which is not heard of yet
         running = record.running
         if running is None:
-            self._replay = None
+            self._replay = self._filling = None
         elif not running.is_paused:
             green = record.find(running.generation)
             assert green is not None, "a record names one that it has"
@@ -131,6 +139,8 @@ class Lead:
                 self._look_on_in_place(running, green)
             case "new":
                 self._make(running, green)
+            case "repartitioning":
+                self._look_on_filling(running, green)
             case "replaying":
                 self._look_on(running, green)
             case "verifying":
@@ -145,6 +155,9 @@ class Lead:
 
         A crash between the two leaves offsets of a state that never was, which the next leader sets again.
         """
+        if green.source is not None and green.phase == "new":
+            self._make_topic(running, green)
+            return
         site, cluster = self._site, self._site.events.cluster
         topic = cluster.topic(green.topic)
         if (topic.id, topic.partitions) != (green.topic_id, green.partitions):
@@ -154,7 +167,8 @@ class Lead:
                 projection=site.name,
                 topic=topic.name,
             )
-        marks = cluster.watermarks(topic)
+        events = site.events_of(site.place(green))
+        marks = ends_of(site.ground(site.place(green)), topic)
         check_complete(
             cluster, topic, marks, projection=site.name, doing="A rebuild", allow_incomplete=site.allow_incomplete
         )
@@ -168,13 +182,28 @@ class Lead:
         self._check_leading()
         if self._site.record().find(green.id) != green:
             return  # somebody else has taken the step
-        KafkaCheckpointStore(green.group, site.events).reset(
+        KafkaCheckpointStore(green.group, events).reset(
             stamp, {number: one.low for number, one in marks.items()}, pinned=pinned
         )
         targets = {number: one.high for number, one in marks.items()}
         facts = {"state": state, "epoch": green.epoch}
         self._update(lambda record: to.pinned(record, running.id, facts, targets))
         log.info("generation.made", generation=green.id, targets=targets)
+
+    def _make_topic(self, running: Rebuild, green: Generation) -> None:
+        """Make the topic that the new generation is to fold, and pin the ends up to which it is to be filled."""
+        marks = check_source(self._site, green)
+        self._check_leading()
+        topic = make_topic(self._site.events.cluster, green.topic, topic_of(filling_of(green)))
+        targets = {number: one.high for number, one in marks.items()}
+        self._update(partial(to.repartitioned, rebuild_id=running.id, topic=topic, targets=targets))
+        log.info("generation.repartitioned", generation=green.id, topic=topic.name, targets=targets)
+
+    def _look_on_filling(self, running: Rebuild, green: Generation) -> None:
+        filling = self._filled(green)
+        self._note(running, _halted(filling))
+        if filling.is_caught_up():
+            self._make(running, green)
 
     def _look_on_in_place(self, running: Rebuild, one: Generation) -> None:
         replay = self._looked_at(one)
@@ -185,8 +214,8 @@ class Lead:
 
     def _look_on(self, running: Rebuild, green: Generation) -> None:
         replay = self._looked_at(green)
-        self._note(running, _halted(replay))
-        if replay.is_caught_up():
+        self._note(running, self._why_halted(green, replay))
+        if self._is_caught_up(green, replay):
             goes_on = running.policy == "none" and not self._why_unserved(green)
             self._update(partial(_past_replay, rebuild_id=running.id, progress=replay.progress, goes_on=goes_on))
             log.info("generation.caught_up", generation=green.id, events=replay.progress.events_processed)
@@ -219,8 +248,8 @@ class Lead:
 
     def _switch(self, running: Rebuild, green: Generation) -> None:
         replay = self._looked_at(green)
-        why = _halted(replay)
-        if replay.is_caught_up():
+        why = self._why_halted(green, replay)
+        if self._is_caught_up(green, replay):
             unserved = self._why_unserved(green)
             if not unserved:
                 self._unserved_s = None
@@ -239,7 +268,7 @@ class Lead:
             elif one.phase == "retiring" and not self._site.events.cluster.members(one.group):
                 self._check_leading()
                 self._site.events.cluster.delete_group(one.group)
-                if not self._forgotten(one):
+                if not remove_topic(self._site.events.cluster, one) or not self._forgotten(one):
                     continue
                 self._update(partial(to.retired, id=one.id))
                 log.info("generation.retired", generation=one.id, why=one.why)
@@ -263,6 +292,19 @@ class Lead:
             self._replay, self._of = Replay(self._site.events.cluster, green), (green.id, green.epoch)
         self._replay.look()
         return self._replay
+
+    def _filled(self, green: Generation) -> Replay:
+        """Look at how far the new generation's own topic is filled."""
+        if self._filling is None or self._filling_of != green.topic_id:
+            self._filling, self._filling_of = Replay(self._site.events.cluster, filling_of(green)), green.topic_id
+        self._filling.look()
+        return self._filling
+
+    def _is_caught_up(self, green: Generation, replay: Replay) -> bool:
+        return replay.is_caught_up() and (green.source is None or self._filled(green).is_caught_up())
+
+    def _why_halted(self, green: Generation, replay: Replay) -> str:
+        return _halted(replay) or ("" if green.source is None else _halted(self._filled(green)))
 
     def _overdue(self, unserved: str) -> str:
         """Say what readers wait for with the switch, where they have waited for long."""

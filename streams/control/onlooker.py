@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from streams.control import changing
 from streams.control.record import Record
-from streams.control.replay import Replay
+from streams.control.repartitioning import Stages
 from streams.control.site import Site
 from streams.errors import BrokerError, RebuildCancelled
 from streams.log import get_logger
@@ -74,7 +74,7 @@ class Onlooker:
         record = site.record()
         id_ = changing.running(record, "looked at").id
         log.info("rebuild.by_workers", projection=site.name, group=record.fleet)
-        replay: Replay | None = None
+        stages = Stages(site.events.cluster)
         with site.registry.watch(site.name) as watch:
             while True:
                 record = watch.record if watch.record is not None else record
@@ -86,26 +86,17 @@ class Onlooker:
                 if green.phase == "waiting" and not self._is_patient:
                     self._progress = replace(self._progress, is_running=False, waiting_for="")
                     return record
-                if replay is None and green.targets and green.reset is None:
-                    replay = self._replay(record)
-                if replay is not None:
-                    replay.look()
-                    self._progress = replay.progress
+                try:
+                    stages.look(green)
+                except BrokerError as error:
+                    log.debug("rebuild.not_seen", why=str(error))
+                if stages.progress is not None:
+                    self._progress = stages.progress
                 waits = running.why or f"the workers: {green.id} is {green.phase}"
-                if green.phase != "replaying" or running.why:
+                if green.phase not in ("repartitioning", "replaying") or running.why:
                     self._progress = replace(self._progress, waiting_for=waits)
                 self._check_stopped()
                 time.sleep(_LOOK_S)
-
-    def _replay(self, record: Record) -> Replay | None:
-        assert record.rebuild is not None, "it runs"
-        green = record.find(record.rebuild.generation)
-        assert green is not None, "a record names one that it has"
-        try:
-            return Replay(self._site.events.cluster, green)
-        except BrokerError as error:
-            log.debug("rebuild.not_seen", why=str(error))
-            return None
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():

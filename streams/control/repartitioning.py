@@ -8,13 +8,14 @@ import msgspec
 
 from streams.cluster import Cluster
 from streams.control.record import Generation
+from streams.control.replay import Replay
 from streams.control.site import Site
 from streams.data.history import check_complete
 from streams.data.job import mark_of
 from streams.errors import TopicChanged
 from streams.types import RebuildProgress, TopicInfo, Watermarks
 
-__all__ = ["check_source", "filling_of", "make_topic", "remove_topic", "staged"]
+__all__ = ["check_source", "filling_of", "make_topic", "remove_topic", "staged", "Stages"]
 
 _FOREVER = str(2**63 - 1)
 _ROOM_BYTES = 64 << 10
@@ -99,6 +100,40 @@ def filling_of(generation: Generation) -> Generation:
         state=mark_of(generation.topic_id),
         epoch=0,
     )
+
+
+class Stages:
+    """Follows a generation's rebuild through its stages, from outside; see `Replay`.
+
+    Args:
+        cluster: Kafka.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._of: tuple[str, int] = ("", 0)
+        self._replay: Replay | None = None
+        self.progress: RebuildProgress | None = None
+        """The figures as of the last look; None while nothing is known."""
+
+    def look(self, generation: Generation) -> None:
+        """Ask Kafka how far it is.
+
+        Args:
+            generation: It, as the registry has it by now.
+
+        Raises:
+            BrokerError: From Kafka; where that was asked before, nothing is known anew, and nothing is raised.
+        """
+        is_filled = generation.source is None or generation.phase not in ("new", "repartitioning")
+        one = generation if is_filled else filling_of(generation)
+        if not one.targets or one.reset is not None:
+            return
+        if self._replay is None or self._of != (one.group, one.epoch):
+            self._replay, self._of = Replay(self._cluster, one), (one.group, one.epoch)
+        self._replay.look()
+        progress = self._replay.progress
+        self.progress = progress if generation.source is None else staged(progress, 1 + is_filled)
 
 
 def staged(progress: RebuildProgress, stage: int) -> RebuildProgress:

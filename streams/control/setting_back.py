@@ -90,7 +90,7 @@ class SettingBack:
         self._check_leading()
         if site.record().find(one.id) != one:
             return  # somebody else has taken the step
-        KafkaCheckpointStore(one.group, site.events).reset(stamp, positions, states, pinned)
+        KafkaCheckpointStore(one.group, site.events_of(site.place(one))).reset(stamp, positions, states, pinned)
         targets = {number: part.target for number, part in pinned.items()}
         self._update(partial(set_back, rebuild_id=running.id, targets=targets))
         log.warning("generation.set_back", generation=one.id, epoch=reset.epoch, partitions=list(reset.partitions))

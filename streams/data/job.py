@@ -102,6 +102,8 @@ class Repartition:
     """By partition, the end that was pinned when a rebuild began: what comes before it is the rebuild's."""
     instance: str = ""
     """See `Job.instance`."""
+    address: str = ""
+    """Where the worker answers that does it, as host:port; "" where none does."""
     seat: str = ""
     """What is to be told apart from all others that do the same at once; one that comes back has it again."""
 

@@ -164,7 +164,7 @@ class Repartitioner:
             job.events,
             job.group,
             self,
-            client_id=Member.client_id_of(job.mark, 0 if job.instance else os.getpid()),
+            client_id=Member.client_id_of(job.mark, 0 if job.instance else os.getpid(), job.address),
             session_timeout_s=job.settings.session_timeout_s,
             instance=job.instance,
         )

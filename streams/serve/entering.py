@@ -51,8 +51,10 @@ def leave_for_the_gone(site: Site, record: Record, instances: Sequence[str], add
     for one in record.generations if instances else ():
         if is_wanted(record, one) and site.can_fold(one):
             continue
-        members = site.events.cluster.members(one.group)
-        if any(member.address == address for member in members):
-            for instance in instances:
-                leave_for(site.events, one.group, instance, site.settings.session_timeout_s)
-            log.info("group.left_for_good", generation=one.id, group=one.group, instances=instances)
+        groups = [(one.group, site.events_of(site.place(one)))]
+        groups += [] if one.source is None else [(one.topic, site.events)]
+        for group, events in groups:
+            if any(member.address == address for member in site.events.cluster.members(group)):
+                for instance in instances:
+                    leave_for(events, group, instance, site.settings.session_timeout_s)
+                log.info("group.left_for_good", generation=one.id, group=group, instances=instances)

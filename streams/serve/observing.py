@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from streams.cluster import Cluster
 from streams.control.record import Generation
-from streams.control.replay import Replay
+from streams.control.repartitioning import Stages
 from streams.control.site import Site
 from streams.control.status import GroupView, view_group
 from streams.data.agent import AgentStatus
@@ -83,7 +83,7 @@ class Observing:
         self.added: dict[str, int] = {}
         """By generation's id, how many partitions its topic was given since it began: it does not fold them."""
         self._counted_s: dict[str, float] = {}
-        self._replays: dict[str, Replay] = {}
+        self._replays: dict[str, Stages] = {}
         self.why_not = ""
         """Why Kafka could not be asked the last time; "" where it could."""
         self.beat_s = time.monotonic()
@@ -148,9 +148,7 @@ class Observing:
             self._replays.pop(one.id, None)
             return
         try:
-            if one.id not in self._replays:
-                self._replays[one.id] = Replay(cluster, one)
-            self._replays[one.id].look()
+            self._replays.setdefault(one.id, Stages(cluster)).look(one)
         except CqrsError as error:
             log.debug("replay.not_seen", generation=one.id, why=str(error))
 
@@ -190,8 +188,8 @@ class Observing:
         return lags
 
     def _peek(self, subject: Subject) -> Peek:
-        events = subject.site.events
-        key = f"{events.kafka.bootstrap_servers}/{events.topic}"
+        kafka, topic = subject.site.events.kafka, subject.generation.topic
+        key = f"{kafka.bootstrap_servers}/{topic}"
         if key not in self._peeks:
-            self._peeks[key] = Peek(events.kafka, events.topic)
+            self._peeks[key] = Peek(kafka, topic)
         return self._peeks[key]

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from streams.control import transitions as to
+from streams.control.aligning import wish_of
 from streams.control.folding import Folding
 from streams.control.founding import found_first
 from streams.control.place import note
@@ -56,6 +57,8 @@ class Tended:
     """The agents' processes."""
     standing_by: AgentStatus = field(default_factory=AgentStatus)
     """The copies here of partitions that others own, as far as this worker stands by for them."""
+    filled: AgentStatus = field(default_factory=AgentStatus)
+    """How far what fills the generation's own topic is here, by partition of the event topic."""
     error: str = ""
     """Why it is not folded here, though this worker has its code; "" where it is."""
     failures: int = 0
@@ -198,7 +201,8 @@ class Tending:
             self._reconcile(record)
             self._sweep(record)
         for id_, hand in self._hands.items():
-            if hand.folding is not None and hand.folding.is_started and hand.folding.wait(0.0):
+            folding = hand.folding
+            if folding is not None and (folding.is_started or folding.is_filling) and folding.wait(0.0):
                 self._let_go(id_, hand)
             elif record is not None:
                 self._look_after_standby(record, id_, hand)
@@ -220,13 +224,16 @@ class Tending:
             if hand.folding is not None and hand.is_replay and one.is_folded:
                 hand.is_replay = False
                 hand.folding.renice(0)
-            if hand.folding is None and time.monotonic() >= hand.again_s:
+            if hand.folding is not None:
+                hand.folding.hold(wish_of(record, id_))
+            is_due = hand.folding is None or (not hand.folding.is_started and one.phase != "repartitioning")
+            if is_due and time.monotonic() >= hand.again_s:
                 self._take(record, one, hand)
 
     def _take(self, record: Record, one: Generation, hand: _Hand) -> None:
         place = self.site.place(one)
         ground = replace(self.site.ground(place), address=self._address)
-        folding = Folding(ground, lambda job: self._make_runner(job, not one.is_folded))
+        folding = hand.folding or Folding(ground, lambda job: self._make_runner(job, not one.is_folded))
         try:
             build = place.store.current()
             if build is not None and build.manifest.build > one.epoch and build.manifest.directory == one.state:
@@ -234,7 +241,10 @@ class Tending:
                 return
             if build is None and not one.is_folded:
                 self._check_space(record)
-            folding.start(partial(claim_share, generation=one))
+            if one.phase == "repartitioning":
+                folding.fill()
+            else:
+                folding.start(partial(claim_share, generation=one), ground)
         except CqrsError as error:
             self._failed(one.id, hand, error)
             return
@@ -320,7 +330,8 @@ class Tending:
             tended[id_] = Tended(
                 generation=generation,
                 status=AgentStatus() if folding is None else folding.status,
-                job=None if folding is None else folding.job,
+                job=folding.job if folding is not None and folding.is_started else None,
+                filled=AgentStatus() if folding is None else folding.filled,
                 pids=frozenset() if folding is None else frozenset(folding.pids),
                 standing_by=AgentStatus() if hand.standing_by is None else hand.standing_by.status,
                 error=hand.error,

@@ -18,5 +18,5 @@ def is_wanted(record: Record, one: Generation) -> bool:
         running is not None
         and running.generation == one.id
         and not running.is_paused
-        and one.phase in ("replaying", "verifying", "waiting", "ready")
+        and one.phase in ("repartitioning", "replaying", "verifying", "waiting", "ready")
     )

@@ -235,7 +235,11 @@ class Worker:
                     continue
                 status = tended[one.id].status if one.id in tended else AgentStatus()
                 running = record.running
-                is_replayed = running is not None and running.generation == one.id and bool(one.targets)
+                is_replayed = (
+                    running is not None
+                    and running.generation == one.id
+                    and bool(one.targets or one.phase == "repartitioning")
+                )
                 yield Subject(
                     site=tending.site, generation=one, status=status, is_replayed=is_replayed and one.reset is None
                 )

@@ -1,0 +1,253 @@
+"""Projections whose models several streams feed: each event is in its model once, whoever dies, also when rebuilt."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import orjson
+import pytest
+from confluent_kafka import Message
+
+from projections.contract import CqrsProjection
+from streams import Registry
+from streams.control.record import Generation, Record
+from streams.data.json_codec import JsonCodec
+from streams.data.routed import Origin, Routed
+from tests.integration.by_model import BY_MODEL, FIXED, SLOW, FixedRemainders, Remainders
+from tests.integration.fleet import fleet
+from tests.integration.kit import Kit, produce, read_log, tally_events, traffic, until, wait_for_log
+from tests.support import as_json, envelope, folded
+
+NewKit = Callable[..., Kit]
+QUICKLY = {"REFOLD_SESSION_TIMEOUT_S": "6"}
+
+
+@pytest.fixture
+def kit(new_kit: NewKit) -> Kit:
+    return new_kit(3, projection=Remainders())
+
+
+def record_of(kit: Kit) -> Record:
+    record = Registry(kit.cluster, kit.registry).get("remainders")
+    assert record is not None
+    return record
+
+
+def is_registered(kit: Kit) -> bool:
+    return Registry(kit.cluster, kit.registry).get("remainders") is not None
+
+
+def own(kit: Kit, generation: Generation, projection: CqrsProjection[Any] | None = None) -> Kit:
+    """A generation, as a kit over the topic of its own."""
+    codec = Routed(JsonCodec(), kit.topic)
+    found = Kit(
+        kit.bootstrap, generation.topic, generation.group, kit.state_dir, projection or kit.projection, codec=codec
+    )
+    found.store.directory = kit.state_dir / generation.directory
+    return found
+
+
+def expected(kit: Kit, projection: CqrsProjection[Any] | None = None) -> dict[str, Any]:
+    """The models by a plain fold of the whole event topic."""
+    log = read_log(kit.bootstrap, kit.cluster.topic(kit.topic))
+    return folded(_all(log), projection or kit.projection)
+
+
+def check_topic(kit: Kit, generation: Generation) -> None:
+    """Check that the generation's own topic holds each event once that is of a model, in its partition's order."""
+    source = _all(read_log(kit.bootstrap, kit.cluster.topic(kit.topic)))
+    wanted = {(one.partition(), one.offset()) for one in source if b'"ignore"' not in one.value()}
+    seen = set()
+    for records in read_log(kit.bootstrap, kit.cluster.topic(generation.topic)).values():
+        last: dict[int, int] = {}
+        for record in records:
+            origin = Origin.of(record)
+            where = (origin.partition, origin.offset)
+            assert where not in seen, f"{where} is there twice"
+            assert last.get(origin.partition, -1) < origin.offset, "out of its partition's order"
+            last[origin.partition] = origin.offset
+            seen.add(where)
+    assert seen == wanted
+
+
+def is_done(kit: Kit) -> bool:
+    """Say whether all that there is was folded by the active generation."""
+    live = record_of(kit).live
+    source = kit.cluster.topic(kit.topic)
+    filled = {number: one.position for number, one in kit.cluster.committed(live.topic, source).items()}
+    return filled == kit.ends() and own(kit, live).lag() == 0
+
+
+def check(kit: Kit, projection: CqrsProjection[Any] | None = None) -> None:
+    """Check the active generation: its models, and its topic."""
+    live = record_of(kit).live
+    until("all to be folded", lambda: is_done(kit))
+    found = own(kit, live, projection)
+    found.check()
+    assert found.models() == expected(kit, projection)
+    check_topic(kit, live)
+
+
+def _all(log: dict[int, list[Message]]) -> list[Message]:
+    return [record for records in log.values() for record in records]
+
+
+def nothing_is_left(kit: Kit, *generations: Generation) -> None:
+    """Check that of these there is no group, no topic and no directory any more."""
+    gone = [one.topic for one in generations]
+    assert not set(gone) & set(kit.cluster.topics())
+    assert not {*gone, *(one.group for one in generations)} & set(kit.cluster.groups())
+    assert not {one.directory for one in generations} & {path.name for path in kit.state_dir.iterdir()}
+
+
+def test_the_whole_way_while_events_come_in(kit: Kit) -> None:
+    """A fix is reported as exactly the model that it changes; it is switched to and back, and the old one retired."""
+    produce(kit.bootstrap, kit.topic, tally_events(3_000, streams=100))
+    with kit.process(projection=BY_MODEL, env=QUICKLY) as live:
+        wait_for_log(live, ["run.started"])
+        until("the first generation to be there", lambda: is_registered(kit))
+        first = record_of(kit).live
+        with traffic(kit, 3_000):
+            told = kit.refold("rebuild", "--yes", "--workers", "2", projection=FIXED, ok=10)
+            assert "remainders.v2-2 waits for a person: 1 of 101 models differ" in told
+            report = record_of(kit).rebuild
+            assert report is not None
+            assert report.report is not None
+            assert (report.report.changed, report.report.fields) == (1, {"/fixed": 1})
+            assert "is active" in kit.refold("switch", projection=FIXED)
+            with kit.process(projection=FIXED, env=QUICKLY) as new:
+                wait_for_log(new, ["run.started"])
+                assert "remainders.v1 is active" in kit.refold("rollback", projection=FIXED)
+                time.sleep(0.5)
+                assert "remainders.v2-2 is active" in kit.refold("rollback", projection=FIXED)
+                time.sleep(0.5)
+        with kit.process(projection=FIXED, env=QUICKLY) as new:
+            wait_for_log(new, ["run.started"])
+            check(kit, FixedRemainders())
+            kit.refold("retire", projection=FIXED)
+            nothing_is_left(kit, first)
+            assert live.terminate() == 0
+            assert new.terminate() == 0
+    check(kit, FixedRemainders())
+
+
+def test_the_same_code_again_is_identical_while_events_come_in(kit: Kit) -> None:
+    produce(kit.bootstrap, kit.topic, tally_events(3_000, streams=100))
+    with kit.process("--workers", "2", projection=BY_MODEL, env=QUICKLY) as live:
+        wait_for_log(live, ["run.started"])
+        until("the first generation to be there", lambda: is_registered(kit))
+        with traffic(kit, 3_000):
+            assert "identical: 101 models" in kit.refold("rebuild", "--yes", projection=BY_MODEL)
+        check(kit)
+        assert live.terminate() == 0
+
+
+@pytest.mark.parametrize("seed", range(1, 1 + int(os.environ.get("REFOLD_BY_MODEL_SEEDS", "1"))))
+def test_drivers_and_agents_may_die_at_any_time(kit: Kit, seed: int) -> None:
+    """Another one goes on with the rebuild, and what folds for good is started again."""
+    chance = random.Random(seed)
+    produce(kit.bootstrap, kit.topic, tally_events(6_000, streams=100))
+    with kit.process(projection=BY_MODEL, env=QUICKLY) as live:
+        wait_for_log(live, ["run.started"])
+        until("the first generation to be there", lambda: is_registered(kit))
+        until("all to be folded", lambda: is_done(kit))
+        with kit.process("--yes", "--approve", "auto", command="rebuild", projection=SLOW, env=QUICKLY) as driver:
+            time.sleep(chance.uniform(2.0, 4.0))
+            driver.kill()
+        phases = set()
+        for _ in range(4):
+            running = record_of(kit).running
+            if running is None:
+                break
+            found = record_of(kit).find(running.generation)
+            assert found is not None
+            phases.add(found.phase)
+            with kit.process(command="resume", projection=SLOW, env=QUICKLY) as driver:
+                time.sleep(chance.uniform(1.0, 5.0))
+                if driver.runs():
+                    driver.kill()
+        assert phases
+        if record_of(kit).running is not None:
+            kit.refold("resume", projection=SLOW, REFOLD_SESSION_TIMEOUT_S="6")
+        assert live.terminate() == 0
+    kit.projection = FixedRemainders()
+    with kit.process(projection=SLOW, env=QUICKLY) as live:
+        wait_for_log(live, ["run.started"])
+        check(kit, FixedRemainders())
+
+
+@pytest.mark.parametrize("phase", ["new", "repartitioning", "replaying", "waiting"])
+def test_a_rebuild_that_is_given_up_leaves_nothing(kit: Kit, phase: str) -> None:
+    produce(kit.bootstrap, kit.topic, tally_events(6_000, streams=100))
+    with kit.process(projection=BY_MODEL, env=QUICKLY) as live:
+        wait_for_log(live, ["run.started"])
+        until("the first generation to be there", lambda: is_registered(kit))
+        slow = FIXED if phase == "waiting" else SLOW
+        with kit.process("--yes", command="rebuild", projection=slow, env=QUICKLY) as driver:
+            green = until(f"it to be {phase}", partial(_is_at, kit, phase))
+            driver.kill()
+            assert green is not None
+        kit.refold("cancel", projection=FIXED)
+        nothing_is_left(kit, green)
+        assert live.terminate() == 0
+
+
+def _is_at(kit: Kit, phase: str) -> Generation | None:
+    record = record_of(kit)
+    found = None if record.rebuild is None else record.find(record.rebuild.generation)
+    order = ["new", "repartitioning", "replaying", "verifying", "waiting"]
+    return found if found is not None and order.index(found.phase) >= order.index(phase) else None
+
+
+def test_a_model_that_fails_has_its_later_events_wait_and_no_others(kit: Kit) -> None:
+    """They are kept as they are in the generation's own topic, and folded once a person has dropped what failed."""
+    values = [("a", envelope(7, "odd")), ("a", envelope(108)), ("a", envelope(8)), ("a", envelope(7 + 202))]
+    produce(kit.bootstrap, kit.topic, values)
+    with kit.process("--on-error", "dead-letter", projection=BY_MODEL, env=QUICKLY) as live:
+        wait_for_log(live, ["run.started"])
+        until("the first generation to be there", lambda: is_registered(kit))
+        until("all to be folded", lambda: is_done(kit))
+        found = own(kit, record_of(kit).live)
+        assert found.models() == {"remainder-8": {"count": 1, "sum": 64}}
+        listed = kit.refold("dead-letters", "list", "--json", projection=BY_MODEL).splitlines()
+        letters = [orjson.loads(line) for line in listed]
+        assert [(one["model"], one["kind"]) for one in letters] == [
+            ("remainder-7", "failed"),
+            ("remainder-7", "held"),
+            ("remainder-7", "held"),
+        ]
+        where = f"{letters[0]['partition']}@{letters[0]['offset']}"
+        kit.refold("dead-letters", "drop", where, "--yes", projection=BY_MODEL)
+        rest = {"remainder-7": {"count": 2, "sum": 108**2 + 209**2}, "remainder-8": {"count": 1, "sum": 64}}
+        until("the others to be folded", lambda: found.models() == rest)
+        assert live.terminate() == 0
+
+
+def test_workers_share_it_and_one_is_killed(kit: Kit) -> None:
+    """Two workers fold, rebuild and serve it; one dies in the middle, and readers see the fold in the end."""
+    produce(kit.bootstrap, kit.topic, tally_events(5_000, streams=100))
+    with fleet(kit, projection=BY_MODEL, projection_object=Remainders()) as workers:
+        one, two = workers.start("one"), workers.start("two")
+        workers.ready(one, two)
+        with traffic(kit, 5_000):
+            status, _, told = one.ask("POST", "/v1/projections/remainders/rebuild", {"policy": "identical"})
+            assert status in (200, 202), told
+            until("its topic to be filled", partial(_is_at, kit, "repartitioning"))
+            two.process.send_signal(signal.SIGKILL)
+            two.process.wait()
+            until("it to be active", lambda: record_of(kit).active == "remainders.v1-2", deadline_s=120)
+        two = workers.start("two")
+        workers.ready(one, two)
+        live = record_of(kit).live
+        until("all to be served", lambda: workers.models(one, 500) == as_json(expected(kit), Remainders()))
+        check_topic(kit, live)
+        status, _, told = one.ask("POST", "/v1/projections/remainders/retire", {})
+        assert status in (200, 202), told
+        until("the old one to be gone", lambda: len(record_of(kit).generations) == 1)
+        assert {name for name in kit.cluster.topics() if "repartition" in name and kit.group in name} == {live.topic}
