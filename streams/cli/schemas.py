@@ -26,6 +26,15 @@ _CHANGES = many(
 )
 _MEMBER = thing(client_id=text(), host=text(), pid=maybe(whole("of a process of refold's")), partitions=many(whole()))
 _GROUP: dict[str, Schema] = {
+    "filling": maybe(
+        thing(
+            topic=text("the event topic"),
+            group=text("the consumer group of those who write it to the generation's own topic, keyed by model"),
+            lag_records=whole("offsets that have not got there; lag_records of the whole counts them too"),
+            members=many(_MEMBER),
+            positions=by(maybe(whole()), "by partition of the event topic, the next offset to read"),
+        )
+    ),
     "topic": text(),
     "group": text("the consumer group"),
     "lag_records": whole("offsets in front of the last stable end that are not folded"),

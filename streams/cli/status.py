@@ -23,6 +23,7 @@ from streams.cli.whole import unfolded
 from streams.cli.wiring import Flag, GroupOptions
 from streams.cluster import Cluster
 from streams.control.observed import progress_of
+from streams.control.place import filling_group
 from streams.control.status import GroupView, StateView, view_group, view_state
 from streams.data.build import RebuildRecord
 from streams.data.source import KafkaEventStore
@@ -149,9 +150,10 @@ def group_of(found: Located, state: StateView | None) -> GroupView:
         ConfigError: Nobody says which topic it folds.
         BrokerError: From Kafka.
     """
+    live = None if found.record is None else found.record.live
     topic = found.topic or (None if state is None else state.build.manifest.topic)
-    if topic is None and found.record is not None:
-        topic = found.record.live.topic
+    if live is not None and (topic is None or live.source is not None):
+        topic = live.topic
     if topic is None:
         raise ConfigError(
             f"{found.projection.name!r} has no state in {found.store.directory.absolute()} that would say which topic "
@@ -165,6 +167,7 @@ def group_of(found: Located, state: StateView | None) -> GroupView:
         build=None if state is None else state.build,
         state=None if state is None else state.partitions,
         live=None if state is None else state.folding,
+        filling=None if live is None else filling_group(live),
     )
 
 
@@ -211,6 +214,14 @@ def lag_line(group: GroupView) -> str:
             f"the group waits for {', '.join(str(one.pid) for one in group.gone)}, which ended without leaving"
         )
     lines = [", ".join(parts)]
+    filling = group.filling
+    if filling is not None:
+        members = f"{len(filling.members)} member{'' if len(filling.members) == 1 else 's'}"
+        left = f"{filling.lag:,} of these have yet to be" if filling.lag else "all are"
+        lines.append(
+            f"{left} written from {filling.topic} to {group.topic}, keyed by model, by {members} of the group named so"
+        )
+        lines += [f"{filling.topic}[{one.partition}] {one.phase}: {one.why}" for one in filling.partitions if one.why]
     left = unfolded(group.dead_letters, group.skipped)
     if left:
         lines.append(f"events that are not in their models: {left}")
@@ -256,7 +267,17 @@ def _share(record: RebuildRecord, state: StateView) -> str:
 
 def group_json(group: GroupView) -> dict[str, Any]:
     """Give a group as one object."""
+    filling = group.filling
     return {
+        "filling": None
+        if filling is None
+        else {
+            "topic": filling.topic,
+            "group": filling.group,
+            "lag_records": filling.lag,
+            "members": [_member_json(one) for one in filling.members],
+            "positions": {str(one.partition): one.position for one in filling.partitions},
+        },
         "topic": group.topic,
         "group": group.group,
         "lag_records": group.lag,

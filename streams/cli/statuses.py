@@ -17,8 +17,10 @@ from streams.cli.wiring import PlaceOptions
 from streams.cluster import Cluster
 from streams.config import KafkaSettings, StateSettings
 from streams.control.observed import progress_of
+from streams.control.place import filling_group
 from streams.control.record import Record
 from streams.control.registry import Registry
+from streams.control.repartitioning import Stages
 from streams.control.status import GroupView, view_group
 from streams.data.source import KafkaEventStore
 from streams.types import RebuildProgress, TopicInfo
@@ -55,10 +57,14 @@ class All:
     def _line(self, record: Record) -> _Line:
         live, running = record.live, record.running
         topic = TopicInfo(name=live.topic, id=live.topic_id, partitions=live.partitions)
-        group = view_group(self._cluster, topic, live.group)
+        group = view_group(self._cluster, topic, live.group, filling=filling_group(live))
         green = None if running is None else record.find(running.generation)
         progress = None
-        if green is not None:
+        if green is not None and green.source is not None:
+            stages = Stages(self._cluster)
+            stages.look(green)
+            progress = stages.progress
+        elif green is not None:
             progress = progress_of(green.group, KafkaEventStore(green.topic, kafka=self._kafka))
         return _Line(record, group, progress)
 
@@ -111,7 +117,8 @@ def _matter(one: _Line) -> str:
     if running is not None:
         green = record.find(running.generation)
         phase = "paused" if running.is_paused else "gone" if green is None else green.phase
-        share = f" {said(one.progress)}" if one.progress is not None and phase == "replaying" else ""
+        is_read = phase in ("repartitioning", "replaying")
+        share = f" {said(one.progress)}" if one.progress is not None and is_read else ""
         parts.append(f"{running.generation} is {phase}{share}{f': {running.why}' if running.why else ''}")
     elif record.waiting is not None and record.waiting.fingerprint != record.live.fingerprint:
         parts.append(f"code of version {record.waiting.version} waits")

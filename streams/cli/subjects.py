@@ -11,6 +11,7 @@ from streams.cluster import Cluster
 from streams.config import KafkaSettings, SourceSettings, StateSettings
 from streams.configfile import ConfigFile
 from streams.control.lag import Subject
+from streams.control.place import filling_group
 from streams.control.record import Generation, Record
 from streams.control.registry import Registry
 from streams.data.checkpoint import generation_id
@@ -76,10 +77,10 @@ class Subjects:
                 found = replace(found, topics={name: self.cluster.topic(name).partitions for name in topics})
             return [found]
         if projection is None:
-            return [of(record, one) for record in records.values() for one in record.generations]
+            return [found for record in records.values() for one in record.generations for found in of(record, one)]
         name = registered(projection, self.file, records, self.registry)
         if name in records:
-            return [of(records[name], one) for one in records[name].generations]
+            return [found for one in records[name].generations for found in of(records[name], one)]
         coded = find_projection(projection, self.file)
         (source,) = self._options.settings(self.file, SourceSettings, projection=projection)
         named = source.group or f"refold.{generation_id(coded.name, coded.version)}"
@@ -89,17 +90,23 @@ class Subjects:
         """Give a group, with what the registry knows of it."""
         for record in records.values():
             for one in record.generations:
-                if one.group == group:
-                    return of(record, one)
+                for found in of(record, one):
+                    if found.group == group:
+                        return found
         return Subject(group=group)
 
 
-def of(record: Record, one: Generation) -> Subject:
-    """Give a generation's group."""
-    return Subject(
+def of(record: Record, one: Generation) -> list[Subject]:
+    """Give a generation's group, and that of those who fill the topic of its own, where it has one."""
+    fold = Subject(
         group=one.group,
         topics={one.topic: one.partitions},
         projection=record.projection,
         generation=one.id,
         phase=one.phase,
     )
+    filling = filling_group(one)
+    if filling is None:
+        return [fold]
+    source, group = filling
+    return [replace(fold, group=group, topics={source.name: source.partitions}), fold]

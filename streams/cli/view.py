@@ -120,6 +120,7 @@ class RunView:
         """Look at the group."""
         job = self._agent.job
         self.status = self._agent.status
+        filled_by = job.repartition
         try:
             self.group = view_group(
                 self._cluster,
@@ -128,6 +129,7 @@ class RunView:
                 build=job.build,
                 agent=self.status,
                 live=peek_all(job.build.path / "folding"),
+                filling=None if filled_by is None else (filled_by.topic, filled_by.group),
             )
             self.trouble = ""
         except BrokerError as error:
@@ -163,7 +165,11 @@ class RunView:
         """Say which partitions are not folded, and why."""
         topic = self._agent.job.topic.name
         views = () if self.group is None else self.group.partitions
-        return [f"{topic}[{one.partition}] {one.phase}: {one.why}" for one in views if one.why]
+        found = [f"{topic}[{one.partition}] {one.phase}: {one.why}" for one in views if one.why]
+        filling = None if self.group is None else self.group.filling
+        views = () if filling is None else filling.partitions
+        topic = "" if filling is None else filling.topic
+        return [*found, *(f"{topic}[{one.partition}] {one.phase}: {one.why}" for one in views if one.why)]
 
     def render(self, *, verbose: bool) -> RenderableType:
         """Draw it: a bar, figures, and what is the matter."""

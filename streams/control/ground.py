@@ -86,6 +86,7 @@ class Ground:
             recovery=self.recovery,
             replay_ends=self.replay_ends,
             address=self.address,
+            repartition=self.repartition,
         )
 
 

@@ -16,7 +16,7 @@ from streams.errors import BrokerError, ConfigError
 from streams.log import get_logger
 from streams.types import TopicInfo
 
-__all__ = ["Place", "active_place", "first_place", "note", "place_of", "topic_of", "try_note"]
+__all__ = ["Place", "active_place", "filling_group", "first_place", "note", "place_of", "topic_of", "try_note"]
 
 log = get_logger(__name__)
 
@@ -55,6 +55,14 @@ def place_of(generation: Generation, state_dir: Path) -> Place:
 def topic_of(generation: Generation) -> TopicInfo:
     """Describe what a generation folds, as the registry has it."""
     return TopicInfo(name=generation.topic, id=generation.topic_id, partitions=generation.partitions)
+
+
+def filling_group(generation: Generation) -> tuple[TopicInfo, str] | None:
+    """Give what is read to fill a generation's own topic, and by which group; None where it has none."""
+    source = generation.source
+    if source is None:
+        return None
+    return TopicInfo(name=source.topic, id=source.topic_id, partitions=source.partitions), generation.topic
 
 
 def first_place(projection: CqrsProjection[object], state_dir: Path, group: str | None = None) -> Place:

@@ -80,11 +80,13 @@ class GroupView:
     members: tuple[Member, ...] = ()
     gone: tuple[Member, ...] = ()
     """Members that the group still counts and whose process has ended: it waits for their session to time out."""
+    filling: GroupView | None = None
+    """Who fills the topic, where that is the generation's own: what has not got there is not folded either."""
 
     @property
     def lag(self) -> int:
-        """Offsets that the group has still to fold, over all partitions."""
-        return sum(one.lag for one in self.partitions)
+        """Offsets that the group has still to fold, over all partitions, and those that have not got to its topic."""
+        return sum(one.lag for one in self.partitions) + (0 if self.filling is None else self.filling.lag)
 
     @property
     def done(self) -> int:
@@ -111,7 +113,8 @@ class GroupView:
 
         0.0 where nothing has; None where a partition has folded nothing yet.
         """
-        behind = [one.record_ms for one in self.partitions if one.lag]
+        filled = () if self.filling is None else self.filling.partitions
+        behind = [one.record_ms for one in (*self.partitions, *filled) if one.lag]
         if not behind:
             return 0.0
         if None in behind:
@@ -202,6 +205,7 @@ def view_group(
     state: Mapping[int, PartitionView] | None = None,
     agent: AgentStatus | None = None,
     live: Iterable[Holder] | None = None,
+    filling: tuple[TopicInfo, str] | None = None,
 ) -> GroupView:
     """Look at a whole group, from any process.
 
@@ -213,6 +217,7 @@ def view_group(
         state: What is known from the stores of this machine, which are the truth.
         agent: What is known of the partitions that this process folds, which is the newest.
         live: The processes of this machine that fold in the build, by which members that are gone are known.
+        filling: The event topic and the group of those who write it to this topic once more, where somebody does.
 
     Raises:
         BrokerError: Kafka.
@@ -258,6 +263,7 @@ def view_group(
         partitions=tuple(views),
         members=tuple(members),
         gone=tuple(_gone(members, build, live)),
+        filling=None if filling is None else view_group(cluster, *filling),
     )
 
 

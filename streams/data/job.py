@@ -59,6 +59,8 @@ class Job:
     """Fold copies of partitions that others own; see `Standby`."""
     address: str = ""
     """Where the models are served that it folds, as host:port; "" where they are not."""
+    repartition: Repartition | None = None
+    """What fills the topic, where that is the generation's own."""
 
     @property
     def policy(self) -> RecoveryPolicy:

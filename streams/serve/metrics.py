@@ -295,11 +295,34 @@ class _Standing(Collector):
                     view = views[number]
                     low.add_metric(key, view.low)
                     end.add_metric(key, view.end)
-                    whole.add_metric(key, int(view.low == 0))
-                    margin.add_metric(key, held.committed - view.low)
+                    if one.source is None:  # what is gone of a topic of its own, is in snapshots
+                        whole.add_metric(key, int(view.low == 0))
+                        margin.add_metric(key, held.committed - view.low)
                     lag.add_metric(key, max(0, view.end - held.committed))
                 if seen is not None and number in seen.lag_s:
                     lag_s.add_metric(key, seen.lag_s[number])
+            filling = None if seen is None or one.source is None else seen.view.filling
+            views = {} if filling is None else {view.partition: view for view in filling.partitions}
+            for number, held in ({} if tended is None else tended.filled.partitions).items():
+                assert one.source is not None
+                key = [tending.site.name, one.id, one.source.topic, str(number)]
+                stuck.add_metric(key, int(held.is_halted))
+                phase.add_metric([*key, held.phase], 1)
+                if held.committed < 0:
+                    continue
+                position.add_metric(key, held.committed)
+                processed.add_metric(key, held.declined)  # the others are counted where they are folded
+                declined.add_metric(key, held.declined)
+                if number in views:
+                    view = views[number]
+                    low.add_metric(key, view.low)
+                    end.add_metric(key, view.end)
+                    whole.add_metric(key, int(view.low == 0))
+                    margin.add_metric(key, held.committed - view.low)
+                    lag.add_metric(key, max(0, view.end - held.committed))
+                if seen is not None and number in seen.filling_lag_s:
+                    lag_s.add_metric(key, seen.filling_lag_s[number])
+            views = {} if seen is None else {view.partition: view for view in seen.view.partitions}
             for number, copy in ({} if tended is None else tended.standing_by.partitions).items():
                 key = [tending.site.name, one.id, one.topic, str(number)]
                 if copy.committed >= 0:

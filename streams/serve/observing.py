@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from streams.cluster import Cluster
+from streams.control.place import filling_group
 from streams.control.record import Generation
 from streams.control.repartitioning import Stages
 from streams.control.site import Site
@@ -41,6 +42,8 @@ class Subject:
     generation: Generation
     status: AgentStatus
     """What this worker's agents say, which is newer than what the group was told."""
+    filled: AgentStatus = field(default_factory=AgentStatus)
+    """The same of those that fill the generation's own topic."""
     is_replayed: bool = False
     """Whether a rebuild of it runs, whose ends are pinned."""
 
@@ -55,6 +58,8 @@ class Observed:
     lag_s: Mapping[int, float] = field(default_factory=dict)
     """By partition of those that are held here, how old the next event to fold is; 0.0 where there is none. One whose
     next event is not known is not in it."""
+    filling_lag_s: Mapping[int, float] = field(default_factory=dict)
+    """The same of what is read here to fill the generation's own topic, by partition of the event topic."""
 
     @property
     def age_s(self) -> float:
@@ -116,16 +121,14 @@ class Observing:
                 self._served.note(one, subject.status.partitions)
                 try:
                     self._count(cluster, one)
-                    view = view_group(cluster, topic, one.group, agent=subject.status)
+                    view = view_group(cluster, topic, one.group, agent=subject.status, filling=filling_group(one))
                 except CqrsError as error:
                     why_not = str(error)
                     self._owners.note_silence()
                     if one.id in self.seen:
                         seen[one.id] = self.seen[one.id]
                     continue
-                before = self.seen.get(one.id)
-                lag_s = self._lags(subject, view, before, began_s)
-                seen[one.id] = Observed(view=view, at_s=began_s, lag_s=lag_s)
+                seen[one.id] = self._observed(subject, view, began_s)
                 self._owners.note(one.id, view.members, began_s)
                 ends = {part.partition: part.end for part in view.partitions}
                 is_settled &= self._served.look(one, subject.status.partitions, ends)
@@ -170,25 +173,41 @@ class Observing:
             )
         self.added[one.id] = added
 
-    def _lags(self, subject: Subject, view: GroupView, before: Observed | None, now_s: float) -> dict[int, float]:
+    def _observed(self, subject: Subject, view: GroupView, now_s: float) -> Observed:
+        before = self.seen.get(subject.generation.id)
+        lag_s = self._lags(subject, subject.status, view, None if before is None else (before.view, before.at_s), now_s)
+        filled_lag_s: dict[int, float] = {}
+        if view.filling is not None:
+            was = None if before is None or before.view.filling is None else (before.view.filling, before.at_s)
+            filled_lag_s = self._lags(subject, subject.filled, view.filling, was, now_s)
+        return Observed(view=view, at_s=now_s, lag_s=lag_s, filling_lag_s=filled_lag_s)
+
+    def _lags(
+        self,
+        subject: Subject,
+        status: AgentStatus,
+        view: GroupView,
+        before: tuple[GroupView, float] | None,
+        now_s: float,
+    ) -> dict[int, float]:
         """Say how old the next event of each partition is that is held here."""
-        ends = {} if before is None else {one.partition: one.end for one in before.view.partitions}
+        ends = {} if before is None else {one.partition: one.end for one in before[0].partitions}
         lags = {}
         for one in view.partitions:
-            if one.partition not in subject.status.partitions or one.position is None:
+            if one.partition not in status.partitions or one.position is None:
                 continue
             if not one.lag:
                 lags[one.partition] = 0.0
             elif before is not None and one.position >= ends.get(one.partition, one.end):
-                lags[one.partition] = now_s - before.at_s  # it came since
+                lags[one.partition] = now_s - before[1]  # it came since
             else:
-                written_ms = self._peek(subject).written_ms(one.partition, one.position)
+                written_ms = self._peek(subject, view.topic).written_ms(one.partition, one.position)
                 if written_ms is not None:
                     lags[one.partition] = max(0.0, time.time() - written_ms / 1000)
         return lags
 
-    def _peek(self, subject: Subject) -> Peek:
-        kafka, topic = subject.site.events.kafka, subject.generation.topic
+    def _peek(self, subject: Subject, topic: str) -> Peek:
+        kafka = subject.site.events.kafka
         key = f"{kafka.bootstrap_servers}/{topic}"
         if key not in self._peeks:
             self._peeks[key] = Peek(kafka, topic)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streams.control.record import Generation
-from streams.control.status import PartitionView
+from streams.control.status import GroupView, PartitionView
 from streams.data.partition import PartitionStatus
 from streams.serve.owners import LEFT_ALONE_S
 from streams.serve.tending import Tended, Tending
@@ -128,6 +128,7 @@ def _generation(worker: Worker, tending: Tending, one: Generation) -> dict[str, 
         "epoch": one.epoch,
         "group": one.group,
         "topic": one.topic,
+        "filling": None if seen is None or seen.view.filling is None else _filling(seen.view.filling, tended),
         "why": one.why,
         "halted": one.halted,
         "is_set_back": one.reset is not None,
@@ -142,6 +143,28 @@ def _generation(worker: Worker, tending: Tending, one: Generation) -> dict[str, 
         "seen_seconds_ago": None if seen is None else round(seen.age_s, 3),
         "partitions": [] if seen is None else [_partition(view, tended) for view in seen.view.partitions],
         "standing_by": {} if tended is None else {number: _copy(one) for number, one in _copies(tended)},
+    }
+
+
+def _filling(view: GroupView, tended: Tended | None) -> dict[str, Any]:
+    """Give how far the generation's own topic is filled from the event topic."""
+    here = {} if tended is None else tended.filled.partitions
+    return {
+        "topic": view.topic,
+        "group": view.group,
+        "lag": view.lag,
+        "partitions": [
+            {
+                "partition": one.partition,
+                "end": one.end,
+                "position": one.position,
+                "lag": one.lag,
+                "owner": None if one.owner is None else one.owner.client_id,
+                "here": one.partition in here,
+                "why": here[one.partition].why if one.partition in here else one.why,
+            }
+            for one in view.partitions
+        ],
     }
 
 

@@ -234,6 +234,7 @@ class Worker:
                 if not is_wanted(record, one):
                     continue
                 status = tended[one.id].status if one.id in tended else AgentStatus()
+                filled = tended[one.id].filled if one.id in tended else AgentStatus()
                 running = record.running
                 is_replayed = (
                     running is not None
@@ -241,7 +242,11 @@ class Worker:
                     and bool(one.targets or one.phase == "repartitioning")
                 )
                 yield Subject(
-                    site=tending.site, generation=one, status=status, is_replayed=is_replayed and one.reset is None
+                    site=tending.site,
+                    generation=one,
+                    status=status,
+                    filled=filled,
+                    is_replayed=is_replayed and one.reset is None,
                 )
 
     def _instances(self) -> list[str]:
