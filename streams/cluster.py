@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -139,6 +139,23 @@ class Cluster(Groups):
             {KafkaError.UNKNOWN_TOPIC_OR_PART: None},
             needs=[Need("Delete", "topic", name)],
         )
+
+    def delete_records(self, topic: TopicInfo, offsets: Mapping[int, int]) -> None:
+        """Delete the records of partitions in front of offsets, as retention would."""
+        wanted = [TopicPartition(topic.name, partition, offset) for partition, offset in offsets.items()]
+        under_way: dict[TopicPartition, Future[Any]] = {}
+
+        def ask(where: TopicPartition) -> Future[Any]:
+            if where not in under_way:
+                under_way.update(self._calls.admin.delete_records(wanted, request_timeout=self._calls.timeout_s))
+            return under_way.pop(where)
+
+        for where in wanted:
+            self._calls.ask(
+                f"delete records of {at(topic.name, where.partition)}",
+                partial(ask, where),
+                needs=[Need("Delete", "topic", topic.name)],
+            )
 
     def topic_config(self, name: str) -> dict[str, str]:
         """Give a topic's configuration, defaults included."""

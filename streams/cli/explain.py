@@ -45,14 +45,15 @@ def explain(
         json: Print one JSON object: id, events, model.
     """
     wired = options.wire(projection)
+    events = wired.site().events_of(wired.place)
     with interrupted_by_signals(exit_code=130):
-        history = history_of(wired.projection, wired.events, wired.store, model_id, at=_when(at))
+        history = history_of(wired.projection, events, wired.store, model_id, at=_when(at))
     if not history.steps and history.error is None:
         when = "" if at is None else f" up to {at}"
         raise ModelNotFound(
-            f"No event of {wired.events.topic}{when} is of a model {model_id!r} of {wired.projection.name!r}.",
+            f"No event of {events.topic}{when} is of a model {model_id!r} of {wired.projection.name!r}.",
             projection=wired.projection.name,
-            topic=wired.events.topic,
+            topic=events.topic,
         )
     if json:
         print(shown(document("explain", _document(history))))  # noqa: T201

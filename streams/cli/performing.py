@@ -180,6 +180,14 @@ def _goes_beside(wired: Wired, strategy: RebuildStrategy, *, in_place: bool, bes
             "gives it up. Nothing was changed.",
             projection=wired.name,
         )
+    if wired.projection.partition_by == "model" and record is not None:
+        if in_place or not isinstance(strategy, FromBeginning):
+            raise ConfigError(
+                f"{wired.name!r} has `partition_by = 'model'`: each of its generations folds a topic of its own, so it "
+                "is rebuilt beside what there is, and from the beginning, without --in-place and --from. Nothing was "
+                "changed."
+            )
+        return True
     if in_place or not isinstance(strategy, FromBeginning):
         if beside:
             raise ConfigError("--beside folds from the beginning; --from says otherwise.")

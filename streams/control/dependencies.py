@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable
 
 from streams.cluster import Cluster
+from streams.control.place import filling_group, topic_of
+from streams.control.record import Generation
 from streams.control.registry import Registry
 from streams.errors import NotReady, at
 from streams.log import get_logger
@@ -49,25 +51,42 @@ def wait_until_current(
                 projection=projection,
             )
         live = record.live
-        topic = cluster.topic(live.topic)
-        barrier = {number: marks.high for number, marks in cluster.watermarks(topic).items() if marks.high > marks.low}
-        deadline = time.monotonic() + wait_s
-        while True:
-            check_cancelled()
-            committed = cluster.committed(live.group, topic)
-            behind = {
-                number: position - (committed[number].position if number in committed else 0)
-                for number, position in barrier.items()
-                if number not in committed or committed[number].position < position
-            }
-            if not behind:
-                break
-            if time.monotonic() > deadline or not cluster.members(live.group):
-                where = ", ".join(f"{at(live.topic, number)} by {count:,}" for number, count in sorted(behind.items()))
-                raise NotReady(
-                    f"{projection!r} depends on {name!r}, which is not current: {live.id} is behind at {where}. "
-                    f"`refold run {name}` folds it on. Nothing was changed.",
-                    projection=projection,
-                )
-            time.sleep(_LOOK_S)
+        # What has to get to a topic of its own first is folded from there.
+        filling = filling_group(live)
+        parts = [(topic_of(live), live.group)] if filling is None else [filling, (topic_of(live), live.group)]
+        for topic, group in parts:
+            _wait(cluster, projection, name, live, topic.name, group, time.monotonic() + wait_s, check_cancelled)
         log.info("dependency.current", projection=projection, on=name, generation=live.id)
+
+
+def _wait(
+    cluster: Cluster,
+    projection: str,
+    on: str,
+    live: Generation,
+    topic: str,
+    group: str,
+    deadline: float,
+    check_cancelled: Callable[[], None],
+) -> None:
+    """Wait until a group has come to where its topic ends now."""
+    info = cluster.topic(topic)
+    barrier = {number: marks.high for number, marks in cluster.watermarks(info).items() if marks.high > marks.low}
+    while True:
+        check_cancelled()
+        committed = cluster.committed(group, info)
+        behind = {
+            number: position - (committed[number].position if number in committed else 0)
+            for number, position in barrier.items()
+            if number not in committed or committed[number].position < position
+        }
+        if not behind:
+            return
+        if time.monotonic() > deadline or not cluster.members(group):
+            where = ", ".join(f"{at(topic, number)} by {count:,}" for number, count in sorted(behind.items()))
+            raise NotReady(
+                f"{projection!r} depends on {on!r}, which is not current: {live.id} is behind at {where}. "
+                f"`refold run {on}` folds it on. Nothing was changed.",
+                projection=projection,
+            )
+        time.sleep(_LOOK_S)

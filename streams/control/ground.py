@@ -27,7 +27,17 @@ from streams.errors import ConfigError, ForeignOffset, GroupActive
 from streams.log import get_logger
 from streams.types import Counts, Lag, Member, TopicInfo
 
-__all__ = ["Claimed", "Committed", "Ground", "begin", "check_group", "check_own_topic", "incomplete", "newest_build"]
+__all__ = [
+    "Claimed",
+    "Committed",
+    "Ground",
+    "begin",
+    "check_by_stream",
+    "check_group",
+    "check_own_topic",
+    "incomplete",
+    "newest_build",
+]
 
 log = get_logger(__name__)
 
@@ -118,6 +128,24 @@ def check_own_topic(ground: Ground) -> None:
             f'{ground.projection.name!r} has `partition_by = "model"`: each of its generations folds a topic of its '
             "own, which the registry knows. So it is folded by `refold run`, a worker, or `Generations`, and rebuilt "
             "beside what there is. Nothing was changed."
+        )
+
+
+def check_by_stream(projection: CqrsProjection[Any], doing: str) -> None:
+    """Make sure that a stream's events feed no other models than its own.
+
+    Args:
+        projection: The projection.
+        doing: What is to be done that rests on it, such as "A preview".
+
+    Raises:
+        ConfigError: Several streams feed one model.
+    """
+    if projection.partition_by == "model":
+        raise ConfigError(
+            f"{doing} folds the events of some streams, and models of {projection.name!r} are fed by several "
+            "(partition_by = 'model'). Rebuild it as a whole, beside what there is, and compare (`refold rebuild "
+            f"{projection.name}`). Nothing was changed."
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from projections.contract import CqrsProjection
 from projections.fingerprint import fingerprint
 from streams.config import FoldSettings
+from streams.control.ground import check_by_stream
 from streams.data.checkpoint import CheckpointStore, belongs, generation_id
 from streams.data.codec import check_tombstones
 from streams.data.history import check_complete, check_readable
@@ -66,6 +67,7 @@ class OwnGround:
             HistoryIncomplete: Events are gone.
             ConfigError: Models of the projection's type cannot be stored.
         """
+        check_by_stream(self.projection, "A rebuild into a store of one's own")
         cluster = self.events.cluster
         topic = cluster.topic(self.events.topic)
         marks = cluster.watermarks(topic)

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from projections.contract import CqrsProjection, Event
+from streams.control.ground import check_by_stream
 from streams.control.refolding import Refolding
 from streams.data.codec import decoded
 from streams.data.generation import RocksStore
@@ -81,6 +82,7 @@ def preview(
         EventError, ProjectionError: At an event that the code as it is now cannot fold.
         HistoryIncomplete, TopicNotFound, BrokerUnavailable, BrokerError: From Kafka.
     """
+    check_by_stream(projection, "A preview")
     topic = events.cluster.topic(events.topic)
     marks = events.cluster.watermarks(topic)
     build = store.current()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from streams.control.claim_rebuild import claim_rebuild
-from streams.control.ground import Ground, check_group
+from streams.control.ground import Ground, check_by_stream, check_group
 from streams.control.progress import ProgressTracker
 from streams.control.refolding import Refolding
 from streams.control.run import Run, note_end
@@ -119,6 +119,7 @@ class StreamsRun(Run):
     def _look(self) -> tuple[TopicInfo, Build, dict[int, Watermarks]]:
         """See that there are models whose streams can be folded again."""
         ground, cluster = self._ground, self._ground.events.cluster
+        check_by_stream(ground.projection, "A rebuild from stream:")
         serde_for(ground.projection.model_type())
         topic = cluster.topic(ground.events.topic)
         wanted = Manifest.of(ground.projection, topic, ground.events.codec)

@@ -21,13 +21,10 @@ class NotItsStream(ValueError):
 
     def __init__(self, model_id: str) -> None:
         super().__init__(
-            f"extract_model_id gave {model_id!r}, which is not the event's stream. Kafka orders events within "
-            "a partition "
-            "only, so a model must be fed by one stream's partition. If every event of one model is of one "
-            "stream, say so "
-            'with `partition_by = "stream"` in the projection; if not, write the events to a topic keyed by '
-            "the model's "
-            'id (`partition_by = "model"`, which does that by itself, is planned)'
+            f"extract_model_id gave {model_id!r}, which is not the event's stream. Kafka orders events within a "
+            "partition only, so a model must be fed by one stream's partition. If every event of one model is of one "
+            'stream, say so with `partition_by = "stream"` in the projection; if not, with `partition_by = "model"`: '
+            "then events are written once more, keyed by model, and folded from there"
         )
 
 

@@ -90,7 +90,7 @@ class Opener:
         is_here = job.build.has(number)
         here = read_state(job.build.path / str(number)).position if is_here else marks.low
         known, _ = self._reached(committed)
-        is_gone = marks.low > 0 and not is_here
+        is_gone = marks.low > (here if is_here else 0)
         if not is_gone and known - here < WORTH and (is_here or committed is not None):
             return None
         repository = Repository.of(job.settings, job.build.counts_as)

@@ -190,6 +190,7 @@ class Shipping:
             known.newest, known.failures = Kept(state.position, datetime.now(UTC)), 0
         was = self.shipped
         self.shipped = Shipped(was.snapshots + 1, was.bytes + sent, was.failed)
+        self._give_up_records(state.partition)
         log.info(
             "snapshot.sent",
             where=where,
@@ -198,6 +199,26 @@ class Shipping:
             sent_megabytes=round(sent / _MB, 1),
             seconds=round(time.monotonic() - began, 2),
         )
+
+    def _give_up_records(self, number: int) -> None:
+        """Delete what the snapshots have of a topic that is the generation's own: whoever needs it fetches one.
+
+        All snapshots that are to be kept are there by then, and the oldest one can be folded on.
+        """
+        job, repository = self._job, self._repository
+        assert repository is not None
+        if job.repartition is None:
+            return
+        kept = repository.kept(number)
+        if len(kept) < job.settings.snapshots_kept:
+            return
+        where = at(job.topic.name, number, kept[-1].position)
+        try:
+            job.events.cluster.delete_records(job.topic, {number: kept[-1].position})
+        except CqrsError as error:  # they are deleted with the next snapshot
+            log.warning("repartition.not_trimmed", where=where, why=str(error))
+        else:
+            log.debug("repartition.trimmed", where=where)
 
     def _failed(self, number: int, error: Exception) -> None:
         was = self.shipped

@@ -97,9 +97,9 @@ def split_error(projection: str, topic: str, model_id: str, one: int, other: int
         f"Model {model_id!r} is on {at(topic, one)} and on {at(topic, other)}: its events are spread over "
         "both, so each "
         "holds a part of it, in no defined order. Partitions were added to the topic, two producers choose partitions "
-        "differently (murmur2 and CRC32), or the stream is not what the records are keyed by. Write the events to a "
-        'topic keyed by the model\'s id, and fold that (`partition_by = "model"`, which does that by itself, '
-        "is planned).",
+        "differently (murmur2 and CRC32), or the stream is not what the records are keyed by. Say so in the "
+        'projection: with `partition_by = "model"` the events are written once more, keyed by model, and folded from '
+        "there.",
         projection=projection,
         topic=topic,
         partition=one,

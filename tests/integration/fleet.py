@@ -209,7 +209,9 @@ class Fleet:
         """The models by a plain fold of the whole topic."""
         log = read_log(self.kit.bootstrap, self.kit.cluster.topic(self.kit.topic))
         models: dict[str, Any] = {}
-        for records in log.values():
+        by_model = self.projection_object.partition_by == "model"
+        together = [[one for records in log.values() for one in records]]
+        for records in together if by_model else log.values():
             models |= folded(records, self.projection_object, self.kit.codec)
         return as_json(models, self.projection_object)
 

@@ -15,15 +15,20 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
+from projections.contract import CqrsProjection
 from streams.broker import EmbeddedBroker
+from tests.integration.by_model import BY_MODEL, Remainders
 from tests.integration.fleet import Fleet, Worker, fleet
-from tests.integration.kit import Kit, produce, tally_events, until
+from tests.integration.kit import TALLY, Kit, produce, tally_events, until
+from tests.integration.test_by_model import check_topic
 from tests.integration.test_repository import left
 from tests.s3 import S3, s3
+from tests.support import Tally
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
@@ -168,9 +173,11 @@ class Chaos:
     def rebuild(self) -> None:
         """Somebody asks for one, beside the live generation or in place; one that runs already is told of."""
         beside = {"keep_seconds": 1, "policy": self.chance.choice(("identical", "none"))}
-        options = self.chance.choice((beside, beside, {"in_place": True}))
+        in_place = {"in_place": True} if self.workers.projection_object.partition_by is None else beside
+        options = self.chance.choice((beside, beside, in_place))
         with contextlib.suppress(OSError, http.client.HTTPException):  # it is just starting, or standing still
-            status, _, told = self.one()[1].ask("POST", "/v1/projections/tally/rebuild", options, timeout_s=5)
+            name = self.workers.projection_object.name
+            status, _, told = self.one()[1].ask("POST", f"/v1/projections/{name}/rebuild", options, timeout_s=5)
             assert status in (200, 202, 409, 503, 504), (status, told)
 
     def check(self) -> None:
@@ -183,6 +190,9 @@ class Chaos:
         until("no rebuild to run any more", self.rests, deadline_s=120)
         self.workers.ready(*self.running.values())
         until("the fold to be served", lambda: self.workers.models(first, 500) == expected, deadline_s=60)
+        live = self.workers.record().live
+        if live.source is not None:
+            check_topic(self.kit, live)
 
     def rests(self) -> bool:
         """Say whether nothing is under way, and all is given to somebody."""
@@ -201,10 +211,14 @@ def store(tmp_path: Path) -> Iterator[S3]:
         yield server
 
 
+@pytest.mark.parametrize(
+    ("projection", "code"), [(TALLY, Tally()), (BY_MODEL, Remainders())], ids=["by-stream", "by-model"]
+)
 def test_whatever_happens_to_them_workers_serve_the_fold(
-    private_broker: EmbeddedBroker, store: S3, tmp_path: Path
+    private_broker: EmbeddedBroker, store: S3, tmp_path: Path, projection: str, code: CqrsProjection[Any]
 ) -> None:
-    kit = Kit(private_broker.bootstrap_servers, f"chaos-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex, tmp_path / "state")
+    name = f"chaos-{uuid.uuid4().hex[:8]}"
+    kit = Kit(private_broker.bootstrap_servers, name, uuid.uuid4().hex, tmp_path / "state", projection=code)
     kit.cluster.create_topic(kit.topic, PARTITIONS)
     until("the topic is there", lambda: kit.topic in kit.cluster.topics())
     told = {
@@ -214,7 +228,7 @@ def test_whatever_happens_to_them_workers_serve_the_fold(
         "REFOLD_STANDBYS": "1",
         **store.credentials,
     }
-    with fleet(kit, variables=told) as workers:
+    with fleet(kit, projection=projection, projection_object=code, variables=told) as workers:
         chaos = Chaos(kit, private_broker, workers, store, random.Random(SEED))
         for number in range(1, STEPS + 1):
             chaos.step()
