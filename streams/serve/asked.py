@@ -28,12 +28,13 @@ def min_position(request: web.Request, generation: Generation) -> MinPosition | 
     if given is None:
         return None
     partition, colon, position = given.partition(":")
-    if not (colon and partition.isdecimal() and position.isdecimal()) or int(partition) >= generation.partitions:
+    partitions = generation.partitions if generation.source is None else generation.source.partitions
+    if not (colon and partition.isdecimal() and position.isdecimal()) or int(partition) >= partitions:
         raise Problem(
             400,
             "bad-request",
             f"min_position is PARTITION:POSITION, such as 3:1234 (the offset that was written, and one), with a "
-            f"partition below {generation.partitions}; it was {given!r}.",
+            f"partition below {partitions}; it was {given!r}.",
         )
     return MinPosition(int(partition), int(position))
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from streams.control.place import filling_group
 from streams.control.record import Generation
 from streams.data.build import Build
 from streams.data.partition import Phase
 from streams.data.query import Keep
 from streams.data.store import StoreState
-from streams.errors import StorageError
+from streams.errors import BrokerError, StorageError
 from streams.serve.observing import Observing
 from streams.serve.owners import Owners, Owning
 from streams.serve.problems import Problem
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 _THREADS = 4
 _LOOK_S = 0.01
+_ASK_S = 3.0
 _SETTLE_S = 0.2
 _AWAY = (Phase.OPENING, Phase.RESTORING)
 
@@ -154,6 +156,47 @@ class Finding:
                     generation=generation.id,
                     partition=number,
                     position=found.state.position,
+                )
+            await asyncio.sleep(_LOOK_S)
+
+    async def own_position(
+        self, tending: Tending, generation: Generation, number: int, least: MinPosition, deadline_s: float
+    ) -> int:
+        """Give where a partition of a generation's own topic has all up to a position of the event topic.
+
+        Args:
+            tending: The projection.
+            generation: Which.
+            number: The partition of its own topic.
+            least: The position in the event topic.
+            deadline_s: Until when, by the monotonic clock.
+
+        Raises:
+            Problem: What fills its topic does not come to that position in time, or no broker answers.
+        """
+        cluster = tending.site.events.cluster.within(_ASK_S)
+        filling = filling_group(generation)
+        assert filling is not None
+        source, group = filling
+        while True:
+            try:
+                # First how far it is filled, then where it ends: what was written by then lies in front of that.
+                committed = (await self._run(lambda: cluster.committed(group, source))).get(least.partition)
+                if committed is not None and committed.position >= least.position:
+                    return await self._run(lambda: cluster.high_watermark(generation.topic, number))
+            except BrokerError as error:
+                raise Problem(503, "not-ready", str(error), retry_after_s=1, generation=generation.id) from error
+            if time.monotonic() > deadline_s:
+                at_ = 0 if committed is None else committed.position
+                raise Problem(
+                    504,
+                    "position-not-reached",
+                    f"Partition {least.partition} of {source.name} is read up to {at_} for {generation.id}, and not to "
+                    f"{least.position} in time.",
+                    retry_after_s=1,
+                    generation=generation.id,
+                    partition=least.partition,
+                    position=at_,
                 )
             await asyncio.sleep(_LOOK_S)
 

@@ -103,7 +103,10 @@ class Reads:
         """Look where it is likely first; say that there is none only once every partition was asked."""
         finding = self._worker.finding
         places = await finding.locate(tending, generation)
-        numbers = [least.partition] if least is not None else _ordered(model_id, places)
+        if least is None:
+            numbers = _ordered(model_id, places)
+        else:  # to a topic of its own, refold itself has written
+            numbers = [least.partition] if generation.source is None else likely(model_id, len(places))[:1]
         unknown: dict[int, str] = {}
         asked: set[str] = set()
         looked_at: list[int] = []
@@ -129,6 +132,8 @@ class Reads:
                 unknown[number] = why
             else:
                 at_least = 0 if least is None else least.position
+                if least is not None and generation.source is not None:
+                    at_least = await finding.own_position(tending, generation, number, least, deadline_s)
                 raw, answer = await finding.find(tending, generation, number, place, model_id, at_least, deadline_s)
                 if not finding.is_still_ours(answer):
                     raise _Moved(_not_ready(generation, {number: "it is being looked at who serves it"}))

@@ -22,7 +22,7 @@ from streams.control.record import Generation, Record
 from streams.data.json_codec import JsonCodec
 from streams.data.routed import Origin, Routed
 from tests.integration.by_model import BY_MODEL, FIXED, SLOW, FixedRemainders, Remainders
-from tests.integration.fleet import fleet
+from tests.integration.fleet import Worker, fleet
 from tests.integration.kit import Kit, produce, read_log, tally_events, traffic, until, wait_for_log
 from tests.support import as_json, envelope, folded
 
@@ -252,11 +252,27 @@ def test_workers_share_it_and_one_is_killed(kit: Kit) -> None:
         workers.ready(one, two)
         live = record_of(kit).live
         until("all to be served", lambda: workers.models(one, 500) == as_json(expected(kit), Remainders()))
+        path = "/v1/projections/remainders/models/remainder-9"
+        for number in range(10):  # what was written is what is read, at once, by its position in the event topic
+            before = until("it to be served", partial(_served, one, path))["count"]
+            produce(kit.bootstrap, kit.topic, [("a", envelope(101 * (1000 + number) + 9))], partition=1)
+            query = f"?min_position=1:{kit.ends()[1]}"
+            for worker in (one, two):
+                assert until("it to be served", partial(_served, worker, path + query))["count"] == before + 1
+        status, answer = one.get(f"{path}?min_position=1:{10**9}&wait=0.2")
+        assert (status, answer["type"]) == (504, "urn:refold:position-not-reached")
         check_topic(kit, live)
         status, _, told = one.ask("POST", "/v1/projections/remainders/retire", {})
         assert status in (200, 202), told
         until("the old one to be gone", lambda: len(record_of(kit).generations) == 1)
         assert {name for name in kit.cluster.topics() if "repartition" in name and kit.group in name} == {live.topic}
+
+
+def _served(worker: Worker, path: str) -> Any:
+    """Give a model; None where it is being handed over just now."""
+    status, answer = worker.get(path)
+    assert status in (200, 503), answer
+    return answer["model"] if status == 200 else None
 
 
 def test_what_the_snapshots_have_is_deleted_and_a_lost_disk_comes_back(kit: Kit, tmp_path: Path) -> None:
