@@ -41,6 +41,8 @@ class _Row:
     build: int | None = None
     models: int | None = None
     topic: str | None = None
+    own_topic: str | None = None
+    """What is folded, where that is a topic of the generation's own, filled from the other."""
     group: str | None = None
     members: int | None = None
     lag: int | None = None
@@ -124,14 +126,18 @@ def _registered(records: Mapping[str, Record], rows: dict[str, _Row]) -> set[str
     for record in records.values():
         for one in record.generations:
             row = rows.setdefault(one.id, _Row(generation=one.id))
-            row.phase, row.group, row.topic = one.phase, one.group, one.topic
+            row.phase, row.group, row.topic = one.phase, one.group, one.event_topic
             groups.add(one.group)
+            if one.source is not None:
+                row.own_topic = one.topic
+                groups.add(one.topic)
     return groups
 
 
 def _in_cluster(cluster: Cluster, configured: set[str], rows: dict[str, _Row]) -> None:
     topics = {name: count for name, count in cluster.topics().items() if not name.startswith("__")}
     by_group = {row.group: row for row in rows.values() if row.group is not None}
+    by_filling = {row.own_topic: row for row in rows.values() if row.own_topic is not None}
     for group in cluster.groups():
         if not group.startswith(_PREFIX) and group not in configured:
             continue
@@ -140,14 +146,18 @@ def _in_cluster(cluster: Cluster, configured: set[str], rows: dict[str, _Row]) -
             generation = next((stamp.generation for stamp in stamps.values() if stamp is not None), None)
             if generation is None:
                 continue
-            row = by_group.get(group) or rows.setdefault(generation, _Row(generation=generation))
-            row.group, row.topic = group, topic
-            row.members = len(cluster.members(group))
             marks = cluster.watermarks(TopicInfo(name=topic, id="", partitions=topics[topic]))
-            row.lag = sum(
+            lag = sum(
                 one.high - max(one.low, committed[number].position if number in committed else 0)
                 for number, one in marks.items()
             )
+            if group in by_filling:  # what has not got to its own topic is not folded either
+                row = by_filling[group]
+            else:
+                row = by_group.get(group) or rows.setdefault(generation, _Row(generation=generation))
+                row.group, row.members = group, len(cluster.members(group))
+                row.topic = topic if row.own_topic is None else row.topic
+            row.lag = lag + (row.lag or 0)
 
 
 def _table(rows: list[_Row]) -> Table:

@@ -248,6 +248,7 @@ KINDS: dict[str, Schema] = {
         build=maybe(whole()),
         models=maybe(whole()),
         topic=maybe(text()),
+        own_topic=maybe(text("what is folded, where that is a topic of its own, keyed by model")),
         group=maybe(text()),
         members=maybe(whole()),
         lag=maybe(whole()),

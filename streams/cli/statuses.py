@@ -130,7 +130,7 @@ def _json(one: _Line) -> dict[str, Any]:
     return {
         "projection": record.projection,
         "active": record.active,
-        "topic": record.live.topic,
+        "topic": record.live.event_topic,
         "group": record.live.group,
         "lag_records": one.group.lag,
         "lag_seconds": one.group.lag_seconds(),

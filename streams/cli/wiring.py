@@ -236,7 +236,7 @@ class FoldOptions(GroupOptions):
             record = registry.get(found.name)
             if record is None:
                 raise NotReady(f"{found.name!r} has no generation yet: `refold run {projection}` makes the first one.")
-            topic = record.live.topic
+            topic = record.live.event_topic
         events = KafkaEventStore(topic, codec=codec_of(source), kafka=kafka)
         return Wired(
             called=projection,

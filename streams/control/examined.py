@@ -15,10 +15,11 @@ from projections.fingerprint import fingerprint
 from streams.cluster import Cluster
 from streams.config import FoldSettings
 from streams.control.findings import Finding, allowed, failure, ok, tried, warning
-from streams.control.place import place_of
+from streams.control.place import filling_group, place_of
 from streams.control.record import Generation, Record
 from streams.control.restored import repository_of
 from streams.control.status import view_state
+from streams.data.job import mark_of
 from streams.data.letter import topic_of
 from streams.data.restoring import WORTH
 from streams.data.snapshots import Snapshots
@@ -34,6 +35,7 @@ _LATE = 3
 """After so many times the usual time, a snapshot should have been sent."""
 _TOPIC_NEEDS = ("READ", "DESCRIBE", "DESCRIBE_CONFIGS")
 _GROUP_NEEDS = ("READ", "DESCRIBE", "DELETE")
+_OWN_NEEDS = ("READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS", "DELETE")
 _LETTER_NEEDS = ("READ", "WRITE", "DESCRIBE")
 
 
@@ -57,7 +59,7 @@ def check_projection(cluster: Cluster, known: Known, state_dir: Path) -> Iterato
     """Look at one projection: its code, topic, groups, and what this machine has of it."""
     name = known.called
     yield from _code(known)
-    topic = known.topic or (None if known.record is None else known.record.live.topic)
+    topic = known.topic or (None if known.record is None else known.record.live.event_topic)
     if topic is None:
         yield warning(f"{name}: topic", "none is named", "Name it: topic in refold.toml, or --topic.")
         return
@@ -72,6 +74,8 @@ def check_projection(cluster: Cluster, known: Known, state_dir: Path) -> Iterato
     for one in known.record.generations:
         if one.state:
             yield from tried(f"{one.id}: group", partial(_group, cluster, name, one))
+        if one.source is not None and one.topic_id:
+            yield from tried(f"{one.id}: repartitioning", partial(_filling, cluster, name, one))
         yield from _store(name, one, state_dir)
         yield from tried(f"{one.id}: repository", partial(_repository, cluster, known, one))
 
@@ -124,10 +128,11 @@ def _topic(cluster: Cluster, known: Known, topic: str) -> Iterator[Finding]:
     info = cluster.topic(topic)
     config, marks = cluster.topic_config(topic), cluster.watermarks(info)
     live = None if known.record is None else known.record.live
-    if live is not None and live.topic == topic and live.topic_id != info.id:
+    of = None if live is None else live.topic_id if live.source is None else live.source.topic_id
+    if live is not None and live.event_topic == topic and of != info.id:
         yield failure(
             what,
-            f"{topic} was deleted and made again since {live.id} was folded (id {live.topic_id}, now {info.id})",
+            f"{topic} was deleted and made again since {live.id} was folded (id {of}, now {info.id})",
             f"`refold rebuild {known.called}` folds the new one.",
         )
     elif live is not None and live.topic == topic and live.partitions < info.partitions:
@@ -242,6 +247,31 @@ def _group(cluster: Cluster, name: str, one: Generation) -> Iterator[Finding]:
     else:
         yield ok(what, told)
     yield from allowed(what, cluster.group_operations(one.group), _GROUP_NEEDS, f"group {one.group!r}")
+
+
+def _filling(cluster: Cluster, name: str, one: Generation) -> Iterator[Finding]:
+    """Look at what fills the topic of the generation's own."""
+    what, filling = f"{one.id}: repartitioning", filling_group(one)
+    assert filling is not None
+    topic, group = filling
+    committed, members = cluster.committed(group, topic), cluster.members(group)
+    for number, found in sorted(committed.items()):
+        stamp, where = Stamp.parse(found.metadata), at(topic.name, number, found.position)
+        if stamp is None or stamp.directory != mark_of(one.topic_id):
+            yield failure(
+                what, f"somebody's tool set group {group!r} to {where}", f"`refold rebuild {name}` makes it anew."
+            )
+        elif stamp.halted:
+            yield failure(what, f"halted: {stamp.halted}", "Correct the event's reading or the code.")
+    marks = cluster.watermarks(topic)
+    lag = sum(max(0, mark.high - (committed[n].position if n in committed else mark.low)) for n, mark in marks.items())
+    told = f"{len(members)} members, lag {lag:,} records of {topic.name}"
+    if one.is_folded and not members:
+        yield warning(what, told, f"Nobody does it: `refold run {name}` or a worker does.")
+    else:
+        yield ok(what, told)
+    yield from allowed(what, cluster.group_operations(group), _GROUP_NEEDS, f"group {group!r}")
+    yield from allowed(what, cluster.topic_operations(one.topic), _OWN_NEEDS, f"topic {one.topic!r}")
 
 
 def _store(name: str, one: Generation, state_dir: Path) -> Iterator[Finding]:

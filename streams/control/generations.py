@@ -253,7 +253,7 @@ class Generations:
                 projection=name,
             )
         other = self._other(record, generation)
-        if other.phase in ("new", "replaying", "retiring"):
+        if other.phase in ("new", "repartitioning", "replaying", "retiring"):
             raise NotReady(
                 f"Generation {other.id} is {other.phase}: there is nothing to compare yet.", projection=self.site.name
             )

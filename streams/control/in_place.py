@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from streams.control.changing import check_none_runs, green_of, stepped, unfolded, with_generation, with_past
 from streams.control.record import Rebuild, Record, Reset, Step
+from streams.errors import NotReady
 from streams.types import RebuildProgress
 
 __all__ = ["begun_in_place", "completed", "halted", "set_back"]
@@ -36,6 +37,7 @@ def begun_in_place(
 
     Raises:
         RebuildRunning: One runs already; it is named.
+        NotReady: It has a topic of its own, which other code may fill otherwise.
     """
     under_way = record.running
     if under_way is not None and under_way.id == rebuild_id:
@@ -43,6 +45,12 @@ def begun_in_place(
     check_none_runs(record)
     live, now = record.live, datetime.now(UTC)
     own = (live.version, live.fingerprint, live.codec)
+    if live.source is not None and code not in (None, own):
+        raise NotReady(
+            f"{live.id} folds a topic of its own, keyed by model, and other code may key events otherwise: it is "
+            f"rebuilt beside (`refold rebuild {record.projection}`), with a topic of its own. Nothing was changed.",
+            projection=record.projection,
+        )
     every = range(live.partitions)
     chosen = every if partitions is None or (code is not None and code != own) else sorted(partitions)
     version, fingerprint, codec = code or own

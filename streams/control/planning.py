@@ -204,10 +204,11 @@ def rate_of(record: Record | None, state: StateView | None) -> float | None:
     one = record.find(rebuild.generation)
     began: datetime | None = None
     for step in rebuild.steps:
-        if step.what == "replaying":
-            began = step.at
+        if step.what in ("repartitioning", "replaying"):
+            began = began or step.at
         elif began is not None:
             seconds = (step.at - began).total_seconds()
-            events = sum(one.targets.values()) if one is not None else 0
+            ends = {} if one is None else one.targets if one.source is None else one.source.targets
+            events = sum(ends.values())
             return events / seconds if seconds > 0 and events else None
     return None

@@ -123,6 +123,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """When one that is kept is to be retired."""
 
     @property
+    def event_topic(self) -> str:
+        """The topic that people write events to."""
+        return self.topic if self.source is None else self.source.topic
+
+    @property
     def is_folded(self) -> bool:
         """Whether it is folded for good, by whoever runs the projection with its code."""
         return self.phase in ("active", "kept") and self.reset is None and not self.halted

@@ -115,6 +115,8 @@ class Observing:
             why_not, is_settled = "", time.monotonic() - began_s > _STARTING_S
             for subject in self._subjects():
                 one = subject.generation
+                if one.source is not None and not one.topic_id:
+                    continue  # its own topic is not made yet
                 topic = TopicInfo(name=one.topic, id=one.topic_id, partitions=one.partitions)
                 cluster = subject.site.events.cluster.within(_ASK_S)
                 began_s = time.monotonic()

@@ -189,10 +189,22 @@ class Chaos:
         first = next(iter(self.running.values()))
         until("no rebuild to run any more", self.rests, deadline_s=120)
         self.workers.ready(*self.running.values())
-        until("the fold to be served", lambda: self.workers.models(first, 500) == expected, deadline_s=60)
+        try:
+            until("the fold to be served", lambda: self.workers.models(first, 500) == expected, deadline_s=60)
+        except AssertionError:
+            self.tell(first)
+            raise
         live = self.workers.record().live
         if live.source is not None:
             check_topic(self.kit, live)
+
+    def tell(self, worker: Worker) -> None:
+        """Print where everything is."""
+        live, cluster = self.workers.record().live, self.kit.cluster
+        topic = cluster.topic(live.topic)
+        print("stable", {number: marks.high for number, marks in cluster.watermarks(topic).items()})
+        print("ends", cluster.ends(topic), "written", self.kit.ends())
+        print("status", orjson.dumps(worker.status()["projections"], option=orjson.OPT_INDENT_2).decode())
 
     def rests(self) -> bool:
         """Say whether nothing is under way, and all is given to somebody."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import msgspec
 
 from projections.contract import Event
-from projections.flights import Aircraft, AircraftLog, AircraftMonth, AircraftMonths
+from projections.flights import Aircraft, AircraftLog, AircraftMonth, AircraftMonths, Airport, Airports
 
 FLIGHT = {"flight": "UA1", "carrier": "UA", "tail": "N1", "origin": "EWR", "dest": "IAH"}
 
@@ -112,3 +113,45 @@ def test_a_model_that_went_through_json_folds_on_identically() -> None:
     for one in (SCHEDULED, DEPARTED, ARRIVED, DEPARTED):
         stored = msgspec.json.decode(msgspec.json.encode(log(one, model=stored)), type=Aircraft)
     assert stored == straight
+
+
+def airports(*events: Event) -> dict[str, Airport | None]:
+    projection = Airports()
+    models: dict[str, Airport | None] = {}
+    for one in events:
+        model_id = projection.extract_model_id(one)
+        if model_id is not None:
+            models[model_id] = projection.apply_to_model(models.get(model_id), one)
+    return models
+
+
+def test_an_airport_counts_what_every_aircraft_does_there() -> None:
+    other = event("FlightDeparted", "2013-02-01T08:00:00Z", tail="N2", delay_minutes=0, dest="BOS")
+    models = airports(SCHEDULED, DEPARTED, ARRIVED, other, event("FlightCancelled", tail=None))
+    assert models["EWR"] == Airport(
+        departures=2,
+        late_departures=1,
+        cancellations=1,
+        destinations={"IAH": 1, "BOS": 1},
+        days={"2013-01-31": 1, "2013-02-01": 1},
+        first_event_at="2013-01-31T10:00:00Z",
+        last_event_at="2013-02-01T08:00:00Z",
+    )
+    assert models["IAH"] == Airport(
+        arrivals=1, days={"2013-01-31": 1}, first_event_at=ARRIVED.recorded_at, last_event_at=ARRIVED.recorded_at
+    )
+
+
+def test_an_airport_is_the_same_in_whatever_order_its_aircraft_come() -> None:
+    events = [
+        DEPARTED,
+        event("FlightDeparted", "2013-02-01T08:00:00Z", tail="N2", delay_minutes=0),
+        event("FlightCancelled", "2013-02-02T08:00:00Z", tail="N3"),
+        event("FlightDeparted", "2013-01-30T08:00:00Z", tail="N4", delay_minutes=90, dest="BOS"),
+    ]
+    for order in permutations(events):
+        assert airports(*order) == airports(*events)
+
+
+def test_airports_are_fed_by_several_streams() -> None:
+    assert Airports.partition_by == "model"

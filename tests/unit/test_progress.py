@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
@@ -79,3 +80,17 @@ def test_estimate_is_what_is_left_and_never_negative() -> None:
     assert RebuildProgress().estimated_seconds_left() is None
     assert RebuildProgress(estimated_completion=now + timedelta(seconds=9)).estimated_seconds_left(now) == 9
     assert RebuildProgress(estimated_completion=now - timedelta(seconds=9)).estimated_seconds_left(now) == 0
+
+
+def test_of_two_stages_each_is_half_of_it() -> None:
+    one = RebuildProgress(
+        started_at=datetime.now(UTC), is_running=True, partitions={0: Lag(start=0, position=5, target=10)}
+    )
+    assert replace(one, stage=1, stages=2).completion_percentage() == 25.0
+    assert replace(one, stage=2, stages=2).completion_percentage() == 75.0
+    done = replace(one, partitions={0: Lag(start=0, position=10, target=10)})
+    assert replace(done, stage=1, stages=2).completion_percentage() == 50.0
+    assert replace(done, stage=2, stages=2).completion_percentage() == 100.0
+    empty = replace(one, partitions={0: Lag(start=0, position=0, target=0)})
+    assert replace(empty, stage=1, stages=2).completion_percentage() == 50.0
+    assert replace(empty, stage=2, stages=2).completion_percentage() == 100.0

@@ -11,9 +11,10 @@ import pytest
 
 from streams.control import transitions as to
 from streams.control import wishes
-from streams.control.record import Record, Summary
+from streams.control.in_place import begun_in_place
+from streams.control.record import Record, Source, Summary, schema_of
 from streams.errors import GenerationNotFound, NotReady, RebuildRunning
-from streams.types import RebuildProgress
+from streams.types import RebuildProgress, TopicInfo
 
 FACTS: dict[str, Any] = {
     "version": 1,
@@ -155,3 +156,35 @@ def test_what_was_compared_may_be_compared_again_and_the_steps_are_kept() -> Non
     for count in (0, 2):
         with pytest.raises(NotReady):
             wishes.verified_again(after(count))
+
+
+SOURCE = Source(topic="orders", topic_id="id", partitions=4)
+OWN = FACTS | {"topic": "repartition-ab", "topic_id": "", "source": SOURCE}
+TOPIC = TopicInfo(name="g-2.repartition-ab", id="own", partitions=4)
+
+
+def test_one_with_a_topic_of_its_own_has_it_made_and_filled_first() -> None:
+    record = wishes.begun(first(), "r1", OWN, policy="report", approve="ask", keep_s=60, by="test", why="a fix")
+    assert record.generations[-1].topic == TOPIC.name
+    assert (schema_of(first()), schema_of(record)) == (1, 2)
+    filled = to.repartitioned(record, "r1", TOPIC, {0: 7})
+    green = filled.generations[-1]
+    assert (green.phase, green.topic_id, green.event_topic) == ("repartitioning", "own", "orders")
+    assert green.source is not None
+    assert green.source.targets == {0: 7}
+    assert same(to.repartitioned(filled, "r1", TOPIC, {0: 9}), filled)
+    folded = to.pinned(filled, "r1", {"state": "s", "epoch": 1}, {0: 10})
+    assert folded.generations[-1].phase == "replaying"
+    assert folded.generations[-1].source == green.source
+
+
+def test_one_without_has_none_made() -> None:
+    record = begun(first())
+    assert to.repartitioned(record, "r1", TOPIC, {0: 7}) == record
+
+
+def test_other_code_does_not_fold_a_topic_that_it_has_not_filled() -> None:
+    record = to.founded(None, "orders", "g", "orders.v1", OWN | {"topic_id": "own"})
+    with pytest.raises(NotReady, match=r"rebuilt beside \(`refold rebuild orders`\)"):
+        begun_in_place(record, "r1", code=(2, "bb", "JsonCodec()"), by="test", why="a fix")
+    assert begun_in_place(record, "r1", by="test", why="again").running is not None

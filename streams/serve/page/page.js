@@ -195,7 +195,7 @@ function Rebuild({ name, projection }) {
   const green = projection.generations[rebuild.generation];
   const range = running && progress ? etaRange(state.left[rebuild.id] || []) : null;
   const ended = running ? "" : `, ${rebuild.outcome} ${clock(rebuild.ended_at)}${unfolded(rebuild)}`;
-  const isReplaying = running && green && ["new", "replaying"].includes(green.phase);
+  const isReplaying = running && green && ["new", "repartitioning", "replaying"].includes(green.phase);
   const share = progress ? progress.percent : green && !isReplaying ? 100 : null;
   return html`<div class="rebuild">
     <h3>${running ? "Rebuild" : "Last rebuild"} ${rebuild.generation}${rebuild.is_in_place ? " in place" : ` beside ${rebuild.replaces}`}${ended}</h3>
@@ -254,6 +254,8 @@ function Generation({ id, one, isActive }) {
     <summary>${id}, ${one.phase}: ${one.partitions.length} partitions, lag ${number(one.lag)}</summary>
     ${one.why && html`<p class="quiet">${one.why}</p>`}
     ${one.error && html`<p class="note bad">${one.error}</p>`}
+    ${one.filling && html`<p class="quiet">its topic is filled from ${one.filling.topic}, lag ${number(one.filling.lag)}</p>
+      ${one.filling.partitions.filter((part) => part.why).map((part) => html`<p class="note bad" key=${part.partition}>${one.filling.topic}[${part.partition}]: ${part.why}</p>`)}`}
     <p class="quiet">topic ${one.topic}, group ${one.group}, code of version ${one.version} (${one.code_here ? "which this worker has" : "which this worker does not have"})</p>
     ${isOpen && html`<div class="scroll" tabindex="0" role="region" aria-label="Partitions of ${id}"><table>
       <caption>Partitions of ${id}</caption>
