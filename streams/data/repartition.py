@@ -170,6 +170,7 @@ class Repartitioner:
         )
         clean = False
         try:
+            self._transactions.take_over()
             with rare_collections():
                 while not self._interrupts and not self._all_halted():
                     self._turn()
@@ -461,6 +462,8 @@ class Repartitioner:
     def _again(self, why: Undone) -> None:
         """Begin again where the group is: nothing of what was written since is there.
 
+        Also from within a rebalance, where nothing may be said of what is read: what still comes is passed over.
+
         Raises:
             BrokerError: That has happened too often.
         """
@@ -474,7 +477,6 @@ class Repartitioner:
             ) from why
         for one in self._held.values():
             if one.phase is not Phase.HALTED or one.position != one.committed:
-                self._subscription.stop_reading(one.number)
                 one.phase, one.position = Phase.OPENING, -1
                 one.retry_at = time.monotonic() + _FIRST_RETRY_S * (self._undone > 1)
 

@@ -53,6 +53,15 @@ class Transactions:
         self.is_open = False
         """Whether something was written that is not committed."""
 
+    def take_over(self) -> None:
+        """End what was begun by this name before, by a process that is gone: nobody reads past it until then.
+
+        Raises:
+            BrokerUnavailable, BrokerError: From Kafka.
+        """
+        with contextlib.suppress(Undone):  # it is done before the first record, too
+            self._ready()
+
     def write(self, key: bytes, value: bytes | None, headers: list[tuple[str, bytes | None]], time_ms: int) -> None:
         """Write a record, in a transaction that is begun for it where none is.
 
@@ -111,15 +120,15 @@ class Transactions:
         self._drop()
 
     def _begin(self) -> None:
-        if self._producer is None:
-            self._producer = self._made()
-            self._call(lambda: self._made_ready(), "begin to write in transactions")
-        self._call(self._producer.begin_transaction, "begin a transaction")
+        producer = self._ready()
+        self._call(producer.begin_transaction, "begin a transaction")
         self.is_open = True
 
-    def _made_ready(self) -> None:
-        assert self._producer is not None
-        self._producer.init_transactions(_CALL_S)
+    def _ready(self) -> Producer:
+        if self._producer is None:
+            producer = self._producer = self._made()
+            self._call(lambda: producer.init_transactions(_CALL_S), "begin to write in transactions")
+        return self._producer
 
     def _made(self) -> Producer:
         config: dict[str, Any] = {

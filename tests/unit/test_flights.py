@@ -138,7 +138,10 @@ def test_an_airport_counts_what_every_aircraft_does_there() -> None:
         last_event_at="2013-02-01T08:00:00Z",
     )
     assert models["IAH"] == Airport(
-        arrivals=1, days={"2013-01-31": 1}, first_event_at=ARRIVED.recorded_at, last_event_at=ARRIVED.recorded_at
+        arrivals=1,
+        days={"2013-01-31": 1},
+        first_event_at=str(ARRIVED.recorded_at),
+        last_event_at=str(ARRIVED.recorded_at),
     )
 
 
