@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from streams.calls import QUIET, broker_error
 from streams.config import KafkaSettings
+from streams.data.polling import bounded
 from streams.delivery import PRODUCER_SETTINGS
 from streams.denied import Need, is_denial
 from streams.errors import BrokerUnavailable
@@ -26,6 +27,8 @@ _CALL_S = 5.0
 _TRANSACTION_S = 10.0
 """After this the broker aborts a transaction whose writer is gone: so long nobody reads past it. One that is aborted
 because its writer was slow is done again."""
+_HANGS_S = 10.0
+"""Longer than any answer takes that comes at all."""
 _ROOM_S = 0.05
 
 
@@ -100,10 +103,24 @@ class Transactions:
         producer = self._producer
         assert producer is not None
         # Step 1
-        self._call(lambda: producer.send_offsets_to_transaction(list(positions), group, _CALL_S), "commit positions")
+        self._call(lambda: self._send(producer, positions, group), "commit positions")
         # Step 2
         self._call(lambda: producer.commit_transaction(_CALL_S), f"commit to topic {self._topic!r}")
         self.is_open = False
+
+    def _send(self, producer: Producer, positions: Sequence[TopicPartition], group: Any) -> None:
+        """Send positions; give the producer up where that hangs.
+
+        librdkafka may wait for ever for a coordinator that it knew before the brokers were away, whatever time it is
+        given (confluentinc/librdkafka#5456, #5511, as of 2.16). Another producer asks for it anew.
+        """
+
+        def call() -> None:
+            producer.send_offsets_to_transaction(list(positions), group, _CALL_S)
+
+        if not bounded(call, _HANGS_S):
+            self._drop()
+            raise Undone(f"Kafka has not answered for {_HANGS_S:g} s to which positions are to be committed")
 
     def abort(self) -> None:
         """Have nothing of the transaction be there."""

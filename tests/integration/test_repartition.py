@@ -203,10 +203,29 @@ def test_a_broker_that_is_killed(private_broker: EmbeddedBroker, new_kit: Callab
             produce(kit.bootstrap, kit.topic, tally_events(3_000, first=3_000 * number))
             time.sleep(0.3)
             private_broker.kill()
-            private_broker.start()
+            private_broker.restart()
         until("the broker answers", lambda: kit.ends())
         source.until_done(120)
     source.check(9_000)
+
+
+def test_a_broker_that_is_away_for_longer_than_the_session(
+    private_broker: EmbeddedBroker, new_kit: Callable[..., Kit]
+) -> None:
+    """Partitions are lost then, and come again."""
+    kit = Kit(private_broker.bootstrap_servers, "events", "group", new_kit(1).state_dir, projection=Remainders())
+    kit.cluster.create_topic("events", 2)
+    source = Source(kit, 3)
+    with repartitioning(source.job):
+        produce(kit.bootstrap, kit.topic, tally_events(3_000))
+        source.until_done()
+        private_broker.kill()
+        time.sleep(9)
+        private_broker.restart()
+        until("the broker answers", lambda: kit.ends())
+        produce(kit.bootstrap, kit.topic, tally_events(3_000, first=3_000))
+        source.until_done(60)
+    source.check(6_000)
 
 
 def test_one_that_is_away_for_too_long_writes_nothing_more(source: Source) -> None:
