@@ -184,11 +184,11 @@ class Repartitioner:
             raise halted[0]
 
     def _turn(self) -> None:
-        slices = self._subscription.poll(self._patience_s, self._room)
         try:
+            # Before anything is polled: what was fetched before a partition is read anew must not be taken.
             self._open()
             self._heed()
-            for piece in slices:
+            for piece in (slices := self._subscription.poll(self._patience_s, self._room)):
                 self._take(piece)
                 if self._interrupts:
                     break
@@ -462,7 +462,8 @@ class Repartitioner:
     def _again(self, why: Undone) -> None:
         """Begin again where the group is: nothing of what was written since is there.
 
-        Also from within a rebalance, where nothing may be said of what is read: what still comes is passed over.
+        Also from within a rebalance, where nothing may be said of what is read: what still comes is passed over, until
+        it is read anew.
 
         Raises:
             BrokerError: That has happened too often.

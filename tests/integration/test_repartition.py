@@ -7,13 +7,13 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import Message, TopicPartition
 
 from projections.contract import CqrsProjection, Event, TransientError
 from streams.broker import EmbeddedBroker
@@ -25,6 +25,7 @@ from streams.data.recovery import recovery_of
 from streams.data.repartition import Repartitioner
 from streams.data.routed import ORIGIN, Origin
 from streams.data.stamp import Stamp
+from streams.data.transactions import Transactions, Undone
 from streams.errors import EventError, ForeignOffset, HistoryIncomplete, ProjectionError
 from streams.types import Committed
 from tests.integration.kit import Kit, produce, read_log, tally_events, until
@@ -161,6 +162,24 @@ def test_headers_come_along_and_where_it_was(source: Source) -> None:
         Origin(1, 2, b"\xff:1"),
     ]
     assert found[0].headers() == [(ORIGIN, b"1:0:a")]
+
+
+def test_transactions_that_come_to_nothing_are_done_again(source: Source) -> None:
+    """While much more is there to be read, and has been fetched already."""
+    kit, chance = source.kit, random.Random(1)
+    produce(kit.bootstrap, kit.topic, tally_events(300_000))
+
+    class Failing(Transactions):
+        def commit(self, positions: Sequence[TopicPartition], group: object) -> None:
+            if chance.random() < 0.4:
+                self.abort()
+                raise Undone("by chance")
+            super().commit(positions, group)
+
+    with repartitioning(source.job) as one:
+        one._transactions.__class__ = Failing
+        source.until_done()
+    source.check(300_000)
 
 
 @pytest.mark.parametrize("agents", [1, 2])
