@@ -17,6 +17,8 @@ _PROCESS_BYTES = 184 << 20
 _LETTERS_BYTES = 40 << 20
 """What such a process takes beside it where it may keep dead letters: a producer, consumers, and what is known of each
 letter."""
+_FILLER_BYTES = 184 << 20
+"""What a process takes that fills a generation's own topic: it keeps no models, and reads and writes ahead."""
 _GROWTH = 1.5
 """By how much of its cache a process grows at most."""
 _RESERVE = 0.9
@@ -24,7 +26,9 @@ _RESERVE = 0.9
 _LEAST_BYTES = 4 << 20
 
 
-def cache_share(limit_bytes: int, projections: int, agents_per_generation: int, *, stands_by: bool = False) -> int:
+def cache_share(
+    limit_bytes: int, projections: int, agents_per_generation: int, *, stands_by: bool = False, repartitioned: int = 0
+) -> int:
     """Give how much memory for decoded models each agent may have, in bytes.
 
     Args:
@@ -32,19 +36,22 @@ def cache_share(limit_bytes: int, projections: int, agents_per_generation: int, 
         projections: How many it sees to.
         agents_per_generation: As the setting of that name.
         stands_by: Whether a further process for each projection keeps copies of what others own.
+        repartitioned: For how many of them further processes fill their generations' own topics.
 
     Raises:
         ConfigError: It is too little for so many processes; the least that would do is named.
     """
     agents = projections * (GENERATIONS * agents_per_generation + stands_by)
-    share = ((limit_bytes * _RESERVE - _WORKER_BYTES) / agents - _AGENT_BYTES) / _GROWTH
+    others_bytes = _WORKER_BYTES + repartitioned * GENERATIONS * agents_per_generation * _FILLER_BYTES
+    share = ((limit_bytes * _RESERVE - others_bytes) / agents - _AGENT_BYTES) / _GROWTH
     if share < _LEAST_BYTES:
-        least = (_WORKER_BYTES + agents * (_AGENT_BYTES + _GROWTH * _LEAST_BYTES)) / _RESERVE
+        told = f", as many for the topics of {repartitioned}" if repartitioned else ""
+        least = (others_bytes + agents * (_AGENT_BYTES + _GROWTH * _LEAST_BYTES)) / _RESERVE
         raise ConfigError(
             f"memory_limit_bytes: {limit_bytes >> 20} MiB are too little for {agents} agents ({projections} "
             f"projections, {GENERATIONS} generations each while one is rebuilt, {agents_per_generation} agents a "
-            f"generation{', one that stands by' if stands_by else ''}). Give {-(-int(least) >> 20) + 1} MiB, have "
-            "other workers see to some projections, or say cache_bytes yourself."
+            f"generation{', one that stands by' if stands_by else ''}{told}). Give {-(-int(least) >> 20) + 1} MiB, "
+            "have other workers see to some projections, or say cache_bytes yourself."
         )
     return int(share)
 

@@ -55,7 +55,8 @@ def run(
     with naming_commands(projection), drained_by_signals(stop.ask, exit_code=0):
         wired = options.wire(projection)
         site = wired.site()
-        make_runner = supervised(workers) if workers > 1 else ThreadRunner
+        # What fills a topic of its own is a process beside the one that folds it.
+        make_runner = supervised(workers) if workers > 1 or site.is_repartitioned else ThreadRunner
         if adopt or wired.settings.on_change == "adopt":
             adopt = True
         elif not bring_up(site, workers, rebuilds=wired.settings.on_change == "rebuild", stop=stop):

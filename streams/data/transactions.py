@@ -151,6 +151,9 @@ class Transactions:
         config: dict[str, Any] = {
             **PRODUCER_SETTINGS,
             "linger.ms": 5,
+            # One that was removed with its generation stays so, whoever wakes late.
+            "allow.auto.create.topics": False,
+            "queue.buffering.max.kbytes": 16 << 10,
             "transactional.id": self._name,
             "transaction.timeout.ms": int(_TRANSACTION_S * 1000),
             "message.max.bytes": 1_000_000_000,  # the topic says what is too large

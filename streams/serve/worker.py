@@ -90,7 +90,7 @@ class Worker:
 
     def __init__(self, sites: Sequence[Site], kafka: KafkaSettings, settings: WorkerSettings) -> None:
         self.settings = settings
-        self._cache_bytes = _share(settings, len(sites))
+        self._cache_bytes = _share(settings, sites)
         if settings.static_membership and settings.worker_name is None:
             raise ConfigError(
                 "static_membership: groups know a worker again by its name, and this one has none that lasts: give it "
@@ -342,11 +342,17 @@ class Worker:
         await asyncio.to_thread(leading.handle, command)
 
 
-def _share(settings: WorkerSettings, projections: int) -> int | None:
+def _share(settings: WorkerSettings, sites: Sequence[Site]) -> int | None:
     limit = settings.memory_limit_bytes
     if limit is None:
         return None
-    return cache_share(limit, max(1, projections), settings.agents_per_generation, stands_by=settings.standbys > 0)
+    return cache_share(
+        limit,
+        max(1, len(sites)),
+        settings.agents_per_generation,
+        stands_by=settings.standbys > 0,
+        repartitioned=sum(site.is_repartitioned for site in sites),
+    )
 
 
 def _address(host: str, port: int) -> str:

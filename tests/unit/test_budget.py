@@ -39,3 +39,10 @@ def test_one_process_has_for_models_what_the_rest_leaves() -> None:
     assert load(FoldSettings).models_bytes == 256 << 20
     with pytest.raises(ConfigError, match=r"100 MiB are too little for a process that folds. Give (2[0-9]{2}) MiB"):
         process_share(100 << 20)
+
+
+def test_processes_that_fill_topics_take_their_part() -> None:
+    alone, beside = (cache_share(8 << 30, 2, 1, repartitioned=number) for number in (0, 1))
+    assert beside < alone
+    with pytest.raises(ConfigError, match="as many for the topics of 1"):
+        cache_share(1 << 30, 2, 1, repartitioned=1)
