@@ -212,6 +212,9 @@ class Green:
         topic = make_topic(self._site.events.cluster, green.topic, topic_of(filling_of(green)))
         targets = {number: one.high for number, one in marks.items()}
         self._update(lambda record: to.repartitioned(record, self._id, topic, targets))
+        if self._record.find(green.id) is None:  # it was given up and removed meanwhile, and nobody knows the topic
+            self._site.events.cluster.delete_topic(topic.name)
+            return True
         log.info("generation.repartitioned", generation=green.id, topic=topic.name, targets=targets)
         return True
 

@@ -24,6 +24,8 @@ _JOIN_S = 0.02
 _ASK_S = 0.5
 _STATISTICS_MS = 100
 """How often librdkafka tells its state, which is looked at when the group is to be left."""
+_REFRESH_MS = 10_000
+"""How often it is asked whether the topic has more partitions; librdkafka's default is five minutes."""
 _OUT = 2
 _HEARTBEAT_MS = 300
 """A member learns by its heartbeat's answer that the group is being rebalanced, and a hand-over takes two such rounds:
@@ -94,6 +96,7 @@ class Subscription:
                 **({"group.instance.id": instance} if instance else {}),
                 "on_commit": self._on_commit,
                 "statistics.interval.ms": _STATISTICS_MS,
+                "topic.metadata.refresh.interval.ms": _REFRESH_MS,
                 "stats_cb": self._on_statistics,
             },
         )

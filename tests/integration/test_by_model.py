@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ from streams import Registry
 from streams.control.record import Generation, Record
 from streams.data.json_codec import JsonCodec
 from streams.data.routed import Origin, Routed
+from streams.errors import ConfigError
 from tests.integration.by_model import BY_MODEL, FIXED, SLOW, FixedRemainders, Remainders
 from tests.integration.fleet import Worker, fleet
 from tests.integration.kit import Kit, produce, read_log, tally_events, traffic, until, wait_for_log
@@ -266,6 +268,40 @@ def test_workers_share_it_and_one_is_killed(kit: Kit) -> None:
         assert status in (200, 202), told
         until("the old one to be gone", lambda: len(record_of(kit).generations) == 1)
         assert {name for name in kit.cluster.topics() if "repartition" in name and kit.group in name} == {live.topic}
+
+
+def test_what_rests_on_one_streams_events_is_refused_with_what_to_do_instead(kit: Kit) -> None:
+    produce(kit.bootstrap, kit.topic, tally_events(300))
+    with pytest.raises(ConfigError, match=r"refold run.*Nothing was changed"):
+        asyncio.run(kit.coordinator().rebuild_from_beginning())
+    with kit.process(projection=BY_MODEL, env=QUICKLY) as live:
+        wait_for_log(live, ["run.started"])
+        until("the first generation to be there", lambda: is_registered(kit))
+        until("all to be folded", lambda: is_done(kit))
+        for asked in (("--in-place",), ("--from", "stream:stream-1"), ("--from", "checkpoint")):
+            said = kit.refold("rebuild", *asked, "--yes", projection=BY_MODEL, ok=2)
+            assert "it is rebuilt beside what there is, and from the beginning" in said
+        assert "`refold rebuild remainders`" in kit.refold("preview", projection=BY_MODEL, ok=2)
+        steps = orjson.loads(kit.refold("explain", "remainder-7", "--json", projection=BY_MODEL))["events"]
+        assert [one["id"] for one in steps if one["id"] == "e7"] == ["e7"]
+        assert len(record_of(kit).generations) == 1
+        assert live.terminate() == 0
+
+
+def test_partitions_that_the_event_topic_is_given_later_are_read_too(kit: Kit) -> None:
+    """Models stay where they are: the generation's own topic has as many partitions as before."""
+    produce(kit.bootstrap, kit.topic, tally_events(1_000, streams=100))
+    with kit.process(projection=BY_MODEL, env=QUICKLY) as live:
+        wait_for_log(live, ["run.started"])
+        until("the first generation to be there", lambda: is_registered(kit))
+        until("all to be folded", lambda: is_done(kit))
+        kit.cluster.add_partitions(kit.topic, 5)
+        until("they are there", lambda: len(kit.ends()) == 5)
+        for partition in (3, 4):
+            produce(kit.bootstrap, kit.topic, tally_events(500, first=1_000 * partition), partition=partition)
+        check(kit)
+        assert live.terminate() == 0
+    assert kit.cluster.topic(record_of(kit).live.topic).partitions == 3
 
 
 def _served(worker: Worker, path: str) -> Any:

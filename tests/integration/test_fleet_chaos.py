@@ -32,7 +32,7 @@ from tests.support import Tally
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
-STEPS = int(os.environ.get("REFOLD_CHAOS_FLEET_STEPS", "25"))
+STEPS = int(os.environ.get("REFOLD_CHAOS_FLEET_STEPS", "20"))
 SEED = int(os.environ.get("REFOLD_CHAOS_FLEET_SEED", "21"))
 PARTITIONS = 3
 BEGIN = 60_000
