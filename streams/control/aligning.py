@@ -32,6 +32,8 @@ log = get_logger(__name__)
 
 _LOOK_S = 0.05
 _HOLD_S = 25.0
+_SKEW = timedelta(minutes=5)
+"""By so much clocks may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,9 @@ class Aligned:
 def wish_of(record: Record | None, generation: str) -> Hold | None:
     """Say whether what fills a generation's own topic is to be held."""
     holding = None if record is None else record.holding
-    if holding is None or generation not in holding.generations or holding.until < datetime.now(UTC):
+    if holding is None or generation not in holding.generations:
+        return None
+    if holding.until + _SKEW < datetime.now(UTC):  # who wished it has died; what is held by it lets go by itself
         return None
     return Hold(id=holding.id, barrier=holding.barrier)
 

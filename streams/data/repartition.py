@@ -155,7 +155,7 @@ class Repartitioner:
 
         Raises:
             EventError, ProjectionError, CqrsError: Where a partition has halted: the first one's error, once `stop` was
-                called; at once where all have halted.
+                called; at once where all have halted, unless a worker does it.
             TopicChanged, TopicNotFound: The event topic is no longer what it was.
             BrokerUnavailable, BrokerError: From Kafka.
         """
@@ -172,7 +172,7 @@ class Repartitioner:
         try:
             self._transactions.take_over()
             with rare_collections():
-                while not self._interrupts and not self._all_halted():
+                while not self._interrupts and not self._has_nothing_to_do():
                     self._turn()
                     yield
                     self._rest()
@@ -221,8 +221,11 @@ class Repartitioner:
         while not self._interrupts and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _WAKE_S))
 
-    def _all_halted(self) -> bool:
-        return bool(self._held) and all(one.phase is Phase.HALTED for one in self._held.values())
+    def _has_nothing_to_do(self) -> bool:
+        """Say whether all has halted, and nobody is served what is folded beside: a worker goes on with that."""
+        return (
+            not self.job.address and bool(self._held) and all(one.phase is Phase.HALTED for one in self._held.values())
+        )
 
     # Where to go on
 

@@ -290,6 +290,21 @@ def test_an_event_whose_model_cannot_be_told_is_not_passed(
     assert len(_all(source.written())) == 2
 
 
+def test_a_worker_goes_on_with_what_is_folded_where_all_that_it_reads_has_halted(source: Source) -> None:
+    kit = source.kit
+    for partition in range(3):
+        produce(kit.bootstrap, kit.topic, [("a", envelope(7)), ("a", b"no JSON")], partition=partition)
+    one = Repartitioner(replace(source.job, address="127.0.0.1:8080"))
+    turns = one.turns()
+    until(
+        "all have halted", lambda: next(turns, "over") is None and all(_is_halted(one, number) for number in range(3))
+    )
+    assert [next(turns, "over") for _ in range(5)] == [None] * 5
+    one.stop()
+    with pytest.raises(EventError, match="no event"):
+        list(turns)
+
+
 def test_a_policy_that_skips_leaves_it_to_the_fold(source: Source) -> None:
     kit = source.kit
     produce(kit.bootstrap, kit.topic, [("a", b"no JSON"), ("a", envelope(1, "fail")), ("a", envelope(8))], partition=0)
