@@ -437,7 +437,10 @@ class Repartitioner:
         if not self._watch.is_same():
             raise Undone("nobody says whether the topic is the same")
         offsets = [self._offset(self._held[number]) for number in moved]
-        self._transactions.commit(offsets, self._subscription.membership)
+        membership = self._subscription.membership
+        if membership is None:
+            raise Undone("this member is none of its group's any more")
+        self._transactions.commit(offsets, membership)
         self._undone = 0
         for number, tell in moved.items():
             one = self._held[number]

@@ -168,8 +168,11 @@ class Subscription:
 
     @property
     def membership(self) -> Any:
-        """What a transaction is to say of this member, for the group to take its offsets (KIP-447)."""
-        return self._consumer.consumer_group_metadata()
+        """What a transaction is to say of this member, for the group to take its offsets (KIP-447); None where it is
+        none just now: a group that is told of nobody may take them from anybody.
+        """
+        metadata = self._consumer.consumer_group_metadata()
+        return metadata if self._consumer.memberid() else None  # in this order: it may be put out in between
 
     def take_refused(self) -> set[int]:
         """Give the partitions whose commit the group refused since last asked; a rebalance refuses them for a while."""

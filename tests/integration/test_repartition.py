@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -269,6 +273,45 @@ def test_one_that_is_away_for_too_long_writes_nothing_more(source: Source) -> No
         for one in (first, second):
             one.result()
     source.check(6_000)
+
+
+STOPS = """
+import os, pickle, signal, sys
+from streams.data import repartition
+
+class Stopping(repartition.Subscription):
+    @property
+    def membership(self):
+        if one._transactions.is_open:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().membership
+
+repartition.Subscription = Stopping
+one = repartition.Repartitioner(pickle.load(open(sys.argv[1], "rb")))
+one.run()
+"""
+
+
+def test_one_that_wakes_in_the_middle_of_a_commit_cannot_make_it(source: Source, tmp_path: Path) -> None:
+    """Others have written the same events by then, and the broker has not yet ended what it had begun."""
+    kit = source.kit
+    (tmp_path / "job").write_bytes(pickle.dumps(replace(source.job, seat="one")))
+    produce(kit.bootstrap, kit.topic, tally_events(2_000))
+    command = [sys.executable, "-c", STOPS, str(tmp_path / "job")]
+    first = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    second = ProcessRunner(replace(source.job, seat="two"))
+    try:
+        until("it to stop", lambda: Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        second.start()
+        source.until_done()
+        first.send_signal(signal.SIGCONT)
+        time.sleep(3)
+    finally:
+        first.kill()
+        first.wait()
+        second.stop()
+        assert second.wait(30)
+    source.check(2_000)
 
 
 @pytest.mark.parametrize(("value", "error"), [(b"no JSON", EventError), (envelope(1, "fail"), ProjectionError)])
