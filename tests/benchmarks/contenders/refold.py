@@ -17,7 +17,7 @@ from projections.contract import CqrsProjection, Event
 from tests.benchmarks.contenders.job import Job, Outcome, peak_rss_mb
 from tests.benchmarks.workload import digest
 
-__all__ = ["OrderSummary", "run", "unavailable"]
+__all__ = ["ByModel", "OrderSummary", "run", "unavailable"]
 
 _NEEDED = ("KafkaCheckpointStore", "KafkaEventStore", "RebuildCoordinator", "RocksStore")
 
@@ -51,6 +51,13 @@ class OrderSummary(CqrsProjection[Order]):
         model.total_cents += quantity * data["price_cents"]
         model.last = event.id
         return model
+
+
+class ByModel(OrderSummary):
+    """The same, with its events written once more, keyed by model."""
+
+    name = "bench-by-model"
+    partition_by = "model"
 
 
 def unavailable() -> str | None:
