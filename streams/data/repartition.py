@@ -1,6 +1,6 @@
 """Repartitioning: events are written once more, each with its model's id as the key, so that one partition feeds it.
 
-    event topic ──(group GROUP.source)──▶ Repartitioner ──(transactions)──▶ GROUP.repartition ──▶ the fold, as ever
+    event topic ──▶ Repartitioner ──(transactions)──▶ the generation's own topic ──▶ the fold, as ever
 
 A record and the position behind its event become visible in one transaction, so each event is there once, whatever
 dies when (KIP-98, KIP-447). The group's offsets are the truth of how far it is: nothing is kept elsewhere.
@@ -12,37 +12,26 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from confluent_kafka import TopicPartition
 
 from projections.contract import Event
-from streams.data.codec import Outcome, Record, Tombstone, Undecodable, decoded
+from streams.data.codec import Record, Undecodable, decoded
 from streams.data.collector import rare_collections
-from streams.data.failures import brief, failed
 from streams.data.history import TopicWatch
 from streams.data.job import AgentStatus, Hold, Repartition, Work
-from streams.data.partition import PartitionStatus, Phase
+from streams.data.partition import Phase
 from streams.data.polling import Slice
-from streams.data.recovery import Failure, Kind
 from streams.data.routed import headers_with_origin
-from streams.data.stamp import Stamp
+from streams.data.scan import scan
+from streams.data.source import KafkaEventStore
+from streams.data.source_partition import FIRST_RETRY_S, SourcePartition
 from streams.data.subscription import Subscription
 from streams.data.throttle import Throttle
 from streams.data.transactions import Transactions, Undone
-from streams.errors import (
-    BrokerError,
-    BrokerUnavailable,
-    CqrsError,
-    ForeignOffset,
-    HistoryIncomplete,
-    ProjectionError,
-    TopicChanged,
-    TopicNotFound,
-    at,
-)
+from streams.errors import BrokerError, BrokerUnavailable, CqrsError, TopicChanged, TopicNotFound
 from streams.log import get_logger
-from streams.types import Committed, Member, TopicInfo
+from streams.types import Member, TopicInfo
 
 __all__ = ["Repartitioner"]
 
@@ -53,42 +42,10 @@ _SOON_S = 0.01
 _COMMIT_S = 0.25
 _ANSWER_S = 3.0
 _WAKE_S = 0.05
-_FIRST_RETRY_S = 0.1
-_LONGEST_RETRY_S = 5.0
 _HOLD_S = 30.0
 """For so long it may be held: whoever compares needs a third of it, or begins again."""
 _UNDONE = 20
 """So many transactions in a row that come to nothing are no accident."""
-
-
-@dataclass(slots=True)
-class _Held:
-    """One partition of the event topic that this member has."""
-
-    number: int
-    phase: Phase = Phase.OPENING
-    position: int = -1
-    """Behind what was written or declined; -1 where that is not known, as long as it is not opened."""
-    committed: int = -1
-    events: int = 0
-    declined: int = 0
-    record_ms: int | None = None
-    error: CqrsError | None = None
-    tried: tuple[int, int] = (-1, 0)
-    """An event that could not be read just now, and how often that was tried."""
-    stalls: int = 0
-    retry_at: float = 0.0
-    held: str = ""
-    """The wish by which it is held."""
-    until: int | None = None
-    """Where to be held."""
-    told: tuple[int, str, str | None] = (-1, "", None)
-    """What the group was told last: the position, the wish, and why it has halted."""
-
-    @property
-    def to_tell(self) -> tuple[int, str, str | None]:
-        why = str(self.error) if self.phase is Phase.HALTED else None
-        return self.position, self.held, why
 
 
 class Repartitioner:
@@ -107,7 +64,7 @@ class Repartitioner:
     def __init__(self, job: Repartition) -> None:
         self.job = job
         self._interrupts: list[str] = []
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, SourcePartition] = {}
         self._cluster = job.events.cluster.within(_ANSWER_S)
         self._watch = TopicWatch(self._cluster, job.topic, job.projection.name)
         seat = job.instance or job.seat or f"{socket.gethostname()}-{os.getpid()}"
@@ -247,13 +204,15 @@ class Repartitioner:
             raise
         except BrokerError as error:
             for one in due:
-                self._stall(one, error)
+                one.stall(error)
             return
         for one in due:
             try:
-                self._go_on(one, committed.get(one.number), lows.get(one.number, 0), is_new=is_new)
+                one.open(committed.get(one.number), lows.get(one.number, 0), is_new=is_new)
             except CqrsError as error:
                 self._halt(one, error)
+            else:
+                self._subscription.read(one.number, one.position)
 
     def _has_begun(self, topic: TopicInfo) -> bool:
         """Say whether a partition that the group has no offset of was never read: it has some of others, or nothing was
@@ -261,71 +220,28 @@ class Repartitioner:
         every = range(topic.partitions)
         if self._subscription.committed(every):
             return True
-        is_empty = not any(marks.high for marks in self._cluster.watermarks(self.job.into).values())
-        return is_empty or bool(self._subscription.committed(every))  # another member may have just begun
+        return self._is_nothing_written() or bool(
+            self._subscription.committed(every)
+        )  # another one may have just begun
 
-    def _go_on(self, one: _Held, committed: Committed | None, low: int, *, is_new: bool) -> None:
-        """Read a partition from where the group is.
+    def _is_nothing_written(self) -> bool:
+        """Say whether no transaction was committed yet. What is left of others takes offsets, and is read by nobody."""
+        job, deadline = self.job, time.monotonic() + _ANSWER_S
 
-        Raises:
-            ForeignOffset: Somebody has set that.
-            HistoryIncomplete: It is not known any more, or what comes there is gone.
-        """
-        job = self.job
-        where = at(job.topic.name, one.number)
-        if committed is not None:
-            stamp = Stamp.parse(committed.metadata)
-            if stamp is None or stamp.directory != job.mark:
-                raise ForeignOffset(
-                    f"Group {job.group!r} is at {where}@{committed.position}, and that was not committed by who fills "
-                    f"{job.into.name}: somebody has set it. Whatever was to be achieved by it, a rebuild does it "
-                    f"(`refold rebuild {job.projection.name}`): what is in {job.into.name} already would come twice.",
-                    projection=job.projection.name,
-                    topic=job.topic.name,
-                    partition=one.number,
-                    offset=committed.position,
-                )
-            one.position = committed.position
-            one.events, one.declined, one.record_ms = stamp.events, stamp.declined, stamp.record_ms
-        elif not is_new:
-            raise HistoryIncomplete(
-                f"Group {job.group!r} has no offsets any more (Kafka drops those of a group without members after "
-                f"offsets.retention.minutes), so it is not known what of {job.topic.name} is in {job.into.name}. The "
-                f"models are kept as they are; `refold rebuild {job.projection.name}` makes them anew.",
-                projection=job.projection.name,
-                topic=job.topic.name,
-                partition=one.number,
-            )
-        else:
-            one.position = low
-            one.events = one.declined = 0
-        if one.position < low:
-            raise HistoryIncomplete(
-                f"{where} begins at offset {low}, and what is folded by model has come to {one.position}: "
-                f"{low - one.position} offsets are gone unfolded (retention or a deletion). The models are kept as "
-                "they are. Rebuilding folds what is left, if you allow it to be incomplete (--allow-incomplete).",
-                projection=job.projection.name,
-                topic=job.topic.name,
-                partition=one.number,
-                offset=one.position,
-            )
-        one.committed = one.position
-        one.phase, one.error, one.stalls = Phase.READY, None, 0
-        one.held, one.until = "", None
-        one.told = (-1 if committed is None else one.position, "", None)
-        self._subscription.read(one.number, one.position)
+        def check() -> None:
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(f"{job.into.name} could not be looked at within {_ANSWER_S:g} s.")
 
-    def _stall(self, one: _Held, error: CqrsError, times: int | None = None) -> None:
-        """Read a partition no further for a moment, which is longer each time."""
-        one.stalls += 1
-        one.phase, one.error = Phase.STALLED, error
-        times = one.stalls if times is None else times
-        one.retry_at = time.monotonic() + min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2 ** (times - 1))
+        marks = self._cluster.watermarks(job.into)
+        if any(one.low for one in marks.values()):
+            return False
+        own = KafkaEventStore(job.into.name, codec=job.events.codec, kafka=job.events.kafka)
+        return next(scan(own, {number: (0, one.high) for number, one in marks.items()}, check), None) is None
 
-    def _halt(self, one: _Held, error: CqrsError) -> None:
+    def _halt(self, one: SourcePartition, error: CqrsError) -> None:
         one.phase, one.error = Phase.HALTED, error
         self._subscription.stop_reading(one.number)
-        log.error("repartition.halted", where=at(self.job.topic.name, one.number), why=str(error))
+        log.error("repartition.halted", where=one.where, why=str(error))
 
     # Writing
 
@@ -335,7 +251,7 @@ class Repartitioner:
             return
         if piece.refused is not None:
             self._subscription.stop_reading(one.number)
-            self._stall(one, BrokerUnavailable(f"{at(self.job.topic.name, one.number)}: {piece.refused}"))
+            one.stall(BrokerUnavailable(f"{one.where}: {piece.refused}"))
             return
         records, end = piece.records, piece.end
         if one.until is not None:
@@ -353,7 +269,7 @@ class Repartitioner:
         if end is not None:
             one.position = max(one.position, end)
 
-    def _write(self, one: _Held, records: Sequence[Record]) -> bool:
+    def _write(self, one: SourcePartition, records: Sequence[Record]) -> bool:
         """Write records once more, as far as nothing is in the way; say whether all were."""
         extract, write = self.job.projection.extract_model_id, self._transactions.write
         number = 0
@@ -386,38 +302,13 @@ class Repartitioner:
         one.record_ms = records[number - 1].timestamp()[1]
         return True
 
-    def _passes(self, one: _Held, outcome: Outcome, error: Exception | None) -> bool:
+    def _passes(self, one: SourcePartition, outcome: Event | Undecodable, error: Exception | None) -> bool:
         """Say whether an event is passed of which no model can be told; where not, wait or halt in front of it."""
-        job = self.job
-        assert not isinstance(outcome, Tombstone)
-        if isinstance(outcome, Undecodable):
-            raised: CqrsError = outcome.error()
-            said, kind = f"the record is no event: {outcome.reason}", Kind.UNDECODABLE
-        else:
-            assert error is not None
-            raised = failed(job.projection, outcome, error)
-            said, kind = brief(error), Kind.FAILED
-        is_transient = isinstance(raised, ProjectionError) and raised.is_transient
-        attempt = one.tried[1] + 1 if one.tried[0] == outcome.offset else 1
-        action = job.policy.decide(
-            Failure(
-                kind=kind,
-                error=said,
-                topic=outcome.topic,
-                partition=outcome.partition,
-                offset=outcome.offset,
-                is_rebuild=outcome.offset < job.ends.get(one.number, 0),
-                is_transient=is_transient,
-                attempt=attempt,
-                event_id=str(outcome.id) if isinstance(outcome, Event) else None,
-            )
-        )
+        action, raised = one.refused(outcome, error)
         if action == "skip":
             return True
-        if action == "retry" and is_transient:
+        if one.phase is Phase.STALLED:
             self._subscription.stop_reading(one.number)
-            one.tried = (outcome.offset, attempt)
-            self._stall(one, raised, attempt)
         else:
             self._halt(one, raised)
         return False
@@ -436,7 +327,12 @@ class Repartitioner:
         began = time.monotonic()
         if not self._watch.is_same():
             raise Undone("nobody says whether the topic is the same")
-        offsets = [self._offset(self._held[number]) for number in moved]
+        topic = self.job.topic.name
+        offsets = [
+            TopicPartition(topic, number, one.position, one.stamp().encode())
+            for number, one in self._held.items()
+            if number in moved
+        ]
         membership = self._subscription.membership
         if membership is None:
             raise Undone("this member is none of its group's any more")
@@ -448,22 +344,6 @@ class Repartitioner:
         self._commits += 1
         self._commit_s += time.monotonic() - began
         self._began_s = time.monotonic()
-
-    def _offset(self, one: _Held) -> TopicPartition:
-        job = self.job
-        stamp = Stamp(
-            generation=job.generation,
-            build=0,
-            directory=job.mark,
-            fingerprint="",
-            events=one.events,
-            declined=one.declined,
-            record_ms=one.record_ms,
-            time_ms=time.time_ns() // 1_000_000,
-            halted=one.to_tell[2],
-            held=one.held,
-        )
-        return TopicPartition(job.topic.name, one.number, one.position, stamp.encode())
 
     def _again(self, why: Undone) -> None:
         """Begin again where the group is: nothing of what was written since is there.
@@ -483,9 +363,7 @@ class Repartitioner:
                 f"to be written to {self.job.into.name}; the last time: {why} What was committed is kept."
             ) from why
         for one in self._held.values():
-            if one.phase is not Phase.HALTED or one.position != one.committed:
-                one.phase, one.position = Phase.OPENING, -1
-                one.retry_at = time.monotonic() + _FIRST_RETRY_S * (self._undone > 1)
+            one.begin_again(FIRST_RETRY_S if self._undone > 1 else 0.0)
 
     # Being held
 
@@ -510,7 +388,7 @@ class Repartitioner:
             elif one.until != barrier:
                 self._go_up_to(one, barrier)
 
-    def _go_up_to(self, one: _Held, until: int | None) -> None:
+    def _go_up_to(self, one: SourcePartition, until: int | None) -> None:
         one.held, one.until = "", until
         self._subscription.read(one.number, one.position)
 
@@ -531,18 +409,7 @@ class Repartitioner:
 
     def _publish(self) -> None:
         self.status = AgentStatus(
-            partitions={
-                one.number: PartitionStatus(
-                    position=one.position,
-                    committed=one.committed,
-                    events=one.events,
-                    declined=one.declined,
-                    record_ms=one.record_ms,
-                    phase=one.phase,
-                    why="" if one.error is None else str(one.error),
-                )
-                for one in self._held.values()
-            },
+            partitions={one.number: one.status() for one in self._held.values()},
             events=self._events,
             work=Work(commits=self._commits, commit_s=self._commit_s, rebalances=self._rebalances),
             away_s=self._subscription.away_s,
@@ -554,7 +421,7 @@ class Repartitioner:
         """See Listener."""
         self._rebalances += 1
         if not self._has_left:
-            self._held |= {number: _Held(number) for number in partitions}
+            self._held |= {number: SourcePartition(self.job, number) for number in partitions}
 
     def revoked(self, partitions: Sequence[int]) -> None:
         """Commit what was written of these, for whoever gets them next."""

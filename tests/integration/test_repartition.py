@@ -186,6 +186,22 @@ def test_transactions_that_come_to_nothing_are_done_again(source: Source) -> Non
     source.check(300_000)
 
 
+def test_one_that_died_before_its_first_commit_is_begun_again(source: Source) -> None:
+    """What it had written takes offsets of the topic, and is none of it."""
+    kit = source.kit
+    produce(kit.bootstrap, kit.topic, tally_events(1_000))
+    lost = Transactions(source.job.events.kafka, "one-that-dies", source.job.into.name)
+    for number in range(500):
+        lost.write(f"remainder-{number % 101}".encode(), b"lost", [], 0)
+    assert lost._producer is not None
+    lost._producer.flush(10)
+    lost.close()
+    assert sum(marks.high for marks in kit.cluster.watermarks(source.job.into).values()) > 500
+    with repartitioning(source.job):
+        source.until_done()
+    source.check(1_000)
+
+
 @pytest.mark.parametrize("agents", [1, 2])
 def test_kill_9_at_random(source: Source, agents: int) -> None:
     """They are static members: one that is started again has its partitions at once, and is soon killed with them."""
