@@ -139,13 +139,22 @@ class Finding:
             deadline_s: Until when, by the monotonic clock.
 
         Raises:
-            Problem: It is not served just now, or does not come to that position in time.
+            Problem: It is not served just now, or here any more, or does not come to that position in time.
         """
         while True:
             known = self._committed(tending, generation, number)
             found = await self._read(number, partial(self._shelf.find, build, number, model_id, known))
             if found.state.position >= at_least:
                 return found, self._answer(generation, number, found.state)
+            if known < 0:
+                raise Problem(
+                    503,
+                    "not-ready",
+                    f"Partition {number} of {generation.id} is being handed over to another worker.",
+                    retry_after_s=1,
+                    generation=generation.id,
+                    partitions=[number],
+                )
             if time.monotonic() > deadline_s:
                 raise Problem(
                     504,

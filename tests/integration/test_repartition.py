@@ -78,8 +78,13 @@ class Source:
         )
 
     def written(self) -> dict[int, list[Message]]:
-        """What readers see of it."""
+        """What readers see of it, once no transaction is open: a commit is told before its markers are everywhere."""
+        until("no transaction to be open", self._is_stable)
         return read_log(self.kit.bootstrap, self.job.into)
+
+    def _is_stable(self) -> bool:
+        marks = self.kit.cluster.watermarks(self.job.into)
+        return {number: one.high for number, one in marks.items()} == self.kit.cluster.ends(self.job.into)
 
     def check(self, expected: int | None = None) -> int:
         """Check that each event is there once, with its model's key, as it was, and in its partition's order."""
