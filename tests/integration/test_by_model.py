@@ -28,6 +28,8 @@ from tests.integration.fleet import Worker, fleet
 from tests.integration.kit import Kit, produce, read_log, tally_events, traffic, until, wait_for_log
 from tests.support import as_json, envelope, folded
 
+pytestmark = pytest.mark.slow
+
 NewKit = Callable[..., Kit]
 QUICKLY = {"REFOLD_SESSION_TIMEOUT_S": "6"}
 

@@ -173,6 +173,7 @@ def test_headers_come_along_and_where_it_was(source: Source) -> None:
     assert found[0].headers() == [(ORIGIN, b"1:0:a")]
 
 
+@pytest.mark.slow
 def test_transactions_that_come_to_nothing_are_done_again(source: Source) -> None:
     """While much more is there to be read, and has been fetched already."""
     kit, chance = source.kit, random.Random(1)
@@ -207,6 +208,7 @@ def test_one_that_died_before_its_first_commit_is_begun_again(source: Source) ->
     source.check(1_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agents", [1, 2])
 def test_kill_9_at_random(source: Source, agents: int) -> None:
     """They are static members: one that is started again has its partitions at once, and is soon killed with them."""
@@ -238,6 +240,7 @@ def test_kill_9_at_random(source: Source, agents: int) -> None:
     source.check(number)
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_killed(private_broker: EmbeddedBroker, new_kit: Callable[..., Kit]) -> None:
     kit = Kit(private_broker.bootstrap_servers, "events", "group", new_kit(1).state_dir, projection=Remainders())
     kit.cluster.create_topic("events", 2)
@@ -253,6 +256,7 @@ def test_a_broker_that_is_killed(private_broker: EmbeddedBroker, new_kit: Callab
     source.check(9_000)
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_away_for_longer_than_the_session(
     private_broker: EmbeddedBroker, new_kit: Callable[..., Kit]
 ) -> None:
@@ -272,6 +276,7 @@ def test_a_broker_that_is_away_for_longer_than_the_session(
     source.check(6_000)
 
 
+@pytest.mark.slow
 def test_one_that_is_away_for_too_long_writes_nothing_more(source: Source) -> None:
     """It was stopped (SIGSTOP), its partitions went to another one, and then it wakes with a transaction open."""
     kit = source.kit
@@ -313,6 +318,7 @@ one.run()
 """
 
 
+@pytest.mark.slow
 def test_one_that_wakes_in_the_middle_of_a_commit_cannot_make_it(source: Source, tmp_path: Path) -> None:
     """Others have written the same events by then, and the broker has not yet ended what it had begun."""
     kit = source.kit
