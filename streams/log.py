@@ -23,7 +23,7 @@ if not structlog.is_configured():
     # standard output, which is the program's.
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
 
 
@@ -50,7 +50,7 @@ def is_debug() -> bool:
     return _configured is not None and _configured["level"] == "debug"
 
 
-class _Named(structlog.PrintLogger):
+class _Named(structlog.WriteLogger):
     """A logger that knows whose it is."""
 
     def __init__(self, name: str) -> None:

@@ -469,6 +469,7 @@ def test_the_figures_are_told_by_labels_of_which_there_are_only_so_many(new_kit:
         soon("the ends to be seen", lambda: len(metrics(one).get("refold_lag_seconds", ())) == 2)
         soon("all to be told", lambda: sum(metrics(one)["refold_events_processed_total"].values()) == 500)
         soon("no lag", lambda: list(metrics(one)["refold_lag_seconds"].values()) == [0.0, 0.0])
+        soon("it to lead", lambda: metrics(one)["refold_worker_leader"] == {(): 1.0})
         found = metrics(one)
         assert sum(found["refold_models"].values()) == len(workers.expected())
         assert set(found["refold_lag_seconds"].values()) == set(found["refold_lag_records"].values()) == {0.0}

@@ -87,3 +87,28 @@ def test_a_task_or_thread_that_failed_unheeded_is_told_and_a_librarys_is_no_erro
     }
     assert told["fails"]["why"] == "ValueError: it failed"
     assert {one["thread"]: one["level"] for one in lines if "thread" in one} == {"theirs": "warning", "ours": "error"}
+
+
+PIECES = """
+import io, json, logging, sys
+from streams.log import configure, get_logger
+pieces = []
+class Pieces(io.StringIO):
+    def write(self, text):
+        pieces.append(text)
+        return len(text)
+sys.stderr = Pieces()
+configure(style="json")
+get_logger("streams.x").warning("ours")
+logging.getLogger("library").warning("theirs")
+print(json.dumps(pieces))
+"""
+
+
+def test_a_line_is_written_in_one_piece() -> None:
+    """Libraries write theirs from other threads, and two may not come out as one."""
+    pieces = json.loads(
+        subprocess.run([sys.executable, "-c", PIECES], capture_output=True, text=True, check=True).stdout
+    )
+    assert [json.loads(one)["event"] for one in pieces] == ["ours", "theirs"]
+    assert all(one.endswith("\n") for one in pieces)
