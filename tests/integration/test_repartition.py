@@ -14,12 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from confluent_kafka import Message, TopicPartition
 
-from projections.contract import CqrsProjection, Event, TransientError
 from streams.broker import EmbeddedBroker
 from streams.config import FoldSettings
 from streams.data.job import Hold, Repartition
@@ -32,31 +30,12 @@ from streams.data.stamp import Stamp
 from streams.data.transactions import Transactions, Undone
 from streams.errors import EventError, ForeignOffset, HistoryIncomplete, ProjectionError
 from streams.types import Committed
+from tests.integration.by_model import Remainders
 from tests.integration.kit import Kit, produce, read_log, tally_events, until
 from tests.support import envelope
 
 _KILLS = 8
 SETTINGS = FoldSettings(session_timeout_s=6)
-
-
-class Remainders(CqrsProjection[dict[str, Any]]):
-    """Per remainder of the event's number: what came, and how often. Every stream feeds every model."""
-
-    name = "remainders"
-    tries = 0
-
-    def extract_model_id(self, event: Event) -> str | None:
-        if event.type == "later":
-            type(self).tries += 1
-            if type(self).tries < 3:
-                raise TransientError("not yet")
-        if event.type == "fail":
-            raise ValueError("whose is it?")
-        return None if event.type == "ignore" else f"remainder-{event.data['n']}"
-
-    def apply_to_model(self, model: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
-        model = model or {"count": 0, "ids": 0}
-        return {"count": model["count"] + 1, "ids": model["ids"] + int(event.id[1:])}
 
 
 class Source:
@@ -381,7 +360,7 @@ def test_a_policy_that_skips_leaves_it_to_the_fold(source: Source) -> None:
     with repartitioning(replace(source.job, recovery=recovery_of(FoldSettings(on_error="skip")))):
         source.until_done()
     keys = sorted(record.key() for record in _all(source.written()))
-    assert keys == [b"a", b"a", b"remainder-1"]
+    assert keys == [b"a", b"a", b"remainder-8"]
 
 
 def test_what_may_pass_is_tried_again(source: Source) -> None:
