@@ -16,7 +16,7 @@ from projections.contract import CqrsProjection
 from streams.control.record import Summary
 from streams.control.runs import Models, NoModels, StoredModels
 from streams.data.failures import users_frames
-from streams.data.store_reader import PartitionReader
+from streams.data.stores import StoreReader
 from streams.diff import ABSENT, Change, changes
 from streams.errors import ProjectionError
 from streams.prepared import prepared
@@ -172,9 +172,7 @@ class Comparison:
         )
 
 
-def compare(
-    before: PartitionReader | None, after: PartitionReader | None, partition: int = 0, **options: Any
-) -> Comparison:
+def compare(before: StoreReader | None, after: StoreReader | None, partition: int = 0, **options: Any) -> Comparison:
     """Compare one partition alone; see `Comparison`."""
     comparison = Comparison(**options)
     was, now = (NoModels() if one is None else StoredModels(one) for one in (before, after))

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from streams.data.store_reader import PartitionReader
+from streams.data.stores import StoreReader
 
 __all__ = ["Models", "NoModels", "Run", "StoredModels", "runs_of"]
 
@@ -50,7 +50,7 @@ class StoredModels:
         store: The store.
     """
 
-    def __init__(self, store: PartitionReader) -> None:
+    def __init__(self, store: StoreReader) -> None:
         self._store = store
 
     def runs(

@@ -22,7 +22,8 @@ import msgspec
 from projections.contract import CqrsProjection
 from projections.fingerprint import fingerprint
 from streams.data.codec import EventCodec, describe
-from streams.data.store import RocksPartition, StoreState
+from streams.data.store import StoreState
+from streams.data.stores import FILES, Kind, OpenStore, Stores
 from streams.errors import BuildChanged, ForeignStore, StorageError, StoreCorrupt
 from streams.log import get_logger
 from streams.prepared import prepared
@@ -154,6 +155,13 @@ class Build:
     """The state directory."""
     current: Current
     manifest: Manifest
+    kind: Kind = FILES
+    """What its stores are kept in."""
+
+    @property
+    def stores(self) -> Stores:
+        """Where its partitions' stores are."""
+        return self.kind.stores(self.path)
 
     @property
     def counts_as(self) -> Manifest:
@@ -168,7 +176,7 @@ class Build:
         """The build's own directory."""
         return self.root / "builds" / str(self.manifest.build)
 
-    def open(self, partition: int, start: int) -> RocksPartition:
+    def open(self, partition: int, start: int) -> OpenStore:
         """Open one partition's store for writing.
 
         Args:
@@ -176,9 +184,9 @@ class Build:
             start: The position of a store that is new.
 
         Raises:
-            StoreLocked, StoreCorrupt, ForeignStore, StorageError: See `RocksPartition.open`.
+            StoreLocked, StoreCorrupt, ForeignStore, StorageError: See `Stores.open`.
         """
-        return RocksPartition.open(self.path / str(partition), self.fresh(partition, start))
+        return self.stores.open(partition, self.fresh(partition, start))
 
     def fresh(self, partition: int, start: int) -> StoreState:
         """Give the state of a store that has folded nothing."""
@@ -212,7 +220,7 @@ class Build:
 
     def has(self, partition: int) -> bool:
         """Say whether a partition has a store."""
-        return (self.path / str(partition)).is_dir()
+        return self.stores.has(partition)
 
     def partitions(self) -> Iterator[int]:
         """Yield the partitions that have a store."""

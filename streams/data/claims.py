@@ -26,7 +26,7 @@ from streams.data.build import (
 )
 from streams.data.locks import FileLock, Holder, holders, is_free
 from streams.data.snapshots import Snapshots
-from streams.data.store import RocksPartition
+from streams.data.store import StoreState
 from streams.errors import CodeChanged, ForeignStore, StorageError, StoreCorrupt, StoreLocked, TopicChanged
 from streams.log import get_logger
 
@@ -220,18 +220,17 @@ class Claim:
         Raises:
             StoreLocked, StoreCorrupt, StorageError: It cannot be.
         """
-        opened: RocksPartition = old.open(partition, 0)
-        try:
-            fresh = new.fresh(partition, 0)
-            state = msgspec.structs.replace(
-                opened.state,
+        fresh = new.fresh(partition, 0)
+
+        def becomes(state: StoreState) -> StoreState:
+            return msgspec.structs.replace(
+                state,
                 directory=fresh.directory,
                 build=fresh.build,
-                position=opened.state.position if position is None else position,
+                position=state.position if position is None else position,
             )
-            opened.carry(new.path / str(partition), state)
-        finally:
-            opened.close()
+
+        old.stores.carry(old.fresh(partition, 0), new.stores, becomes)
 
     @property
     def snapshots(self) -> Snapshots:

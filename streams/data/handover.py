@@ -24,7 +24,7 @@ from streams.data.asking import asked, asking, is_asked
 from streams.data.build import FORMAT, Build, read_record, write_record
 from streams.data.letter import Letter
 from streams.data.refold import StreamsFold
-from streams.data.store import LETTER, RocksPartition
+from streams.data.store import LETTER, PartitionStore
 from streams.errors import StorageError
 from streams.log import get_logger
 from streams.prepared import prepared
@@ -152,7 +152,7 @@ class Swapped(NamedTuple):
     """Dead letters that waited, and are in these models now."""
 
 
-def swap(store: RocksPartition, models: Mapping[str, bytes | None], streams: Container[str]) -> Swapped:
+def swap(store: PartitionStore, models: Mapping[str, bytes | None], streams: Container[str]) -> Swapped:
     """Replace models in one batch, at the store's position.
 
     Args:

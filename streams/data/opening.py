@@ -19,8 +19,8 @@ from streams.data.rescue import Rescue
 from streams.data.restoring import PATIENCE_S, WORTH, Restore
 from streams.data.serde import Serde
 from streams.data.stamp import Stamp
-from streams.data.store import RocksPartition, StoreState
-from streams.data.store_reader import read_state
+from streams.data.store import StoreState
+from streams.data.stores import OpenStore
 from streams.errors import DiskFull, TopicChanged, at
 from streams.log import get_logger
 from streams.types import Committed, Watermarks
@@ -88,7 +88,7 @@ class Opener:
             return None
         marks, committed = self._watermarks[number], self._committed.get(number)
         is_here = job.build.has(number)
-        here = read_state(job.build.path / str(number)).position if is_here else marks.low
+        here = job.build.stores.state(number).position if is_here else marks.low
         known, _ = self._reached(committed)
         is_gone = marks.low > (here if is_here else 0)
         if not is_gone and known - here < WORTH and (is_here or committed is not None):
@@ -160,7 +160,7 @@ class Opener:
         check_readable(job.topic, held.number, held.fold.position, marks, job.projection.name)
         return is_opened
 
-    def _rescue(self, number: int, store: RocksPartition, fold: Fold) -> Rescue:
+    def _rescue(self, number: int, store: OpenStore, fold: Fold) -> Rescue:
         """Give what is done with events that cannot be folded."""
         job = self._job
         letters = Letters(job.projection, job.group, job.topic.name, store)

@@ -12,7 +12,8 @@ from streams.data.cut import Cut, Held
 from streams.data.fold import Fold
 from streams.data.repository import Kept
 from streams.data.restoring import Restore
-from streams.data.store import RocksPartition, StoreState
+from streams.data.store import StoreState
+from streams.data.stores import OpenStore
 from streams.errors import CqrsError, EventError, ProjectionError
 
 __all__ = ["HeldPartition", "PartitionStatus", "Phase"]
@@ -99,7 +100,7 @@ class HeldPartition:
 
     number: int
     phase: Phase = Phase.OPENING
-    store: RocksPartition | None = None
+    store: OpenStore | None = None
     fold: Fold | None = None
     error: CqrsError | None = None
     """Why it is stalled or halted."""
@@ -132,7 +133,7 @@ class HeldPartition:
     _stalled_since: float = 0.0
     _retries: int = field(default=0)
 
-    def opened(self, store: RocksPartition, fold: Fold) -> None:
+    def opened(self, store: OpenStore, fold: Fold) -> None:
         """Take on an open store."""
         self.store, self.fold, self.events_before = store, fold, fold.events
 

@@ -18,7 +18,7 @@ from streams.data.query import filter_of
 from streams.data.serde import serde_for
 from streams.data.split import first_split, split_error
 from streams.data.store import StoreState
-from streams.data.store_reader import PartitionReader, read_only
+from streams.data.stores import StoreReader
 from streams.errors import ForeignStore, ModelSplit, StateNotFound, StorageError
 
 __all__ = ["ModelReader", "hold"]
@@ -36,7 +36,7 @@ class ModelReader:
         """What is read."""
         self._projection = projection
         self._decode = orjson.loads if projection is None else serde_for(projection.model_type()).decode
-        self._partitions: dict[int, PartitionReader] = {}
+        self._partitions: dict[int, StoreReader] = {}
         self._open = ExitStack()
         self._scratch = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="refold-reader-")))
         try:
@@ -48,7 +48,7 @@ class ModelReader:
     def _open_new(self) -> None:
         for number in self.build.partitions():
             if number not in self._partitions:
-                opened = read_only(self.build.path / str(number), self._scratch / str(number))
+                opened = self.build.stores.read(number, self._scratch / str(number))
                 self._open.callback(opened.close)
                 self._partitions[number] = opened
 

@@ -15,7 +15,7 @@ from streams.data.build import Build
 from streams.data.query import Keep
 from streams.data.reader import hold
 from streams.data.store import StoreState
-from streams.data.store_reader import PartitionReader, read_only
+from streams.data.stores import StoreReader
 from streams.errors import StateNotFound, StorageError
 
 __all__ = ["Found", "Page", "Shelf"]
@@ -63,11 +63,11 @@ class _Opened:
         self._scratch = scratch
         self._seen_s = 0.0
         self._is_closed = False
-        self._inode: int | None = None
+        self._version: object = None
         self._held: IO[bytes] | None = None
-        self._store: PartitionReader | None = None
+        self._store: StoreReader | None = None
 
-    def now(self, known: int, fresh_s: float = _FRESH_S) -> PartitionReader:
+    def now(self, known: int, fresh_s: float = _FRESH_S) -> StoreReader:
         """Give the store, as it was so long ago at most, and not before a position.
 
         Args:
@@ -80,10 +80,10 @@ class _Opened:
         """
         if self._is_closed:
             raise StorageError(f"Partition {self._partition} of {self._build.path} is being let go.")
-        if self._store is not None and self._inode != self._inode_now():  # one from the repository has replaced it
+        if self._store is not None and self._version != self._version_now():  # one from the repository has replaced it
             self._let_go()
         if self._store is None:
-            self._inode = self._inode_now()
+            self._version = self._version_now()
             self._store, self._seen_s = self._open(), time.monotonic()
             return self._store
         now_s = time.monotonic()
@@ -92,25 +92,22 @@ class _Opened:
             self._seen_s = now_s
         return self._store
 
-    def _open(self) -> PartitionReader:
+    def _open(self) -> StoreReader:
         held = hold(self._build)
         if held is None or not self._build.has(self._partition):
             if held is not None:
                 held.close()
             raise StateNotFound(f"Partition {self._partition} of {self._build.path} has no models yet.")
         try:
-            store = read_only(self._build.path / str(self._partition), self._scratch)
+            store = self._build.stores.read(self._partition, self._scratch)
         except BaseException:
             held.close()
             raise
         self._held = held
         return store
 
-    def _inode_now(self) -> int | None:
-        try:
-            return (self._build.path / str(self._partition)).stat().st_ino
-        except OSError:
-            return None
+    def _version_now(self) -> object:
+        return self._build.stores.version_of(self._partition)
 
     def memory_bytes(self) -> int:
         with self.guard:

@@ -19,7 +19,6 @@ from rocksdict import Options, Rdict
 from streams.data.build import CURRENT, MANIFEST, Build, Manifest
 from streams.data.generation import RocksStore
 from streams.data.locks import FileLock, Holder, holders
-from streams.data.store import RocksPartition
 from streams.errors import (
     BuildChanged,
     CodeChanged,
@@ -477,7 +476,7 @@ def test_model_on_two_partitions_is_refused_with_both_named(store: RocksStore) -
 
 
 def test_partition_store_is_the_one_that_was_made(store: RocksStore) -> None:
-    opened: RocksPartition = found(store).open(2, 7)
+    opened = found(store).open(2, 7)
     assert (opened.state.partition, opened.state.start, opened.state.position) == (2, 7, 7)
     opened.close()
 

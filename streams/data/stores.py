@@ -1,0 +1,212 @@
+"""Where the stores of a build's partitions are: the seam between what is folded and what it is kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from streams.data.store import PartitionStore, RocksPartition, StoreState
+from streams.data.store_reader import PartitionReader, read_state
+
+__all__ = ["FILES", "Files", "Kind", "OpenStore", "RocksStores", "StoreReader", "Stores"]
+
+
+class OpenStore(PartitionStore, Protocol):
+    """One partition's store, open for writing: nobody else writes to it."""
+
+    def ids(self) -> Iterator[bytes]:
+        """Yield every model's id as committed, as UTF-8, in the order of the bytes."""
+        ...
+
+    def snapshot(self, path: Path) -> None:
+        """Copy the store as committed; under its name there is all of it or nothing.
+
+        Args:
+            path: Where; its directory must exist and it must not.
+
+        Raises:
+            StorageError: It cannot be.
+        """
+        ...
+
+    def settle(self, within_s: float = 1.0) -> None:
+        """Make the store quick to read after a long fold.
+
+        Args:
+            within_s: How long to wait for it.
+        """
+        ...
+
+    def memory_bytes(self) -> int:
+        """Give the memory that it takes in this process."""
+        ...
+
+
+class StoreReader(Protocol):
+    """One partition's models as of one commit, beside whoever writes them."""
+
+    def state(self) -> StoreState:
+        """Give what the store says of itself."""
+        ...
+
+    def get(self, model_id: str) -> bytes | None:
+        """Give a model as stored; None where there is none."""
+        ...
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        """Yield (model id, bytes) in the order of the ids' UTF-8 bytes."""
+        ...
+
+    def raw_items(self, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield (model id as UTF-8, bytes) in the order of the ids' bytes, from an id on."""
+        ...
+
+    def ids(self) -> Iterator[bytes]:
+        """Yield every model's id, as UTF-8, in the order of the bytes."""
+        ...
+
+    def dropped(self) -> Iterable[int]:
+        """Yield the offsets of events that are never to be folded."""
+        ...
+
+    def catch_up(self) -> None:
+        """See what is committed by now.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        ...
+
+    def memory_bytes(self) -> int:
+        """Give the memory that it takes in this process."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class Stores(Protocol):
+    """The stores of one build. Plain data: it can be given to another process."""
+
+    def has(self, partition: int) -> bool:
+        """Say whether a partition has a store."""
+        ...
+
+    def open(self, partition: int, fresh: StoreState) -> OpenStore:
+        """Open a partition's store for writing, or make it.
+
+        Args:
+            partition: The partition.
+            fresh: What its state is to be where there is none yet; its identity must fit a store that exists.
+
+        Raises:
+            StoreLocked: Somebody else has it open.
+            StoreCorrupt, ForeignStore, StorageError: It cannot be opened.
+        """
+        ...
+
+    def read(self, partition: int, scratch: Path) -> StoreReader:
+        """Open a partition's store beside whoever writes to it.
+
+        Args:
+            partition: The partition; it has a store.
+            scratch: A directory of the reader's own, that need not be there.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        ...
+
+    def state(self, partition: int) -> StoreState:
+        """Read what a store says of itself, where nobody writes to it.
+
+        Raises:
+            StoreCorrupt, StorageError: It cannot be read.
+        """
+        ...
+
+    def carry(self, fresh: StoreState, into: Stores, becomes: Callable[[StoreState], StoreState]) -> None:
+        """Take one partition's models over into the stores of another build of the same kind.
+
+        Args:
+            fresh: What a new store would say of itself here: it names the partition.
+            into: Where to.
+            becomes: Gives what the copy is to say of itself, by what the store says.
+
+        Raises:
+            StoreLocked, StoreCorrupt, StorageError: It cannot be; a part may be there.
+        """
+        ...
+
+    def version_of(self, partition: int) -> object:
+        """Give what changes where another store has taken the place of the one that a reader has open."""
+        ...
+
+
+class Kind(Protocol):
+    """What stores are kept in. Plain data."""
+
+    def stores(self, path: Path) -> Stores:
+        """Give the stores of a build.
+
+        Args:
+            path: The build's own directory.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RocksStores:
+    """One RocksDB a partition, in the build's own directory."""
+
+    path: Path
+
+    def has(self, partition: int) -> bool:
+        """See Stores."""
+        return self._of(partition).is_dir()
+
+    def open(self, partition: int, fresh: StoreState) -> RocksPartition:
+        """See Stores."""
+        return RocksPartition.open(self._of(partition), fresh)
+
+    def read(self, partition: int, scratch: Path) -> PartitionReader:
+        """See Stores."""
+        return PartitionReader(self._of(partition), scratch)
+
+    def state(self, partition: int) -> StoreState:
+        """See Stores."""
+        return read_state(self._of(partition))
+
+    def carry(self, fresh: StoreState, into: Stores, becomes: Callable[[StoreState], StoreState]) -> None:
+        """See Stores; by hard links where RocksDB can."""
+        assert isinstance(into, RocksStores), "stores of one kind"
+        opened = self.open(fresh.partition, fresh)
+        try:
+            opened.carry(into._of(fresh.partition), becomes(opened.state))
+        finally:
+            opened.close()
+
+    def version_of(self, partition: int) -> object:
+        """See Stores."""
+        try:
+            return self._of(partition).stat().st_ino
+        except OSError:
+            return None
+
+    def _of(self, partition: int) -> Path:
+        return self.path / str(partition)
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Stores are files in the state directory: RocksDB, on this machine."""
+
+    def stores(self, path: Path) -> RocksStores:
+        """See Kind."""
+        return RocksStores(path)
+
+
+FILES = Files()
