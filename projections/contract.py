@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypedDict, TypeVar
 
 import msgspec
 
+from projections.table import Table
+
 __all__ = ["CqrsProjection", "Event", "RebuildDoc", "TransientError"]
 
 ReadModel = TypeVar("ReadModel")
@@ -135,6 +137,10 @@ class CqrsProjection(ABC, Generic[ReadModel]):
     rebuild_doc: ClassVar[RebuildDoc] = {}
     """What whoever rebuilds it is to know; `refold describe` tells it. No part of the fold: changing it is no reason to
     rebuild."""
+
+    table: ClassVar[Table | None] = None
+    """The columns, key and indexes of the table that its models are kept in, where that is PostgreSQL; by default each
+    field of a typed model is a column. Another table is another version."""
 
     Query: ClassVar[type | None] = None
     """What readers may ask for in a list of models: a dataclass, a `msgspec.Struct` or a pydantic model, whose fields

@@ -15,6 +15,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SecretStr,
     field_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -205,6 +206,13 @@ class StateSettings(BaseSettings):
 
     state_dir: Path = Path(".refold")
     """One directory in it for each generation of a projection. Env: REFOLD_STATE_DIR."""
+    store: Literal["files", "postgres"] = "files"
+    """What the models of new generations are kept in: files is RocksDB in the state directory. Env: REFOLD_STORE."""
+    dsn: SecretStr = SecretStr("")
+    """PostgreSQL, as a connection string of libpq's (https://www.postgresql.org/docs/current/libpq-connect.html); what
+    it leaves out, PGHOST, PGPASSWORD, PGSERVICE and their like say. Env: REFOLD_DSN."""
+    pg_schema: str = Field("refold", pattern=r"[a-z_][a-z0-9_]{0,62}")
+    """The schema there that tables and views are in; made where it is missing. Env: REFOLD_PG_SCHEMA."""
     registry: str = Field("refold.registry", min_length=1)
     """The compacted topic in which the generations of all projections are kept. Env: REFOLD_REGISTRY."""
 

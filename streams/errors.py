@@ -16,6 +16,7 @@
     ├── StorageError           the state directory
     │   ├── StoreLocked        another process folds in it
     │   ├── DiskFull
+    │   ├── StoreAway          the database does not answer, or refuses for a moment
     │   ├── StoreCorrupt
     │   ├── ForeignStore       written by another projection, topic or format
     │   ├── StateNotFound      nothing was folded yet
@@ -84,6 +85,7 @@ __all__ = [
     "RepositoryError",
     "StateNotFound",
     "StorageError",
+    "StoreAway",
     "StoreCorrupt",
     "StoreLocked",
     "TopicChanged",
@@ -209,6 +211,10 @@ class StoreLocked(StorageError):
 
 class DiskFull(StorageError):
     """There is no space left for what is to be written. Nothing of it was."""
+
+
+class StoreAway(StorageError):
+    """The database does not answer, or refuses for a moment. What was not committed is folded again once it does."""
 
 
 class StoreCorrupt(StorageError):

@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streams.broker import EmbeddedBroker
+from streams.broker.postgres import EmbeddedPostgres
 
 TOPIC_TIMEOUT_S = 30.0
 LOOK_TIMEOUT_S = 10.0
@@ -49,6 +50,13 @@ def bootstrap_servers(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     with EmbeddedBroker() as broker:
         yield broker.bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[EmbeddedPostgres]:
+    """A real PostgreSQL; tests use a schema each."""
+    with EmbeddedPostgres() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from projections.registry import ResolveError
+from streams.adapters.kinds import kind_of
 from streams.cli.output import document, printer, shown
 from streams.cli.parts import find_projection
 from streams.cli.wiring import Flag, PlaceOptions
@@ -92,7 +93,7 @@ def _all(options: PlaceOptions, file: ConfigFile, kafka: KafkaSettings, state: S
             return
     yield from check_registry(cluster, Registry(cluster, state.registry), state.registry, records)
     for known in _known(options, file, records):
-        yield from check_projection(cluster, known, state.state_dir)
+        yield from check_projection(cluster, known, state.state_dir, kind_of(state))
     yield from check_disk(state.state_dir, records)
 
 

@@ -22,7 +22,7 @@ from streams.control.record import Record
 from streams.control.registry import Registry
 from streams.control.status import view_state
 from streams.data.checkpoint import generation_id
-from streams.data.generation import RocksStore
+from streams.data.generation import StateStore
 from streams.data.stamp import Stamp
 from streams.errors import BrokerError, StorageError
 from streams.types import TopicInfo
@@ -108,7 +108,7 @@ def _configured(file: ConfigFile, rows: dict[str, _Row]) -> set[str]:
 def _on_disk(state_dir: Path, rows: dict[str, _Row]) -> None:
     for directory in sorted(path for path in state_dir.glob("*") if path.is_dir()):
         try:
-            state = view_state(RocksStore(directory))
+            state = view_state(StateStore(directory))
         except StorageError as error:
             rows.setdefault(directory.name, _Row(generation=directory.name)).error = str(error)
             continue

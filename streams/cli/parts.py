@@ -24,9 +24,10 @@ from streams.control.site import Site
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.cloudevents import CloudEventsCodec
 from streams.data.codec import EventCodec
-from streams.data.generation import RocksStore
+from streams.data.generation import StateStore
 from streams.data.json_codec import JsonCodec
 from streams.data.source import KafkaEventStore
+from streams.data.stores import FILES, Kind
 from streams.errors import BrokerError, BrokerUnavailable, CodeChanged, ConfigError, RebuildCancelled
 from streams.log import get_logger
 
@@ -57,6 +58,8 @@ class Located:
     registry: Registry
     state_dir: Path
     """The state of all generations."""
+    kind: Kind = FILES
+    """What models are kept in that are not in files."""
     given_group: str | None = None
     """The group that was named; None for the registry's, or the default."""
     topic: str | None = None
@@ -84,10 +87,10 @@ class Located:
     @cached_property
     def place(self) -> Place:
         """Where the active generation is, or is to be."""
-        return active_place(self.record, self.projection, self.state_dir, self.given_group)
+        return active_place(self.record, self.projection, self.state_dir, self.given_group, self.kind)
 
     @property
-    def store(self) -> RocksStore:
+    def store(self) -> StateStore:
         """The active generation's state."""
         return self.place.store
 
@@ -262,6 +265,7 @@ class Wired(Located):
             events=self.events,
             registry=self.registry,
             state_dir=self.state_dir,
+            kind=self.kind,
             settings=self.settings,
             group=self.given_group,
             allow_incomplete=self.allow_incomplete,
@@ -274,6 +278,7 @@ class Wired(Located):
             self.events,
             registry=self.registry,
             state_dir=self.state_dir,
+            kind=self.kind,
             group=self.given_group,
             settings=self.settings,
             allow_incomplete=self.allow_incomplete,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar, cast
 from cyclopts import Parameter
 from pydantic_settings import BaseSettings
 
+from streams.adapters.kinds import kind_of
 from streams.cli.parts import Found, Located, Wired, codec_of, find_coded, find_or_absent, find_projection
 from streams.cluster import Cluster
 from streams.config import FoldSettings, KafkaSettings, SourceSettings, StateSettings
@@ -113,6 +114,12 @@ class PlaceOptions(ClientOptions):
 
     state_dir: Annotated[str | None, Parameter(env_var="REFOLD_STATE_DIR")] = None
     """Where read models are kept, in one directory for each generation of a projection; by default .refold."""
+    store: Annotated[str | None, Parameter(env_var="REFOLD_STORE")] = None
+    """What new generations are kept in: files, which is RocksDB in the state directory (the default), or postgres."""
+    dsn: Annotated[str | None, Parameter(env_var="REFOLD_DSN")] = None
+    """PostgreSQL's connection string; what it leaves out, PGHOST, PGPASSWORD and their like say."""
+    pg_schema: Annotated[str | None, Parameter(env_var="REFOLD_PG_SCHEMA")] = None
+    """The schema there that tables and views are in; by default refold."""
     registry: Annotated[str | None, Parameter(env_var="REFOLD_REGISTRY")] = None
     """The topic that says which generation of a projection is active; by default refold.registry."""
 
@@ -127,7 +134,14 @@ class PlaceOptions(ClientOptions):
         kafka, state = self.settings(file, KafkaSettings, StateSettings, projection=projection)
         found = find_projection(projection, file)
         registry = Registry(Cluster(kafka).within(_READER_S), state.registry, copies=state.state_dir)
-        return Found(called=projection, projection=found, kafka=kafka, registry=registry, state_dir=state.state_dir)
+        return Found(
+            called=projection,
+            projection=found,
+            kafka=kafka,
+            registry=registry,
+            state_dir=state.state_dir,
+            kind=kind_of(state),
+        )
 
 
 @Parameter(name="*")
@@ -154,13 +168,14 @@ class GroupOptions(PlaceOptions):
         file = self.file()
         kafka, state, source = self.settings(file, KafkaSettings, StateSettings, SourceSettings, projection=projection)
         found = find_or_absent(projection, file, Registry(Cluster(kafka), state.registry))
-        kind = Found if offline else Located
-        return kind(
+        located = Found if offline else Located
+        return located(
             called=projection,
             projection=found,
             kafka=kafka,
             registry=Registry(Cluster(kafka), state.registry, copies=state.state_dir),
             state_dir=state.state_dir,
+            kind=kind_of(state),
             given_group=source.group,
             topic=source.topic,
         )
@@ -244,6 +259,7 @@ class FoldOptions(GroupOptions):
             kafka=kafka,
             registry=registry,
             state_dir=state.state_dir,
+            kind=kind_of(state),
             given_group=source.group,
             topic=topic,
             events=events,

@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from projections.contract import CqrsProjection
-from streams.control.place import active_place
+from streams.control.place import Place, active_place
 from streams.control.registry import Registry
 from streams.data.reader import ModelReader
+from streams.data.stores import FILES, Kind
 from streams.errors import StorageError
 
 __all__ = ["ActiveModels"]
@@ -32,6 +33,7 @@ class ActiveModels:
         state_dir: Where the state of its generations is.
         max_age_s: How old the view may be that an answer is given from.
         plain: Give models as plain JSON values: the active generation may be of another code than this process's.
+        kind: What models are kept in that are not in files.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class ActiveModels:
         *,
         max_age_s: float = 0.5,
         plain: bool = False,
+        kind: Kind = FILES,
     ) -> None:
         self._projection = projection
         self._plain = plain
         self._state_dir = Path(state_dir)
+        self._kind = kind
         self._max_age_s = max_age_s
         self._guard = threading.Lock()
         self._reader: ModelReader | None = None
@@ -56,7 +60,10 @@ class ActiveModels:
     @property
     def generation(self) -> str:
         """The id of the generation that the next answer comes from, unless it is switched by then."""
-        return active_place(self._watch.record, self._projection, self._state_dir).generation
+        return self._place().generation
+
+    def _place(self) -> Place:
+        return active_place(self._watch.record, self._projection, self._state_dir, kind=self._kind)
 
     def get(self, model_id: str) -> Any | None:
         """Give a model, or None.
@@ -87,7 +94,7 @@ class ActiveModels:
                 time.sleep(_RETRY_S)
 
     def _look(self) -> ModelReader:
-        place = active_place(self._watch.record, self._projection, self._state_dir)
+        place = self._place()
         is_old = time.monotonic() - self._seen_s > self._max_age_s
         if self._reader is not None and self._of is not None and self._of[0] == place.generation and not is_old:
             return self._reader

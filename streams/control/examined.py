@@ -24,6 +24,7 @@ from streams.data.letter import topic_of
 from streams.data.restoring import WORTH
 from streams.data.snapshots import Snapshots
 from streams.data.stamp import Stamp
+from streams.data.stores import FILES, Kind
 from streams.errors import CqrsError, at
 from streams.types import TopicInfo
 
@@ -55,7 +56,7 @@ class Known:
     settings: FoldSettings = field(default_factory=FoldSettings)
 
 
-def check_projection(cluster: Cluster, known: Known, state_dir: Path) -> Iterator[Finding]:
+def check_projection(cluster: Cluster, known: Known, state_dir: Path, kind: Kind = FILES) -> Iterator[Finding]:
     """Look at one projection: its code, topic, groups, and what this machine has of it."""
     name = known.called
     yield from _code(known)
@@ -76,7 +77,7 @@ def check_projection(cluster: Cluster, known: Known, state_dir: Path) -> Iterato
             yield from tried(f"{one.id}: group", partial(_group, cluster, name, one))
         if one.source is not None and one.topic_id:
             yield from tried(f"{one.id}: repartitioning", partial(_filling, cluster, name, one))
-        yield from _store(name, one, state_dir)
+        yield from _store(name, one, state_dir, kind)
         yield from tried(f"{one.id}: repository", partial(_repository, cluster, known, one))
 
 
@@ -274,8 +275,8 @@ def _filling(cluster: Cluster, name: str, one: Generation) -> Iterator[Finding]:
     yield from allowed(what, cluster.topic_operations(one.topic), _OWN_NEEDS, f"topic {one.topic!r}")
 
 
-def _store(name: str, one: Generation, state_dir: Path) -> Iterator[Finding]:
-    what, place = f"{one.id}: state", place_of(one, state_dir)
+def _store(name: str, one: Generation, state_dir: Path, kind: Kind) -> Iterator[Finding]:
+    what, place = f"{one.id}: state", place_of(one, state_dir, kind)
     directory = place.store.directory
     try:
         state = view_state(place.store)

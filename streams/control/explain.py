@@ -14,7 +14,7 @@ from projections.contract import CqrsProjection, Event
 from streams.data.build import Build, Manifest
 from streams.data.codec import Outcome, Tombstone, decoded
 from streams.data.fold import Fold
-from streams.data.generation import RocksStore
+from streams.data.generation import StateStore
 from streams.data.history import check_complete
 from streams.data.reader import ModelReader
 from streams.data.refold import MemoryStore, picker
@@ -62,7 +62,7 @@ class History:
 def explain(
     projection: CqrsProjection[Any],
     events: KafkaEventStore,
-    store: RocksStore,
+    store: StateStore,
     model_id: str,
     *,
     at: int | datetime | None = None,
@@ -122,7 +122,7 @@ def explain(
 
 
 def _stored(
-    projection: CqrsProjection[Any], events: KafkaEventStore, store: RocksStore, topic: TopicInfo, model_id: str
+    projection: CqrsProjection[Any], events: KafkaEventStore, store: StateStore, topic: TopicInfo, model_id: str
 ) -> tuple[int | None, Mapping[int, int]]:
     """Give which partition a model is in, if that is known, and where the stored models are."""
     build: Build | None = store.current()

@@ -28,6 +28,7 @@ from streams.control.verdict import compare_generations, refusal
 from streams.control.verify import last_report
 from streams.data.runner import MakeRunner, ThreadRunner
 from streams.data.source import KafkaEventStore
+from streams.data.stores import FILES, Kind
 from streams.data.supervisor import supervised
 from streams.errors import GenerationNotFound, NotReady
 from streams.resolving import load
@@ -48,6 +49,7 @@ class Generations:
         event_store: The log.
         registry: The topic that says what is active.
         state_dir: Where the state of all generations is, on this machine.
+        kind: What the models of new ones are to be kept in: files in the state directory, or `Postgres`.
         group: From which their consumer groups are named; by default what the registry says.
         settings: How to fold; by default from the environment.
         allow_incomplete: Fold what is left where retention or compaction has taken events.
@@ -62,6 +64,7 @@ class Generations:
         registry: str | Registry = "refold.registry",
         state_dir: str | os.PathLike[str] = ".refold",
         group: str | None = None,
+        kind: Kind = FILES,
         settings: FoldSettings | None = None,
         allow_incomplete: bool = False,
         hooks: Sequence[RebuildHook] = (),
@@ -75,6 +78,7 @@ class Generations:
             else Registry(event_store.cluster, registry, copies=directory),
             state_dir=directory,
             settings=settings or load(FoldSettings),
+            kind=kind,
             group=group,
             allow_incomplete=allow_incomplete,
         )
@@ -272,7 +276,12 @@ class Generations:
     def models(self, *, max_age_s: float = 0.5, plain: bool = False) -> ActiveModels:
         """Read the active generation's models, through switches; see `ActiveModels`."""
         return ActiveModels(
-            self.site.projection, self.site.registry, self.site.state_dir, max_age_s=max_age_s, plain=plain
+            self.site.projection,
+            self.site.registry,
+            self.site.state_dir,
+            max_age_s=max_age_s,
+            plain=plain,
+            kind=self.site.kind,
         )
 
     def _other(self, record: Record, generation: str | None) -> Generation:

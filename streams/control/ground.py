@@ -14,7 +14,7 @@ from streams.data.build import Build, Manifest
 from streams.data.checkpoint import KafkaCheckpointStore, belongs, generation_id
 from streams.data.claims import Claim
 from streams.data.codec import check_tombstones
-from streams.data.generation import RocksStore
+from streams.data.generation import StateStore
 from streams.data.job import Job, Repartition
 from streams.data.locks import FileLock
 from streams.data.ownership import claimed_elsewhere
@@ -48,7 +48,7 @@ class Ground:
 
     projection: CqrsProjection[Any]
     events: KafkaEventStore
-    store: RocksStore
+    store: StateStore
     checkpoints: KafkaCheckpointStore
     settings: FoldSettings
     allow_incomplete: bool = False

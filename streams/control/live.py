@@ -12,7 +12,7 @@ from streams.control.claim import claim_live
 from streams.control.ground import Ground
 from streams.data.agent import Agent
 from streams.data.checkpoint import KafkaCheckpointStore
-from streams.data.generation import RocksStore
+from streams.data.generation import StateStore
 from streams.data.source import KafkaEventStore
 
 __all__ = ["live_agent"]
@@ -22,7 +22,7 @@ __all__ = ["live_agent"]
 def live_agent(
     projection: CqrsProjection[Any],
     events: KafkaEventStore,
-    store: RocksStore,
+    store: StateStore,
     checkpoints: KafkaCheckpointStore,
     settings: FoldSettings,
     *,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from streams.data.build import RebuildRecord
-from streams.data.generation import RocksStore
+from streams.data.generation import StateStore
 from streams.data.source import KafkaEventStore
 from streams.data.stamp import Pinned, Stamp
 from streams.errors import at
@@ -20,7 +20,7 @@ _SILENT_S = 10.0
 _CLAIM_S = 10.0
 
 
-def progress_of(group: str, events: KafkaEventStore, store: RocksStore | None = None) -> RebuildProgress | None:
+def progress_of(group: str, events: KafkaEventStore, store: StateStore | None = None) -> RebuildProgress | None:
     """Tell how far a group's rebuild is: the one that runs, that ended, or whose process is gone.
 
     Positions, pinned ends, counts and times are in the group's committed offsets and their stamps. So it is told as of
@@ -105,7 +105,7 @@ def _figures(stamps: Mapping[int, tuple[int, Stamp, Pinned]]) -> RebuildProgress
     )
 
 
-def _local(store: RocksStore | None, stamp: Stamp) -> tuple[RebuildRecord | None, bool | None]:
+def _local(store: StateStore | None, stamp: Stamp) -> tuple[RebuildRecord | None, bool | None]:
     """Give the rebuild's record, and whether a process is at it; None where this machine does not have its state."""
     build = None if store is None else store.current()
     if store is None or build is None:

@@ -11,7 +11,8 @@ from streams.control.record import Generation, Record, Source, facts_of
 from streams.control.registry import Registry
 from streams.control.transitions import founded, synced
 from streams.data.checkpoint import generation_id
-from streams.data.generation import RocksStore
+from streams.data.generation import StateStore
+from streams.data.stores import FILES, Kind
 from streams.errors import BrokerError, ConfigError
 from streams.log import get_logger
 from streams.types import TopicInfo
@@ -30,7 +31,7 @@ class Place:
 
     generation: str
     """Its id."""
-    store: RocksStore
+    store: StateStore
     group: str
     replay_ends: Mapping[int, int] = field(default_factory=dict)
     """By partition, the end that was pinned when its replay began."""
@@ -40,11 +41,25 @@ class Place:
     """Where that topic's events come from."""
 
 
-def place_of(generation: Generation, state_dir: Path) -> Place:
-    """Give where a generation of the registry is, on this machine."""
+def place_of(generation: Generation, state_dir: Path, kind: Kind = FILES) -> Place:
+    """Give where a generation of the registry is, on this machine or in a database.
+
+    Args:
+        generation: The generation.
+        state_dir: The state directory of all generations.
+        kind: What those are kept in that are not files.
+
+    Raises:
+        ConfigError: It is kept in something that was not named.
+    """
+    if generation.kept_in not in (FILES.name, kind.name):
+        raise ConfigError(
+            f"The models of {generation.id} are kept in {generation.kept_in}, and no database was named: set "
+            f"REFOLD_STORE={generation.kept_in} and REFOLD_DSN (store and dsn in refold.toml)."
+        )
     return Place(
         generation=generation.id,
-        store=RocksStore(state_dir / generation.directory),
+        store=StateStore(state_dir / generation.directory, FILES if generation.kept_in == FILES.name else kind),
         group=generation.group,
         replay_ends=generation.targets,
         own_topic=None if generation.source is None else topic_of(generation),
@@ -65,20 +80,27 @@ def filling_group(generation: Generation) -> tuple[TopicInfo, str] | None:
     return TopicInfo(name=source.topic, id=source.topic_id, partitions=source.partitions), generation.topic
 
 
-def first_place(projection: CqrsProjection[object], state_dir: Path, group: str | None = None) -> Place:
+def first_place(
+    projection: CqrsProjection[object], state_dir: Path, group: str | None = None, kind: Kind = FILES
+) -> Place:
     """Give where a projection's first generation is to be.
 
     Args:
         projection: The projection.
         state_dir: The state directory of all generations.
         group: The group; by default refold.PROJECTION.vVERSION.
+        kind: What its models are to be kept in.
     """
     name = generation_id(projection.name, projection.version)
-    return Place(generation=name, store=RocksStore(state_dir / name), group=group or f"refold.{name}")
+    return Place(generation=name, store=StateStore(state_dir / name, kind), group=group or f"refold.{name}")
 
 
 def active_place(
-    record: Record | None, projection: CqrsProjection[object], state_dir: Path, group: str | None = None
+    record: Record | None,
+    projection: CqrsProjection[object],
+    state_dir: Path,
+    group: str | None = None,
+    kind: Kind = FILES,
 ) -> Place:
     """Give where the generation is that is active, or is to be the first one.
 
@@ -86,14 +108,14 @@ def active_place(
         ConfigError: Another group was named than the registry's.
     """
     if record is None:
-        return first_place(projection, state_dir, group)
+        return first_place(projection, state_dir, group, kind)
     if group is not None and group != record.group:
         raise ConfigError(
             f"The registry knows {record.projection!r} by group {record.group!r}, and --group (REFOLD_GROUP, group in "
             f"refold.toml) says {group!r}. Say the same, or nothing; for a second, separate fold of the same "
             "projection name another registry (--registry)."
         )
-    return place_of(record.live, state_dir)
+    return place_of(record.live, state_dir, kind)
 
 
 def note(registry: Registry, record: Record | None, place: Place, projection: str, group: str) -> Record | None:

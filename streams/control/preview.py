@@ -14,7 +14,7 @@ from projections.contract import CqrsProjection, Event
 from streams.control.ground import check_by_stream
 from streams.control.refolding import Refolding
 from streams.data.codec import decoded
-from streams.data.generation import RocksStore
+from streams.data.generation import StateStore
 from streams.data.history import check_complete
 from streams.data.reader import ModelReader
 from streams.data.scan import scan
@@ -57,7 +57,7 @@ class Preview:
 def preview(
     projection: CqrsProjection[Any],
     events: KafkaEventStore,
-    store: RocksStore,
+    store: StateStore,
     streams: int | Collection[str],
     *,
     allow_incomplete: bool = False,

@@ -21,7 +21,7 @@ from streams.control.strategies import FromBeginning, FromCheckpoint, RebuildStr
 from streams.control.streams_run import StreamsRun
 from streams.control.threads import stopped_with_its_task
 from streams.data.checkpoint import CheckpointStore, KafkaCheckpointStore
-from streams.data.generation import RocksStore
+from streams.data.generation import StateStore
 from streams.data.read_models import ReadModelStore
 from streams.data.recovery import RecoveryPolicy
 from streams.data.runner import MakeRunner, ThreadRunner
@@ -70,7 +70,7 @@ class RebuildCoordinator:
         self,
         projection: CqrsProjection[Any],
         event_store: KafkaEventStore,
-        read_model_store: RocksStore | ReadModelStore[Any],
+        read_model_store: StateStore | ReadModelStore[Any],
         checkpoint_store: CheckpointStore,
         *,
         settings: FoldSettings | None = None,
@@ -87,7 +87,7 @@ class RebuildCoordinator:
     ) -> None:
         settings = settings or load(FoldSettings)
         self._ground: Ground | OwnGround
-        if isinstance(read_model_store, RocksStore):
+        if isinstance(read_model_store, StateStore):
             if not isinstance(checkpoint_store, KafkaCheckpointStore):
                 raise ConfigError(
                     "RocksStore has its positions with the models, and mirrors them to a consumer group: give a "

@@ -101,6 +101,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """Its consumer group."""
     directory: str
     """The name of its directory in the state directory."""
+    kept_in: str = "files"
+    """What its models are kept in: files, on each machine that folds it, or postgres."""
     phase: Phase
     why: str = ""
     """What it was made for, or is what it is for."""
@@ -320,6 +322,7 @@ def facts_of(build: Build) -> dict[str, Any]:
         "topic": build.manifest.topic,
         "topic_id": build.manifest.topic_id,
         "partitions": build.manifest.partitions,
+        "kept_in": build.kind.name,
         "epoch": build.manifest.build,
         "state": build.manifest.directory,
     }

@@ -21,6 +21,7 @@ from streams.data.codec import EventCodec, describe
 from streams.data.job import Repartition
 from streams.data.routed import Routed
 from streams.data.source import KafkaEventStore
+from streams.data.stores import FILES, Kind
 from streams.errors import NotReady
 from streams.types import TopicInfo
 
@@ -37,6 +38,8 @@ class Site:
     state_dir: Path
     """One directory in it for each generation."""
     settings: FoldSettings
+    kind: Kind = FILES
+    """What the models of new generations are to be kept in."""
     group: str | None = None
     """From which the groups of all generations are named; None for what the registry says, or the default."""
     allow_incomplete: bool = False
@@ -77,11 +80,11 @@ class Site:
 
     def active(self, record: Record | None) -> Place:
         """Give where the active generation is, or is to be."""
-        return active_place(record, self.projection, self.state_dir, self.group)
+        return active_place(record, self.projection, self.state_dir, self.group, self.kind)
 
     def place(self, generation: Generation) -> Place:
         """Give where a generation is."""
-        return place_of(generation, self.state_dir)
+        return place_of(generation, self.state_dir, self.kind)
 
     def ground(self, place: Place) -> Ground:
         """Give what a generation is folded from and into."""

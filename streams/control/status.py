@@ -15,7 +15,7 @@ from streams.cluster import Cluster
 from streams.control.space import size_bytes
 from streams.data.agent import AgentStatus
 from streams.data.build import Build, RebuildRecord
-from streams.data.generation import RocksStore
+from streams.data.generation import StateStore
 from streams.data.locks import Holder
 from streams.data.partition import Phase
 from streams.data.stamp import Stamp
@@ -148,7 +148,7 @@ class StateView:
         return self.rebuild is not None and self.rebuild.outcome == "running" and self.rebuilding is None
 
 
-def view_state(store: RocksStore, projection: CqrsProjection[Any] | None = None) -> StateView | None:
+def view_state(store: StateStore, projection: CqrsProjection[Any] | None = None) -> StateView | None:
     """Look at a state directory; None where nothing was folded into it.
 
     Args:

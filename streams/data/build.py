@@ -21,9 +21,11 @@ import msgspec
 
 from projections.contract import CqrsProjection
 from projections.fingerprint import fingerprint
+from projections.table import Table
 from streams.data.codec import EventCodec, describe
 from streams.data.store import StoreState
 from streams.data.stores import FILES, Kind, OpenStore, Stores
+from streams.data.tables import table_of
 from streams.errors import BuildChanged, ForeignStore, StorageError, StoreCorrupt
 from streams.log import get_logger
 from streams.prepared import prepared
@@ -64,6 +66,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The random id of the state directory that it was made in."""
     origin: int = 0
     """The build in which this fold began: another one where a rebuild went on from that one's models."""
+    table: Table | None = None
+    """The table of its models, where they are kept in a database; None where it is older than that."""
     incomplete: bool = False
     """The topic lacked events when this began, and that was allowed."""
     made: str = ""
@@ -82,6 +86,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             topic=topic.name,
             topic_id=topic.id,
             partitions=topic.partitions,
+            table=table_of(projection),
             incomplete=incomplete,
             made=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -161,7 +166,7 @@ class Build:
     @property
     def stores(self) -> Stores:
         """Where its partitions' stores are."""
-        return self.kind.stores(self.path)
+        return self.kind.stores(self.path, self.manifest.table or Table())
 
     @property
     def counts_as(self) -> Manifest:
@@ -176,17 +181,18 @@ class Build:
         """The build's own directory."""
         return self.root / "builds" / str(self.manifest.build)
 
-    def open(self, partition: int, start: int) -> OpenStore:
+    def open(self, partition: int, start: int, *, owns: bool = False) -> OpenStore:
         """Open one partition's store for writing.
 
         Args:
             partition: The partition.
             start: The position of a store that is new.
+            owns: See `Stores.open`.
 
         Raises:
             StoreLocked, StoreCorrupt, ForeignStore, StorageError: See `Stores.open`.
         """
-        return self.stores.open(partition, self.fresh(partition, start))
+        return self.stores.open(partition, self.fresh(partition, start), owns=owns)
 
     def fresh(self, partition: int, start: int) -> StoreState:
         """Give the state of a store that has folded nothing."""
@@ -246,8 +252,8 @@ class Build:
             )
 
 
-def current_build(directory: Path) -> Build | None:
-    """Give the build that is current in a state directory; see `RocksStore.current`."""
+def current_build(directory: Path, kind: Kind = FILES) -> Build | None:
+    """Give the build that is current in a state directory; see `StateStore.current`."""
     current = read_record(directory / CURRENT, Current)
     if current is None:
         _check_ours(directory)
@@ -256,12 +262,12 @@ def current_build(directory: Path) -> Build | None:
     if manifest is None:
         # Replaced since the record was read? Then it names another one now.
         if read_record(directory / CURRENT, Current) != current:
-            return current_build(directory)
+            return current_build(directory, kind)
         raise StoreCorrupt(
             f"{directory} names build {current.build} as current, and that is not there. The log is the truth: "
             "rebuild from the beginning."
         )
-    return Build(root=directory, current=current, manifest=manifest)
+    return Build(root=directory, current=current, manifest=manifest, kind=kind)
 
 
 def _check_ours(directory: Path) -> None:
@@ -279,6 +285,26 @@ def _check_ours(directory: Path) -> None:
             f"{directory} has no {CURRENT} but holds {', '.join(others[:3])}: it is not a state directory of "
             f"this refold.{hint} Name another one; nothing in it was touched."
         )
+
+
+def restore_current(directory: Path, kind: Kind) -> bool:
+    """Write down again what a database knows of a generation, where it is not what is here; say whether that was so.
+
+    Raises:
+        StorageError: It cannot be read, or written.
+    """
+    known = kind.recall(directory)
+    if known is None:
+        return False
+    current = msgspec.json.decode(known[0], type=Current)
+    if read_record(directory / CURRENT, Current) == current:
+        return False
+    path = directory / "builds" / str(current.build)
+    (path / "folding").mkdir(parents=True, exist_ok=True)
+    write_record(path / MANIFEST, msgspec.json.decode(known[1], type=Manifest))
+    write_record(directory / CURRENT, current)
+    log.warning("state.recalled", directory=str(directory), build=current.build, kept_in=kind.name)
+    return True
 
 
 def read_record(path: Path, kind: type[R]) -> R | None:

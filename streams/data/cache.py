@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import islice
 from types import NoneType
 from typing import Any
 
 from streams.data.serde import NotStorable, Serde
-from streams.data.store import PartitionStore
+from streams.data.store import FarStore, PartitionStore
 from streams.errors import StoreCorrupt
 
 __all__ = ["MISSING", "ModelCache", "ModelCannotBeStored"]
@@ -56,6 +56,7 @@ class ModelCache:
         _keep_large_blocks_apart()
         self._serde = serde
         self._store = store
+        self._far = store if isinstance(store, FarStore) else None
         self._expansion = [_GUESSED_EXPANSION] * 64  # memory over stored size, by the size's number of bits
         # Measured at commits: the memory that a model takes, that one grows by for each byte of events, and the bytes
         # that a commit writes for each byte of memory of its models.
@@ -82,6 +83,7 @@ class ModelCache:
         self._clean_costs: dict[str, int] = {}  # a tuple with the model would cost the garbage collector
         self._clean_cost = 0
         self._holds_all = self._store.state.models == 0  # the store has no model that is not in memory
+        self._fetched: dict[str, bytes | None] = {}
 
     def saw(self, sizes: Sequence[int]) -> None:
         """Take note of the sizes in bytes of the events that are about to be folded.
@@ -93,6 +95,26 @@ class ModelCache:
             for size in sizes:
                 if size > _LARGE_EVENT_BYTES:
                     self._large_memory += size * self._expansion[size.bit_length()]
+
+    @property
+    def is_far(self) -> bool:
+        """Whether models are to be asked for before they are needed; see `fetch`."""
+        return self._far is not None and not self._holds_all
+
+    def fetch(self, model_ids: Iterable[str]) -> None:
+        """Ask a far store at once for those models of the next events that are not here; forget what it gave before.
+
+        Raises:
+            StorageError: The store.
+        """
+        assert self._far is not None
+        missing = {one for one in model_ids if one not in self.dirty and one not in self._clean}
+        self._fetched = dict.fromkeys(missing) | dict(self._far.fetch(missing)) if missing else {}
+
+    def _get(self, model_id: str) -> bytes | None:
+        if self._holds_all:
+            return None
+        return self._fetched.pop(model_id) if model_id in self._fetched else self._store.get(model_id)
 
     def load(self, model_id: str) -> Any:
         """Find a model at its first change since the last commit; None where there is none.
@@ -109,7 +131,7 @@ class ModelCache:
             self._clean_cost -= cost
             self._dirty_cost += cost
         else:
-            raw = None if self._holds_all else self._store.get(model_id)
+            raw = self._get(model_id)
             if raw is None:
                 if not model_id.isascii():
                     model_id.encode()  # fails here, at its event, where it cannot be stored
@@ -248,7 +270,10 @@ class ModelCache:
         model = self.dirty.get(model_id)
         if model is not None:
             self._serde.check_type([type(model)])
-            self._serde.check_round_trip(model, self._serde.encoded(model))
+            raw = self._serde.encoded(model)
+            self._serde.check_round_trip(model, raw)
+            if self._far is not None:
+                self._far.check(model_id, raw)
 
     # Memory
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -27,6 +27,7 @@ from streams.data.build import (
 from streams.data.locks import FileLock, Holder, holders, is_free
 from streams.data.snapshots import Snapshots
 from streams.data.store import StoreState
+from streams.data.stores import FILES, Kind
 from streams.errors import CodeChanged, ForeignStore, StorageError, StoreCorrupt, StoreLocked, TopicChanged
 from streams.log import get_logger
 
@@ -37,15 +38,17 @@ log = get_logger(__name__)
 
 @dataclass
 class Claim:
-    """What may be done with a directory while it is held; see `RocksStore.claiming`."""
+    """What may be done with a directory while it is held; see `StateStore.claiming`."""
 
     directory: Path
     purpose: str
     group: str
+    kind: Kind = FILES
+    """What stores are kept in."""
 
     def current(self) -> Build | None:
-        """Give the build that is current; see `RocksStore.current`."""
-        return current_build(self.directory)
+        """Give the build that is current; see `StateStore.current`."""
+        return current_build(self.directory, self.kind)
 
     def _read_current(self) -> Current | None:
         """Read which build is current; None also where that cannot be understood, and a rebuild is to mend it."""
@@ -155,14 +158,12 @@ class Claim:
         if (found.version, found.fingerprint, found.codec) == (wanted.version, wanted.fingerprint, wanted.codec):
             return build
         self.check_nobody_folds(build, "adopt it for other code")
-        adopted = self._write(
-            msgspec.structs.replace(
-                build.manifest, version=wanted.version, fingerprint=wanted.fingerprint, codec=wanted.codec
-            ),
-            found.revision + 1,
+        counts_as = msgspec.structs.replace(
+            build.manifest, version=wanted.version, fingerprint=wanted.fingerprint, codec=wanted.codec
         )
+        adopted = self._write(_record(counts_as, found.revision + 1), build.manifest)
         log.warning("state.adopted", directory=str(self.directory), before=found.fingerprint, now=wanted.fingerprint)
-        return Build(root=build.root, current=adopted, manifest=build.manifest)
+        return replace(build, current=adopted)
 
     def make(self, wanted: Manifest, *, above: int = 0, origin: int | None = None, state: str | None = None) -> Build:
         """Make the next build, which nobody sees before it is `switch`ed to.
@@ -202,6 +203,7 @@ class Claim:
             root=self.directory,
             current=_record(manifest, current.revision + 1 if current else 1),
             manifest=manifest,
+            kind=self.kind,
         )
 
     def abandon(self, build: Build) -> None:
@@ -239,12 +241,13 @@ class Claim:
 
     def switch(self, build: Build) -> Build:
         """Make a build the current one: the instant at which readers and the next start see it."""
-        self._write(build.manifest, build.current.revision)
+        self._write(_record(build.manifest, build.current.revision), build.manifest)
         log.info("build.current", directory=str(self.directory), build=build.manifest.build)
         return build
 
-    def _write(self, manifest: Manifest, revision: int) -> Current:
-        record = _record(manifest, revision)
+    def _write(self, record: Current, manifest: Manifest) -> Current:
+        # A database first: a directory that says less is told by it, and one that says more could not tell.
+        self.kind.remember(self.directory, msgspec.json.encode(record), msgspec.json.encode(manifest))
         write_record(self.directory / CURRENT, record)
         return record
 

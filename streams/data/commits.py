@@ -16,7 +16,7 @@ from streams.data.mirror import Mirror
 from streams.data.pace import Pace
 from streams.data.partition import HeldPartition, Phase
 from streams.data.split import SplitWatch
-from streams.errors import BrokerUnavailable, DiskFull
+from streams.errors import BrokerUnavailable, DiskFull, StorageError, StoreAway, StoreLocked
 from streams.log import get_logger
 
 __all__ = ["Commits"]
@@ -183,11 +183,12 @@ class Commits:
             if held.phase is Phase.READY:
                 self._read(held)
             return False
-        except DiskFull as error:
+        except (DiskFull, StoreAway, StoreLocked) as error:
             fold.discard()
-            held.is_to_be_reopened = True  # RocksDB takes nothing more, also once there is space again
+            # RocksDB takes nothing more, also once there is space again; of a database, somebody else may have it now.
+            held.is_to_be_reopened = True
             held.stall(error, _FULL_S)
-            self._tell_full(held, error)
+            self._tell(held, error)
             return False
         fold.carefully = False
         self._settle(held, changed)
@@ -195,11 +196,12 @@ class Commits:
         self._committed(held)
         return True
 
-    def _tell_full(self, held: HeldPartition, error: DiskFull) -> None:
-        """Log that the disk is full, now and then while it is."""
+    def _tell(self, held: HeldPartition, error: StorageError) -> None:
+        """Log that the store takes nothing, now and then while it does not."""
         if time.monotonic() - self._told_full_s >= _TELL_FULL_S:
             self._told_full_s = time.monotonic()
-            log.warning("disk.full", partition=held.number, again_in_s=_FULL_S, why=str(error))
+            what = "disk.full" if isinstance(error, DiskFull) else "store.away"
+            log.warning(what, partition=held.number, again_in_s=_FULL_S, why=str(error))
 
     def _send(self) -> None:
         """Have new dead letters be on their way while folding goes on."""

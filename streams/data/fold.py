@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, cast
 
@@ -239,6 +239,8 @@ class Fold:
             portion = events[:1] if is_careful else events[:_GUARDED] if is_guarding else events
             if rescue is not None:
                 rescue.save(portion if is_careful else rescue.suspects(portion) if is_guarding else ())
+            if self.cache.is_far:
+                self.cache.fetch(self._ids_of(portion))
             ran = self._loop.run(portion)
             self._passed(portion[: ran.folded], ran)
             error = ran.error
@@ -253,6 +255,16 @@ class Fold:
             events = events[ran.folded :]
         self._pass_by(waiting)
         return True
+
+    def _ids_of(self, events: Sequence[Event]) -> Iterator[str]:
+        """Yield the models of events, up to the first where that cannot be told: the loop comes to it."""
+        try:
+            for event in events:
+                model_id = self._projection.extract_model_id(event)
+                if isinstance(model_id, str):
+                    yield model_id
+        except Exception:  # noqa: BLE001
+            return
 
     def _pass_by(self, waiting: Sequence[Event], end: int | None = None) -> Sequence[Event]:
         """Pass events that are not to be folded now, or ever, in front of an offset; give the others."""

@@ -22,27 +22,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from projections.contract import CqrsProjection
-from streams.data.build import CLAIM_LOCK, CURRENT, MANIFEST, REBUILD_LOCK, Build, current_build, sync_directory
+from streams.data.build import (
+    CLAIM_LOCK,
+    CURRENT,
+    MANIFEST,
+    REBUILD_LOCK,
+    Build,
+    current_build,
+    restore_current,
+    sync_directory,
+)
 from streams.data.claims import Claim
 from streams.data.locks import PATIENCE_S, FileLock, Holder, is_free, peek, peek_all
 from streams.data.reader import ModelReader
+from streams.data.stores import FILES, Kind
 from streams.errors import RebuildRunning, StorageError, StoreLocked
 
-__all__ = ["RocksStore"]
+__all__ = ["RocksStore", "StateStore"]
 
 _CLAIM_WAIT_S = 30.0
 
 
-class RocksStore:
-    """Where a generation's read models are kept: RocksDB, on this machine.
+class StateStore:
+    """Where a generation's read models are kept, and who may change that.
 
     Args:
         directory: This generation's own directory; made when first folded into.
+        kind: What its stores are kept in.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], kind: Kind = FILES) -> None:
         self.directory = Path(directory)
+        self.kind = kind
 
     def current(self) -> Build | None:
         """Give the build that is current; None where nothing was folded yet.
@@ -51,7 +65,16 @@ class RocksStore:
             ForeignStore: Other files are in the directory, or its format is unknown.
             StoreCorrupt: A record cannot be read, or the build that it names is gone.
         """
-        return current_build(self.directory)
+        found = current_build(self.directory, self.kind)
+        if self._is_current(found):
+            return found
+        with self.claiming("see what the database knows"):
+            return current_build(self.directory, self.kind)
+
+    def _is_current(self, found: Build | None) -> bool:
+        """Whether what the directory says is what the database says, where there is one."""
+        known = self.kind.recall(self.directory)
+        return known is None or (found is not None and known[0] == msgspec.json.encode(found.current))
 
     @contextmanager
     def claiming(self, purpose: str, *, group: str = "") -> Iterator[Claim]:
@@ -72,8 +95,9 @@ class RocksStore:
             with self._locked(CLAIM_LOCK, Holder.me(purpose, group), _CLAIM_WAIT_S) as lock:
                 if isinstance(lock, Holder):
                     raise StoreLocked(f"{self.directory} is held by {lock}, for over {_CLAIM_WAIT_S:g} s.")
-                claim = Claim(self.directory, purpose, group)
+                claim = Claim(self.directory, purpose, group, self.kind)
                 claim.sweep()
+                restore_current(self.directory, self.kind)
                 try:
                     yield claim
                 finally:
@@ -193,6 +217,17 @@ class RocksStore:
             _remove_empty(missing)
             raise StorageError(f"{self.directory} cannot be made: {error.strerror}.") from error
         return missing
+
+
+class RocksStore(StateStore):
+    """Where a generation's read models are kept: RocksDB, on this machine.
+
+    Args:
+        directory: This generation's own directory; made when first folded into.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        super().__init__(directory)
 
 
 def _is_unread(manifest: Path) -> bool:

@@ -29,6 +29,7 @@ from streams.errors import (
     EventError,
     ProjectionError,
     StorageError,
+    StoreAway,
     StoreCorrupt,
     StoreLocked,
     TopicChanged,
@@ -218,7 +219,7 @@ class Lane:
                 # Step 3
                 if self._opener.open(held):
                     self._mirror.note(held.number)
-            except (StoreLocked, BrokerUnavailable) as error:
+            except (StoreLocked, StoreAway, BrokerUnavailable) as error:
                 self._stall([held], error)
             except DiskFull as error:
                 held.stall(error)  # however long it takes: nothing is lost meanwhile
@@ -364,6 +365,11 @@ class Lane:
         except StoreCorrupt as failure:
             fold.discard()
             self._halt(held, failure)
+        except StoreAway as failure:
+            fold.discard()
+            held.is_to_be_reopened = True
+            self._reading.stop_reading(held.number)
+            self._stall([held], failure)
 
     def _passed(self, feeding: Feeding, held: HeldPartition, fold: Fold) -> None:
         held.is_at_log_end = not feeding.records and feeding.end is not None

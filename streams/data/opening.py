@@ -143,7 +143,7 @@ class Opener:
         if is_opened:
             if not job.build.has(held.number) and not (job.allow_incomplete or job.build.manifest.incomplete):
                 check_readable(job.topic, held.number, 0, marks, job.projection.name)
-            store = job.build.open(held.number, marks.low)
+            store = job.build.open(held.number, marks.low, owns=True)
             until = None if job.until is None else job.until.get(held.number)
             fold = Fold(job.projection, self._serde, store, self._interrupts, until=until)
             try:

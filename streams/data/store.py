@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import msgspec
 from rocksdict import Checkpoint, Rdict, WriteBatch, WriteOptions
@@ -21,6 +21,7 @@ from streams.prepared import prepared
 
 __all__ = [
     "DROPPED",
+    "FarStore",
     "LETTER",
     "MODEL",
     "SEQUENCE",
@@ -117,6 +118,23 @@ class PartitionStore(Protocol):
 
     def close(self) -> None:
         """Let go of the files, without writing."""
+        ...
+
+
+@runtime_checkable
+class FarStore(PartitionStore, Protocol):
+    """A store on another machine: each question takes its time there and back, and not all that is JSON is stored."""
+
+    def fetch(self, model_ids: Iterable[str]) -> Mapping[str, bytes]:
+        """Give those models that there are, as last committed, in few questions."""
+        ...
+
+    def check(self, model_id: str, raw: bytes) -> None:
+        """Make sure that the store would take a model.
+
+        Raises:
+            NotStorable: It would not.
+        """
         ...
 
 

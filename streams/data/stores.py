@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from projections.table import Table
 from streams.data.store import PartitionStore, RocksPartition, StoreState
 from streams.data.store_reader import PartitionReader, read_state
 
@@ -95,12 +96,14 @@ class Stores(Protocol):
         """Say whether a partition has a store."""
         ...
 
-    def open(self, partition: int, fresh: StoreState) -> OpenStore:
+    def open(self, partition: int, fresh: StoreState, *, owns: bool = False) -> OpenStore:
         """Open a partition's store for writing, or make it.
 
         Args:
             partition: The partition.
             fresh: What its state is to be where there is none yet; its identity must fit a store that exists.
+            owns: The group has given us the partition. Where a database can, whoever still has it open elsewhere loses
+                it after a moment.
 
         Raises:
             StoreLocked: Somebody else has it open.
@@ -149,11 +152,35 @@ class Stores(Protocol):
 class Kind(Protocol):
     """What stores are kept in. Plain data."""
 
-    def stores(self, path: Path) -> Stores:
+    @property
+    def name(self) -> str:
+        """What the registry and people call it: files, or postgres."""
+        ...
+
+    def remember(self, directory: Path, current: bytes, manifest: bytes) -> None:
+        """Keep which build of a generation is current, where the state directory may be lost and the stores are not.
+
+        Args:
+            directory: The generation's state directory, whose name is the generation's.
+            current: The record of which build is current, as in `current.json`.
+            manifest: What that build is of, as in its `manifest.json`.
+
+        Raises:
+            ForeignStore: Another deployment's generation of that name is there.
+            StorageError: It cannot be kept.
+        """
+        ...
+
+    def recall(self, directory: Path) -> tuple[bytes, bytes] | None:
+        """Give what was kept so; None where nothing was."""
+        ...
+
+    def stores(self, path: Path, table: Table) -> Stores:
         """Give the stores of a build.
 
         Args:
-            path: The build's own directory.
+            path: The build's own directory, which names it: GENERATION/builds/NUMBER.
+            table: The table of its models.
         """
         ...
 
@@ -168,8 +195,8 @@ class RocksStores:
         """See Stores."""
         return self._of(partition).is_dir()
 
-    def open(self, partition: int, fresh: StoreState) -> RocksPartition:
-        """See Stores."""
+    def open(self, partition: int, fresh: StoreState, *, owns: bool = False) -> RocksPartition:  # noqa: ARG002
+        """See Stores; RocksDB's lock goes with its process."""
         return RocksPartition.open(self._of(partition), fresh)
 
     def read(self, partition: int, scratch: Path) -> PartitionReader:
@@ -204,7 +231,15 @@ class RocksStores:
 class Files:
     """Stores are files in the state directory: RocksDB, on this machine."""
 
-    def stores(self, path: Path) -> RocksStores:
+    name = "files"
+
+    def remember(self, directory: Path, current: bytes, manifest: bytes) -> None:
+        """See Kind: the directory itself says it."""
+
+    def recall(self, directory: Path) -> None:
+        """See Kind."""
+
+    def stores(self, path: Path, table: Table) -> RocksStores:  # noqa: ARG002
         """See Kind."""
         return RocksStores(path)
 

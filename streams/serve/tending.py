@@ -19,7 +19,7 @@ from streams.control.share import claim_share
 from streams.control.site import Site
 from streams.control.space import check_space, size_bytes
 from streams.data.agent import AgentStatus
-from streams.data.generation import RocksStore
+from streams.data.generation import StateStore
 from streams.data.job import AnyJob, Job
 from streams.data.partition import Phase
 from streams.data.process_runner import ProcessRunner
@@ -314,7 +314,7 @@ class Tending:
             path: Path = self.site.state_dir / directory
             if path.is_dir():
                 try:
-                    if RocksStore(path).remove():
+                    if StateStore(path).remove():
                         log.info("state.removed", directory=str(path))
                 except CqrsError as error:
                     log.warning("state.not_removed", directory=str(path), why=str(error))

@@ -1,0 +1,145 @@
+"""One partition's models in PostgreSQL, read as of one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from streams.adapters.postgres.connecting import Connection, failures_of
+from streams.adapters.postgres.layout import BESIDE, PARTITIONS, Models
+from streams.data.store import DROPPED, StoreState, decode_state
+from streams.errors import StoreCorrupt
+
+__all__ = ["PostgresReader"]
+
+_AT_ONCE = 2000
+
+
+class PostgresReader:
+    """One partition's rows, in a transaction of its own: all that is read is as of the instant at which that began.
+
+    Args:
+        models: The table.
+        partition: Which; it has a store.
+        snapshot: The name of a snapshot of PostgreSQL's (`pg_export_snapshot`), whose instant it is to be.
+    """
+
+    def __init__(self, models: Models, partition: int, snapshot: str | None = None) -> None:
+        self._models = models
+        self._partition = partition
+        self._snapshot = snapshot
+        self._connection: Connection = models.address.connect()
+        try:
+            self._begin()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _begin(self) -> None:
+        with failures_of(self._models.address, "read"):
+            self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            if self._snapshot is not None:
+                self._connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(self._snapshot)))
+            row = self._one(
+                sql.SQL("SELECT state FROM {} WHERE table_name = %s AND partition = %s").format(
+                    self._models.own(PARTITIONS)
+                ),
+                [self._models.name, self._partition],
+            )
+        if row is None:
+            raise StoreCorrupt(
+                f"{self._models.address.shown} has no state of partition {self._partition} of {self._models.name}. "
+                "The log is the truth: rebuild from the beginning."
+            )
+        self._state = decode_state(Path(self._models.name), row[0])
+
+    def state(self) -> StoreState:
+        """See StoreReader."""
+        return self._state
+
+    def get(self, model_id: str) -> bytes | None:
+        """See StoreReader."""
+        if "\0" in model_id:
+            return None
+        models = self._models
+        row = self._one(
+            sql.SQL("SELECT model FROM {} WHERE {} = %s AND partition = %s").format(
+                models.sql_name, sql.Identifier(models.table.key)
+            ),
+            [model_id, self._partition],
+        )
+        return None if row is None else row[0]
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        """See StoreReader."""
+        for key, value in self.raw_items():
+            yield key.decode(), value
+
+    def raw_items(self, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """See StoreReader."""
+        for model_id, raw in self._from(first, sql.SQL("model")):
+            yield model_id.encode(), raw
+
+    def ids(self) -> Iterator[bytes]:
+        """See StoreReader."""
+        for model_id, _ in self._from(b"", sql.SQL("NULL")):
+            yield model_id.encode()
+
+    def _from(self, first: bytes, what: sql.Composable) -> Iterator[tuple[str, Any]]:
+        """Yield ids from one on, and something else of each; a page at a time, so that others may read in between."""
+        models, key = self._models, sql.Identifier(self._models.table.key)
+        statement = sql.SQL(
+            "SELECT {key}, {what} FROM {table} WHERE {key} {{}} %s AND partition = %s ORDER BY {key} LIMIT %s"
+        ).format(key=key, what=what, table=models.sql_name)
+        # The smallest id behind another one is that one and a zero byte, which no id here has in it.
+        is_behind = first.endswith(b"\0")
+        after = first.rstrip(b"\0").decode(errors="surrogateescape")
+        operator = ">" if is_behind else ">="
+        while True:
+            with failures_of(models.address, "read"):
+                rows = self._connection.execute(
+                    sql.SQL(statement.as_string().replace("{}", operator)), [after, self._partition, _AT_ONCE]
+                ).fetchall()
+            yield from rows
+            if len(rows) < _AT_ONCE:
+                return
+            after, operator = rows[-1][0], ">"
+
+    def dropped(self) -> Iterator[int]:
+        """See StoreReader."""
+        with failures_of(self._models.address, "read"):
+            rows = self._connection.execute(
+                sql.SQL(
+                    "SELECT key FROM {} WHERE table_name = %s AND partition = %s AND key >= %s AND key < %s"
+                ).format(self._models.own(BESIDE)),
+                [self._models.name, self._partition, DROPPED, DROPPED + b"\xff" * 16],
+            ).fetchall()
+        return (int.from_bytes(key[len(DROPPED) :], "big") for (key,) in rows)
+
+    def catch_up(self) -> None:
+        """See StoreReader: another transaction is begun."""
+        with failures_of(self._models.address, "read"):
+            if self._connection.closed:
+                self._connection = self._models.address.connect()
+            else:
+                self._connection.execute("ROLLBACK")
+        self._begin()
+
+    def memory_bytes(self) -> int:
+        """See StoreReader: it is the server's."""
+        return 0
+
+    def close(self) -> None:
+        """See StoreReader."""
+        try:
+            self._connection.close()
+        except psycopg.Error:
+            return
+
+    def _one(self, statement: sql.Composed, values: list[Any]) -> tuple[Any, ...] | None:
+        with failures_of(self._models.address, "read"):
+            return self._connection.execute(statement, values).fetchone()

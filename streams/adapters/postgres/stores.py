@@ -1,0 +1,137 @@
+"""The stores of a build whose models are in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+from psycopg import sql
+
+from projections.table import Table
+from streams.adapters.postgres.connecting import Address, failures_of, own_connection
+from streams.adapters.postgres.layout import BESIDE, PARTITIONS, Models, recall, remember
+from streams.adapters.postgres.partition import PostgresPartition
+from streams.adapters.postgres.reading import PostgresReader
+from streams.data.store import StoreState, decode_state
+from streams.data.stores import Stores
+from streams.errors import StoreCorrupt
+
+__all__ = ["Postgres", "PostgresStores"]
+
+_CARRY = sql.SQL(
+    "INSERT INTO {new} ({columns}) SELECT {values} "
+    "FROM (SELECT {key} AS id, model FROM {old} WHERE partition = {partition}) s"
+)
+_CARRY_BESIDE = sql.SQL(
+    "INSERT INTO {0} (table_name, partition, key, value) SELECT %s, partition, key, value FROM {0} "
+    "WHERE table_name = %s AND partition = %s"
+)
+_CARRY_STATE = sql.SQL("INSERT INTO {} (table_name, partition, epoch, position, state) VALUES (%s, %s, 0, %s, %s)")
+
+
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """Models are kept in tables of a PostgreSQL: one for each build of a generation. Plain data.
+
+    Args:
+        conninfo: A connection string of libpq's; what it leaves out, PGHOST, PGPASSWORD, PGSERVICE and their like say.
+        schema: The schema that tables and views are in; made where it is missing.
+    """
+
+    conninfo: str = field(default="", repr=False)
+    schema: str = "refold"
+
+    @property
+    def name(self) -> str:
+        """See Kind."""
+        return "postgres"
+
+    @property
+    def address(self) -> Address:
+        """Where that is."""
+        return Address(self.conninfo, self.schema)
+
+    def stores(self, path: Path, table: Table) -> PostgresStores:
+        """See Kind."""
+        return PostgresStores(Models.of(self.address, path, table))
+
+    def remember(self, directory: Path, current: bytes, manifest: bytes) -> None:
+        """See Kind."""
+        remember(self.address, directory.name, current, manifest)
+
+    def recall(self, directory: Path) -> tuple[bytes, bytes] | None:
+        """See Kind."""
+        return recall(self.address, directory.name)
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresStores:
+    """One table for all partitions of a build; each row says which it is of."""
+
+    models: Models
+
+    def has(self, partition: int) -> bool:
+        """See Stores."""
+        return self._state(partition) is not None
+
+    def open(self, partition: int, fresh: StoreState, *, owns: bool = False) -> PostgresPartition:
+        """See Stores."""
+        assert partition == fresh.partition
+        return PostgresPartition.open(self.models, fresh, owns=owns)
+
+    def read(self, partition: int, scratch: Path) -> PostgresReader:  # noqa: ARG002
+        """See Stores."""
+        return PostgresReader(self.models, partition)
+
+    def state(self, partition: int) -> StoreState:
+        """See Stores."""
+        raw = self._state(partition)
+        if raw is None:
+            raise StoreCorrupt(f"{self.models.address.shown} has no partition {partition} of {self.models.name}.")
+        return decode_state(Path(self.models.name), raw)
+
+    def carry(self, fresh: StoreState, into: Stores, becomes: Callable[[StoreState], StoreState]) -> None:
+        """See Stores: in one transaction."""
+        assert isinstance(into, PostgresStores), "stores of one kind"
+        old, new, number = self.models, into.models, fresh.partition
+        opened = self.open(number, fresh)
+        try:
+            state = becomes(opened.state)
+            connection = own_connection(old.address)
+            with failures_of(old.address, "write"), connection.transaction():
+                new.make(connection, state)
+                connection.execute(
+                    _CARRY.format(
+                        new=new.sql_name,
+                        columns=new.columns,
+                        values=new.values(number),
+                        key=sql.Identifier(old.table.key),
+                        old=old.sql_name,
+                        partition=sql.Literal(number),
+                    )
+                )
+                connection.execute(_CARRY_BESIDE.format(new.own(BESIDE)), [new.name, old.name, number])
+                connection.execute(
+                    _CARRY_STATE.format(new.own(PARTITIONS)),
+                    [new.name, number, state.position, msgspec.json.encode(state).decode()],
+                )
+        finally:
+            opened.close()
+
+    def version_of(self, partition: int) -> object:  # noqa: ARG002
+        """See Stores: nothing takes its place."""
+        return self.models.name
+
+    def _state(self, partition: int) -> bytes | None:
+        models = self.models
+        connection = own_connection(models.address)
+        with failures_of(models.address, "read"):
+            if not models.exists(connection):
+                return None
+            row = connection.execute(
+                sql.SQL("SELECT state FROM {} WHERE table_name = %s AND partition = %s").format(models.own(PARTITIONS)),
+                [models.name, partition],
+            ).fetchone()
+        return None if row is None else row[0]

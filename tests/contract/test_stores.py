@@ -1,0 +1,203 @@
+"""What every kind of partition store does, whatever it is kept in."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from projections.table import Table
+from streams.adapters.postgres.stores import Postgres
+from streams.broker.postgres import EmbeddedPostgres
+from streams.data.store import DROPPED, LETTER, StoreState
+from streams.data.stores import FILES, Kind, Stores
+from streams.errors import ForeignStore, StoreCorrupt, StoreLocked
+
+FRESH = StoreState(directory="d", build=1, partition=3, start=5, position=5)
+IDS = ["plain", "Plain", "é", "e\u0301", "a/b?c=d&e", "with space", " leading", "100%", "'quoted\"", "🧺", "x" * 500]
+
+
+@pytest.fixture(params=["files", "postgres"])
+def kind(request: pytest.FixtureRequest, database: EmbeddedPostgres) -> Kind:
+    if request.param == "files":
+        return FILES
+    return Postgres(database.dsn, f"s{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def stores(kind: Kind, tmp_path: Path) -> Stores:
+    return of(kind, tmp_path, 1)
+
+
+def of(kind: Kind, tmp_path: Path, build: int) -> Stores:
+    path = tmp_path / "orders.v1" / "builds" / str(build)
+    path.mkdir(parents=True)
+    return kind.stores(path, Table())
+
+
+def moved(state: StoreState, position: int, models: int = 0) -> StoreState:
+    return msgspec.structs.replace(state, position=position, models=models, events=position - state.start)
+
+
+def fill(stores: Stores, models: Mapping[str, bytes | None], position: int, fresh: StoreState = FRESH) -> StoreState:
+    store = stores.open(fresh.partition, fresh)
+    state = moved(store.state, position)
+    store.commit(models.items(), state)
+    store.close()
+    return state
+
+
+def seen(stores: Stores, tmp_path: Path) -> dict[str, bytes]:
+    reader = stores.read(3, tmp_path / "scratch")
+    try:
+        return dict(reader.items())
+    finally:
+        reader.close()
+
+
+def test_a_new_one_begins_with_what_it_is_told(stores: Stores) -> None:
+    assert not stores.has(3)
+    store = stores.open(3, FRESH)
+    assert store.state == FRESH
+    assert list(store.ids()) == []
+    assert store.get("a") is None
+    assert list(store.beside(b"d")) == []
+    store.close()
+    assert stores.has(3)
+    assert not stores.has(4)
+    assert stores.state(3) == FRESH
+
+
+@pytest.mark.parametrize("many", [3, 1500])
+def test_models_and_state_are_there_together_again(stores: Stores, tmp_path: Path, many: int) -> None:
+    models = {f"m{number:05}": b'{"n":%d}' % number for number in range(many)}
+    state = fill(stores, models, 9)
+    store = stores.open(3, FRESH)
+    assert store.state == state
+    assert [one.decode() for one in store.ids()] == sorted(models)
+    assert {one: store.get(one) for one in models} == models
+    changed = {"m00000": None, "m00001": b'{"n":"one"}', "new": b"{}"} | {
+        f"m{number:05}": b'{"n":-%d}' % number for number in range(2, many)
+    }
+    store.commit(changed.items(), moved(state, 12))
+    assert store.get("m00000") is None
+    assert store.get("m00001") == b'{"n":"one"}'
+    store.close()
+    assert seen(stores, tmp_path) == {one: raw for one, raw in (models | changed).items() if raw is not None}
+    assert stores.state(3).position == 12
+
+
+def test_ids_are_any_texts_and_come_in_the_order_of_their_bytes(stores: Stores, tmp_path: Path) -> None:
+    fill(stores, {one: b'"%d"' % number for number, one in enumerate(IDS)}, 20)
+    assert list(seen(stores, tmp_path).items()) == sorted(
+        ((one, b'"%d"' % number) for number, one in enumerate(IDS)), key=lambda pair: pair[0].encode()
+    )
+    reader = stores.read(3, tmp_path / "again")
+    ordered = sorted(one.encode() for one in IDS)
+    for number, one in enumerate(ordered):
+        assert [found for found, _ in reader.raw_items(one)] == ordered[number:]
+        assert [found for found, _ in reader.raw_items(one + b"\0")] == ordered[number + 1 :]
+    reader.close()
+
+
+def test_models_come_back_as_the_bytes_they_were(stores: Stores, tmp_path: Path) -> None:
+    raw = '{"b":1.0,"a":1e300,"c":12345678901234567890,"é":"\\u00e9 \\\\u0000 \\"","z":-0.0,"a":[ 1,2]}'.encode()
+    fill(stores, {"a": raw}, 6)
+    assert seen(stores, tmp_path) == {"a": raw}
+
+
+def test_a_commit_that_fails_has_written_nothing(stores: Stores, tmp_path: Path) -> None:
+    fill(stores, {"a": b"1"}, 6)
+    store = stores.open(3, FRESH)
+
+    def breaking() -> Iterator[tuple[str, bytes | None]]:
+        yield "a", None
+        yield "b", b"2"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        store.commit(breaking(), moved(store.state, 9))
+    assert store.state.position == 6
+    store.commit([("c", b"3")], moved(store.state, 7))
+    store.close()
+    assert seen(stores, tmp_path) == {"a": b"1", "c": b"3"}
+
+
+def test_what_is_kept_beside_models_comes_and_goes_with_the_commit(stores: Stores, tmp_path: Path) -> None:
+    store = stores.open(3, FRESH)
+    dropped = DROPPED + (77).to_bytes(8, "big")
+    store.commit([], moved(store.state, 6), {LETTER + b"b": b"2", LETTER + b"a": b"1", dropped: b""})
+    assert list(store.beside(LETTER)) == [(LETTER + b"a", b"1"), (LETTER + b"b", b"2")]
+    store.commit([("m", b"1")], moved(store.state, 7), {LETTER + b"b": None, LETTER + b"a": b"3"})
+    store.close()
+    store = stores.open(3, FRESH)
+    assert list(store.beside(LETTER)) == [(LETTER + b"a", b"3")]
+    store.close()
+    reader = stores.read(3, tmp_path / "scratch")
+    assert list(reader.dropped()) == [77]
+    assert list(reader.items()) == [("m", b"1")]
+    reader.close()
+
+
+def test_partitions_know_nothing_of_each_other(stores: Stores, tmp_path: Path) -> None:
+    fill(stores, {"a": b"1"}, 6)
+    other = msgspec.structs.replace(FRESH, partition=4)
+    fill(stores, {"b": b"2"}, 8, other)
+    store = stores.open(4, other)
+    assert store.get("a") is None
+    assert [one.decode() for one in store.ids()] == ["b"]
+    store.close()
+    assert seen(stores, tmp_path) == {"a": b"1"}
+
+
+def test_another_process_cannot_open_what_is_open(stores: Stores) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    store = stores.open(3, FRESH)
+    with ThreadPoolExecutor(1) as another:  # for a database, another session; RocksDB's lock is the process's own
+        with pytest.raises(StoreLocked):
+            another.submit(stores.open, 3, FRESH).result()
+        store.close()
+        another.submit(lambda: stores.open(3, FRESH).close()).result()
+
+
+def test_a_reader_sees_one_instant_until_it_catches_up(stores: Stores, tmp_path: Path) -> None:
+    store = stores.open(3, FRESH)
+    store.commit([("a", b"1"), ("b", b"1")], moved(store.state, 6))
+    reader = stores.read(3, tmp_path / "scratch")
+    store.commit([("a", b"2"), ("b", None), ("c", b"2")], moved(store.state, 8))
+    assert (reader.state().position, dict(reader.items())) == (6, {"a": b"1", "b": b"1"})
+    assert reader.get("c") is None
+    reader.catch_up()
+    assert (reader.state().position, dict(reader.items())) == (8, {"a": b"2", "c": b"2"})
+    reader.close()
+    store.close()
+
+
+def test_what_is_of_another_state_is_refused_and_left(stores: Stores, tmp_path: Path) -> None:
+    fill(stores, {"a": b"1"}, 6)
+    with pytest.raises(ForeignStore):
+        stores.open(3, msgspec.structs.replace(FRESH, directory="another"))
+    assert seen(stores, tmp_path) == {"a": b"1"}
+
+
+def test_models_are_carried_into_another_build(kind: Kind, stores: Stores, tmp_path: Path) -> None:
+    fill(stores, {"a": b"1", "b": b"2"}, 9)
+    store = stores.open(3, FRESH)
+    store.commit([], store.state, {LETTER + b"a": b"1"})
+    store.close()
+    new = of(kind, tmp_path, 2)
+    stores.carry(FRESH, new, lambda state: msgspec.structs.replace(state, build=2, position=8))
+    fill(stores, {"a": b"0"}, 10)
+    carried = new.open(3, msgspec.structs.replace(FRESH, build=2))
+    assert (carried.state.position, carried.get("a"), carried.get("b")) == (8, b"1", b"2")
+    assert list(carried.beside(LETTER)) == [(LETTER + b"a", b"1")]
+    carried.close()
+
+
+def test_the_state_of_nothing_is_said_to_be_none(stores: Stores) -> None:
+    with pytest.raises(StoreCorrupt):
+        stores.state(3)
