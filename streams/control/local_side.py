@@ -13,7 +13,6 @@ from streams.control.runs import Models, NoModels, StoredModels
 from streams.control.verify import REPORT
 from streams.data.build import Build, write_record
 from streams.data.cut import Cut, Held
-from streams.data.store_reader import read_only
 from streams.types import TopicInfo
 
 __all__ = ["LocalCut", "LocalSide"]
@@ -84,6 +83,6 @@ class LocalCut:
         path = self._cut.copy(partition)
         if not path.is_dir():
             return NoModels()
-        store = read_only(path, self._scratch / str(partition))
+        store = self._cut.build.stores.read_cut(partition, path, self._scratch / str(partition))
         self._stack.callback(store.close)
         return StoredModels(store)

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -70,6 +70,7 @@ class Cut:
 
     path: Path
     build: Build
+    _kept: ExitStack = field(default_factory=ExitStack, compare=False)
 
     # Who asks
 
@@ -84,7 +85,9 @@ class Cut:
         with asking(build.root / DIRECTORY, "comparison") as path:
             manifest = build.manifest
             write_record(path / _REQUEST, Request(build=manifest.build, directory=manifest.directory))
-            yield cls(path, build)
+            cut = cls(path, build)
+            with cut._kept:
+                yield cut
 
     def held(self) -> dict[int, Held]:
         """Give where partitions are held, as far as it is known; those that nobody has open are looked at.
@@ -129,7 +132,7 @@ class Cut:
                     store = self.build.open(number, 0)
                     try:
                         if store.state.position == position:
-                            store.snapshot(self.copy(number))
+                            self._kept.callback(store.cut(self.copy(number)).close)
                     finally:
                         store.close()
             if self.copy(number).is_dir():

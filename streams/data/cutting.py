@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 
 from streams.data.build import Build
 from streams.data.cut import Cut, Held, cuts
@@ -42,6 +43,8 @@ class Cutting:
         self._stop_reading = stop_reading
         self._seen_s: dict[str, float] = {}
         """When each cut was heard of, by its directory's name."""
+        self._kept: dict[str, ExitStack] = {}
+        """What is kept for each."""
 
     def look(self, partitions: Iterable[HeldPartition]) -> bool:
         """Do what is to be done now; say whether there is more to come, so that it is looked at again soon.
@@ -56,7 +59,10 @@ class Cutting:
         has held them for long: he may be stopped, or lost on the network. A process that dies in between leaves a
         partition that its next owner holds again, at or in front of the barrier.
         """
-        wanted = self._in_time(cuts(self._build))
+        asked = cuts(self._build)
+        for name in self._kept.keys() - {cut.path.name for cut in asked}:
+            self._kept.pop(name).close()
+        wanted = self._in_time(asked)
         waits = False
         for held in partitions:
             if held.cut is not None and held.cut not in wanted:
@@ -68,6 +74,12 @@ class Cutting:
                 log.warning("cut.failed", partition=held.number, why=str(error))
                 self._let_go(held)
         return waits
+
+    def close(self) -> None:
+        """Keep nothing any more."""
+        for kept in self._kept.values():
+            kept.close()
+        self._kept.clear()
 
     def _in_time(self, wanted: list[Cut]) -> list[Cut]:
         """Leave out those that were heard of long ago."""
@@ -107,7 +119,7 @@ class Cutting:
         if held.phase is Phase.READY and held.fold.has_moved and not self._commit(held):
             return True
         if held.fold.committed == position:
-            held.store.snapshot(cut.copy(held.number))
+            self._kept.setdefault(cut.path.name, ExitStack()).callback(held.store.cut(cut.copy(held.number)).close)
             self._let_go(held)
             return False
         self._tell(held)  # it has halted in front of it, or was behind it already: who asks is to know

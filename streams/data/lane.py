@@ -442,5 +442,6 @@ class Lane:
         self._held.clear()
         for held in self._closed:
             held.close()
+        self._cutting.close()
         self.shipping.close()
         self._letterbox.close()

@@ -11,7 +11,7 @@ from projections.table import Table
 from streams.data.store import PartitionStore, RocksPartition, StoreState
 from streams.data.store_reader import PartitionReader, read_state
 
-__all__ = ["FILES", "Files", "Kind", "OpenStore", "RocksStores", "StoreReader", "Stores"]
+__all__ = ["FILES", "Closes", "Files", "Kind", "OpenStore", "RocksStores", "StoreReader", "Stores"]
 
 
 class OpenStore(PartitionStore, Protocol):
@@ -32,6 +32,17 @@ class OpenStore(PartitionStore, Protocol):
         """
         ...
 
+    def cut(self, path: Path) -> Closes:
+        """Keep what the store has now, as committed, to be read by `Stores.read_cut` as long as this is not closed.
+
+        Args:
+            path: What that is asked for by: a directory, which is there once it can be read.
+
+        Raises:
+            StorageError: It cannot be.
+        """
+        ...
+
     def settle(self, within_s: float = 1.0) -> None:
         """Make the store quick to read after a long fold.
 
@@ -42,6 +53,14 @@ class OpenStore(PartitionStore, Protocol):
 
     def memory_bytes(self) -> int:
         """Give the memory that it takes in this process."""
+        ...
+
+
+class Closes(Protocol):
+    """What is let go in the end."""
+
+    def close(self) -> None:
+        """Let it go; nothing is raised."""
         ...
 
 
@@ -120,6 +139,19 @@ class Stores(Protocol):
 
         Raises:
             StorageError: It cannot be read.
+        """
+        ...
+
+    def read_cut(self, partition: int, path: Path, scratch: Path) -> StoreReader:
+        """Open what `OpenStore.cut` has kept.
+
+        Args:
+            partition: The partition.
+            path: What it was asked for by.
+            scratch: See `read`.
+
+        Raises:
+            StorageError: It cannot be read, or is not kept any more.
         """
         ...
 
@@ -202,6 +234,10 @@ class RocksStores:
     def read(self, partition: int, scratch: Path) -> PartitionReader:
         """See Stores."""
         return PartitionReader(self._of(partition), scratch)
+
+    def read_cut(self, partition: int, path: Path, scratch: Path) -> PartitionReader:  # noqa: ARG002
+        """See Stores."""
+        return PartitionReader(path, scratch)
 
     def state(self, partition: int) -> StoreState:
         """See Stores."""

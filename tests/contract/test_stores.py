@@ -201,3 +201,17 @@ def test_models_are_carried_into_another_build(kind: Kind, stores: Stores, tmp_p
 def test_the_state_of_nothing_is_said_to_be_none(stores: Stores) -> None:
     with pytest.raises(StoreCorrupt):
         stores.state(3)
+
+
+def test_a_cut_stays_as_it_was_while_the_store_is_written_to(stores: Stores, tmp_path: Path) -> None:
+    store = stores.open(3, FRESH)
+    store.commit([("a", b"1"), ("b", b"1")], moved(store.state, 6))
+    kept = store.cut(tmp_path / "cut")
+    store.commit([("a", b"2"), ("b", None), ("c", b"2")], moved(store.state, 8))
+    assert (tmp_path / "cut").is_dir()
+    for number in range(2):
+        reader = stores.read_cut(3, tmp_path / "cut", tmp_path / f"scratch-{number}")
+        assert (reader.state().position, dict(reader.items())) == (6, {"a": b"1", "b": b"1"})
+        reader.close()
+    store.close()
+    kept.close()

@@ -20,13 +20,16 @@ from streams.data.cache import ModelCannotBeStored
 from streams.data.serde import NotStorable
 from streams.data.split import split_error
 from streams.data.store import StoreState, decode_state
+from streams.data.stores import Closes
 from streams.errors import ForeignStore, StorageError, StoreLocked
 from streams.log import get_logger
 
-__all__ = ["PostgresPartition"]
+__all__ = ["CUT", "PostgresPartition"]
 
 log = get_logger(__name__)
 
+CUT = "snapshot"
+"""The file with the name of a cut's snapshot."""
 _MANY = 500
 """From so many models on, COPY is faster than an array."""
 _FETCHED = 2000
@@ -244,6 +247,28 @@ class PostgresPartition:
         raise StorageError(
             f"{self._models.address.shown} has no snapshots: positions are in the database, and so in its backups."
         )
+
+    def cut(self, path: Path) -> Closes:
+        """See OpenStore: a snapshot of the database's, which is there as long as the session that has exported it."""
+        address = self._models.address
+        session = address.connect()
+        try:
+            with failures_of(address, "keep a snapshot"):
+                session.execute("SET idle_in_transaction_session_timeout = 0")
+                session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                row = session.execute("SELECT pg_export_snapshot()").fetchone()
+            assert row is not None
+            new = path.with_name(f"new-{path.name}")
+            new.mkdir(exist_ok=True)
+            (new / CUT).write_text(str(row[0]))
+            new.rename(path)
+        except OSError as error:
+            session.close()
+            raise StorageError(f"{path} cannot be made: {error.strerror}.") from error
+        except BaseException:
+            session.close()
+            raise
+        return session
 
     def settle(self, within_s: float = 1.0) -> None:
         """See OpenStore: there is nothing to do."""

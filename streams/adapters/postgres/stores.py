@@ -12,11 +12,11 @@ from psycopg import sql
 from projections.table import Table
 from streams.adapters.postgres.connecting import Address, failures_of, own_connection
 from streams.adapters.postgres.layout import BESIDE, PARTITIONS, Models, recall, remember
-from streams.adapters.postgres.partition import PostgresPartition
+from streams.adapters.postgres.partition import CUT, PostgresPartition
 from streams.adapters.postgres.reading import PostgresReader
 from streams.data.store import StoreState, decode_state
 from streams.data.stores import Stores
-from streams.errors import StoreCorrupt
+from streams.errors import StorageError, StoreCorrupt
 
 __all__ = ["Postgres", "PostgresStores"]
 
@@ -84,6 +84,14 @@ class PostgresStores:
     def read(self, partition: int, scratch: Path) -> PostgresReader:  # noqa: ARG002
         """See Stores."""
         return PostgresReader(self.models, partition)
+
+    def read_cut(self, partition: int, path: Path, scratch: Path) -> PostgresReader:  # noqa: ARG002
+        """See Stores."""
+        try:
+            snapshot = (path / CUT).read_text()
+        except OSError as error:
+            raise StorageError(f"{path / CUT} cannot be read: {error.strerror}.") from error
+        return PostgresReader(self.models, partition, snapshot)
 
     def state(self, partition: int) -> StoreState:
         """See Stores."""
