@@ -28,7 +28,7 @@ from streams.data.generation import StateStore
 from streams.data.json_codec import JsonCodec
 from streams.data.source import KafkaEventStore
 from streams.data.stores import FILES, Kind
-from streams.errors import BrokerError, BrokerUnavailable, CodeChanged, ConfigError, RebuildCancelled
+from streams.errors import BrokerError, BrokerUnavailable, CodeChanged, ConfigError, CqrsError, RebuildCancelled
 from streams.log import get_logger
 
 __all__ = [
@@ -308,7 +308,15 @@ class Wired(Located):
             BrokerError: It cannot be written.
         """
         note(self.registry, self.record, self.place, self.name, self.base_group)
+        self._show()
 
     def try_note(self) -> None:
         """The same, where a rebuild has ended, of whose end this must not be in the way."""
         try_note(self.registry, self.record, self.place, self.name, self.base_group)
+        self._show()
+
+    def _show(self) -> None:
+        try:
+            self.site().show()
+        except CqrsError as error:
+            log.warning("view.not_replaced", projection=self.name, why=str(error))

@@ -113,6 +113,7 @@ class FoldRun(Run):
             )
         progress = tracker.ended(figures, states=states, checkpoints=runner.status.work.commits)
         note_end(claimed.job.build, progress)
+        claimed.job.build.kind.finish(claimed.job.build.stores)
         return progress
 
     def _watch(self, runner: Runner, members: Members, tracker: ProgressTracker, periodic: PeriodicSnapshots) -> None:

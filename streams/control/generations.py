@@ -221,7 +221,9 @@ class Generations:
         Raises:
             GenerationNotFound: It is not kept.
         """
-        return self.site.update(lambda record: wishes.rolled_back(record, generation, keep.total_seconds()))
+        record = self.site.update(lambda record: wishes.rolled_back(record, generation, keep.total_seconds()))
+        self.site.show()
+        return record
 
     def retire(self, generation: str | None = None) -> Record:
         """Remove a generation that is kept: its group, its state and its snapshots; see `retire.retire`.

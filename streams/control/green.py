@@ -22,6 +22,7 @@ from streams.control.repartitioning import check_source, filling_of, make_topic,
 from streams.control.replay import Replay
 from streams.control.retire import retire
 from streams.control.run import note_end
+from streams.control.showing import Finishing
 from streams.control.site import Site
 from streams.control.space import check_space, size_bytes
 from streams.control.strategies import FromBeginning
@@ -96,6 +97,7 @@ class Green:
         self._watch: Watch
         self._folding: Folding
         self._behind: CaughtUp | None = None
+        self._finishing = Finishing()
         self._filling: Replay | None = None
         """How far the new generation's own topic is filled, where it has one."""
         self._record: Record
@@ -253,7 +255,7 @@ class Green:
         self._look_after()
         self._progress = self._staged(behind.observe(self._folding.status), green)
         self._check_not_halted(behind)
-        if self._is_caught_up(behind, green):
+        if self._is_caught_up(behind, green) and self._finishing.is_done(self._folding.job.build):
             self._progress = self._staged(behind.ended(self._folding.status), green)
             note_end(self._folding.job.build, self._progress)
             self._update(lambda record: to.caught_up(record, self._id, self._progress))
@@ -300,9 +302,17 @@ class Green:
         if self._is_caught_up(behind, green):
             self._update(lambda record: to.switched(record, self._id))
             log.info("generation.switched", generation=green.id)
+            self._show()
         return True
 
     # What the steps have in common
+
+    def _show(self) -> None:
+        """Have all readers see it; where that cannot be done now, whoever folds it does."""
+        try:
+            self._site.show()
+        except CqrsError as error:
+            log.warning("view.not_replaced", projection=self._site.name, why=str(error))
 
     def _fold(self, green: Generation) -> CaughtUp:
         """Have the new generation folded, from where it is."""

@@ -23,6 +23,7 @@ from streams.control.record import Generation, Rebuild, Record
 from streams.control.repartitioning import check_source, filling_of, make_topic, remove_topic, staged
 from streams.control.replay import Replay
 from streams.control.setting_back import SettingBack
+from streams.control.showing import Finishing
 from streams.control.site import Site
 from streams.control.verdict import refusal
 from streams.data.checkpoint import KafkaCheckpointStore
@@ -36,6 +37,7 @@ from streams.errors import (
     NotLeading,
     RepositoryError,
     StorageError,
+    StoreAway,
     StoreLocked,
     TopicChanged,
 )
@@ -86,6 +88,7 @@ class Lead:
         self._newest: Record | None = None
         """As this process wrote it last."""
         self._asked_s = 0.0
+        self._finishing = Finishing()
         self._back = SettingBack(site, self._update, self._check_leading)
 
     @property
@@ -215,7 +218,7 @@ class Lead:
     def _look_on(self, running: Rebuild, green: Generation) -> None:
         replay = self._looked_at(green)
         self._note(running, self._why_halted(green, replay))
-        if self._is_caught_up(green, replay):
+        if self._is_caught_up(green, replay) and self._finishing.is_done(self._site.place(green).store.peek()):
             goes_on = running.policy == "none" and not self._why_unserved(green)
             self._update(partial(_past_replay, rebuild_id=running.id, progress=replay.progress, goes_on=goes_on))
             log.info("generation.caught_up", generation=green.id, events=replay.progress.events_processed)
@@ -274,12 +277,15 @@ class Lead:
                 log.info("generation.retired", generation=one.id, why=one.why)
 
     def _forgotten(self, gone: Generation) -> bool:
-        """Remove a generation's snapshots; False: that could not be done, and is tried again after a while."""
+        """Remove a generation's snapshots and its tables; False: not now, and it is tried again after a while."""
         if time.monotonic() < self._forget_s:
             return False
         try:
             remove_state(self._site.settings, self._site.name, gone.state)
-        except RepositoryError as error:
+            store = self._site.place(gone).store
+            if not store.kind.forget(store.directory):
+                return False
+        except (RepositoryError, StoreAway) as error:
             self._forget_s = time.monotonic() + _FORGET_S
             log.warning("snapshots.not_removed", generation=gone.id, again_in_s=_FORGET_S, why=str(error))
             return False

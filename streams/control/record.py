@@ -28,8 +28,9 @@ __all__ = [
     "schema_of",
 ]
 
-SCHEMAS = (1, 2)
-"""Those that are understood. 2: a generation may have a `source`, which who knows only 1 would leave behind."""
+SCHEMAS = (1, 2, 3)
+"""Those that are understood. 2: a generation may have a `source`. 3: it may be kept elsewhere than in files. Who knows
+only the ones before would leave that behind."""
 
 Phase: TypeAlias = Literal[
     "new", "repartitioning", "replaying", "verifying", "waiting", "ready", "active", "kept", "retiring"
@@ -310,6 +311,8 @@ prepared(Record)
 
 def schema_of(record: Record) -> int:
     """Give the schema that a record has to be written with."""
+    if any(one.kept_in != "files" for one in record.generations):
+        return 3
     return 1 if all(one.source is None for one in record.generations) else 2
 
 

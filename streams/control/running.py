@@ -17,6 +17,7 @@ from streams.control.founding import found_first
 from streams.control.place import Place, note
 from streams.control.record import Generation, Record
 from streams.control.retire import retire
+from streams.control.showing import Showing
 from streams.control.site import Site
 from streams.data.agent import AgentStatus, Job
 from streams.data.runner import MakeRunner
@@ -59,6 +60,7 @@ class Running:
         self._keeper: threading.Thread | None = None
         self._place: Place
         self._is_noted = False
+        self._showing = Showing(site)
 
     def __enter__(self) -> Self:
         """Claim the active generation and have it folded; where there is none yet, found the first one.
@@ -126,6 +128,7 @@ class Running:
                 for id_, folding in self._foldings.items():
                     folding.hold(wish_of(watch.record, id_))
                 self._keep_house(watch.record)
+                self._showing.look(watch.record)
 
     def _close(self) -> None:
         self.stop()

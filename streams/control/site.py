@@ -21,7 +21,7 @@ from streams.data.codec import EventCodec, describe
 from streams.data.job import Repartition
 from streams.data.routed import Routed
 from streams.data.source import KafkaEventStore
-from streams.data.stores import FILES, Kind
+from streams.data.stores import FILES, Kind, Shown
 from streams.errors import NotReady
 from streams.types import TopicInfo
 
@@ -77,6 +77,29 @@ class Site:
             return change(self.record() if record is None else record)
 
         return self.registry.update(self.name, changed)
+
+    def show(self) -> bool:
+        """Have those who read where models are kept see the active generation's; say whether there is one.
+
+        Raises:
+            StorageError: They see what they saw before.
+            BrokerError: The registry cannot be read.
+        """
+
+        shown: list[Shown] = []
+
+        def choose() -> Shown | None:
+            record = self.registry.get(self.name)
+            if record is None or record.live.kept_in != self.kind.name:
+                return None
+            build = self.place(record.live).store.peek()
+            if build is None:
+                return None
+            shown.append(Shown(build.stores, build.fresh(0, 0)))
+            return shown[0]
+
+        self.kind.show(self.name, choose)
+        return bool(shown)
 
     def active(self, record: Record | None) -> Place:
         """Give where the active generation is, or is to be."""
@@ -152,6 +175,7 @@ class Site:
             "topic": topic.name,
             "topic_id": topic.id,
             "partitions": topic.partitions,
+            "kept_in": self.kind.name,
         }
         if self.is_repartitioned:
             source = Source(topic=topic.name, topic_id=topic.id, partitions=topic.partitions)

@@ -190,6 +190,8 @@ class Claim:
             path.parent.mkdir(exist_ok=True)
             if path.exists():  # a leftover: no record ever named it
                 path.rename(trash_name(path))
+            if state is None:  # what others have of one that they share is none
+                self.kind.forget(self.directory, number)
             path.mkdir()
             (path / "folding").mkdir()
             write_record(path / MANIFEST, manifest)
@@ -207,7 +209,7 @@ class Claim:
         )
 
     def abandon(self, build: Build) -> None:
-        """Remove a build that was made and not switched to."""
+        """Remove a build that was made and not switched to; of a database, whoever makes the next one does."""
         shutil.rmtree(build.path, ignore_errors=True)
 
     def carry(self, old: Build, new: Build, partition: int, *, position: int | None = None) -> None:
@@ -287,6 +289,8 @@ class Claim:
             elif path.name != str(current.build) and path.name.isdigit() and int(path.name) < current.build:
                 with contextlib.suppress(OSError):
                     if is_free(path / MANIFEST) and not holders(path / "folding"):
+                        if not self.kind.forget(self.directory, int(path.name)):
+                            continue
                         trash = trash_name(path)
                         path.rename(trash)
                         shutil.rmtree(trash, ignore_errors=True)

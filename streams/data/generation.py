@@ -31,6 +31,8 @@ from streams.data.build import (
     MANIFEST,
     REBUILD_LOCK,
     Build,
+    Current,
+    Manifest,
     current_build,
     restore_current,
     sync_directory,
@@ -70,6 +72,18 @@ class StateStore:
             return found
         with self.claiming("see what the database knows"):
             return current_build(self.directory, self.kind)
+
+    def peek(self) -> Build | None:
+        """Give the build that is current, without writing down here what a database knows; see `current`."""
+        known = self.kind.recall(self.directory)
+        if known is None:
+            return current_build(self.directory, self.kind)
+        return Build(
+            root=self.directory,
+            current=msgspec.json.decode(known[0], type=Current),
+            manifest=msgspec.json.decode(known[1], type=Manifest),
+            kind=self.kind,
+        )
 
     def _is_current(self, found: Build | None) -> bool:
         """Whether what the directory says is what the database says, where there is one."""
@@ -178,6 +192,8 @@ class StateStore:
         try:
             if self.directory.is_dir():
                 if self.users() or not all(map(_is_unread, self.directory.glob(f"builds/*/{MANIFEST}"))):
+                    return False
+                if not self.kind.forget(self.directory):
                     return False
                 self.directory.rename(self.directory.with_name(f"{trashes}{time.time_ns()}"))
                 sync_directory(self.directory.parent)

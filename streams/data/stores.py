@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from projections.table import Table
 from streams.data.store import PartitionStore, RocksPartition, StoreState
 from streams.data.store_reader import PartitionReader, read_state
 
-__all__ = ["FILES", "Closes", "Files", "Kind", "OpenStore", "RocksStores", "StoreReader", "Stores"]
+__all__ = ["FILES", "Closes", "Files", "Kind", "OpenStore", "RocksStores", "Shown", "StoreReader", "Stores"]
 
 
 class OpenStore(PartitionStore, Protocol):
@@ -181,6 +181,14 @@ class Stores(Protocol):
         ...
 
 
+class Shown(NamedTuple):
+    """A build whose models are to be seen."""
+
+    stores: Stores
+    fresh: StoreState
+    """What a new store of it would say of itself."""
+
+
 class Kind(Protocol):
     """What stores are kept in. Plain data."""
 
@@ -205,6 +213,35 @@ class Kind(Protocol):
 
     def recall(self, directory: Path) -> tuple[bytes, bytes] | None:
         """Give what was kept so; None where nothing was."""
+        ...
+
+    def show(self, projection: str, choose: Callable[[], Shown | None]) -> None:
+        """Have those who read models where they are kept see those that are active.
+
+        Args:
+            projection: Its name.
+            choose: Gives which; None where none of this kind are. Called once nobody else shows any.
+
+        Raises:
+            StorageError: They see what they saw before.
+        """
+        ...
+
+    def finish(self, stores: Stores) -> None:
+        """Make a build ready to be read, once a rebuild has written it.
+
+        Raises:
+            StorageError: It cannot be, or not whole.
+        """
+        ...
+
+    def forget(self, directory: Path, build: int | None = None) -> bool:
+        """Remove the stores of a generation, or of one build of it, that are not in its directory; say whether nothing
+        is left.
+
+        Raises:
+            StorageError: They cannot be removed.
+        """
         ...
 
     def stores(self, path: Path, table: Table) -> Stores:
@@ -274,6 +311,16 @@ class Files:
 
     def recall(self, directory: Path) -> None:
         """See Kind."""
+
+    def show(self, projection: str, choose: Callable[[], Shown | None]) -> None:
+        """See Kind: who reads goes by the registry."""
+
+    def finish(self, stores: Stores) -> None:
+        """See Kind."""
+
+    def forget(self, directory: Path, build: int | None = None) -> bool:  # noqa: ARG002
+        """See Kind: they are in it."""
+        return True
 
     def stores(self, path: Path, table: Table) -> RocksStores:  # noqa: ARG002
         """See Kind."""

@@ -16,6 +16,7 @@ from streams.control.founding import found_first
 from streams.control.place import note
 from streams.control.record import Generation, Record
 from streams.control.share import claim_share
+from streams.control.showing import Showing
 from streams.control.site import Site
 from streams.control.space import check_space, size_bytes
 from streams.data.agent import AgentStatus
@@ -123,6 +124,7 @@ class Tending:
         self._hands: dict[str, _Hand] = {}
         self._swept_s = 0.0
         self._changed_code = ChangedCode(site, address)
+        self._showing = Showing(site)
         self._thread = threading.Thread(target=self._run, name=f"refold-{site.name}", daemon=True)
         self.record: Record | None = None
         """What the registry says, as far as it was heard."""
@@ -199,6 +201,7 @@ class Tending:
         if record is not None:
             self.record = record
             self._reconcile(record)
+            self._showing.look(record)
             self._sweep(record)
         for id_, hand in self._hands.items():
             folding = hand.folding

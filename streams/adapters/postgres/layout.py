@@ -22,7 +22,20 @@ from streams.adapters.postgres.connecting import Address, Connection, failures_o
 from streams.data.store import StoreState
 from streams.errors import ForeignStore
 
-__all__ = ["BESIDE", "BUILDS", "PARTITIONS", "Models", "alone"]
+__all__ = [
+    "BESIDE",
+    "BUILDS",
+    "GENERATIONS",
+    "PARTITIONS",
+    "Models",
+    "alone",
+    "exists",
+    "lock_number",
+    "make_own",
+    "recall",
+    "remember",
+    "view_name",
+]
 
 GENERATIONS, BUILDS, PARTITIONS, BESIDE = "refold_generations", "refold_builds", "refold_partitions", "refold_beside"
 _LONGEST = 63
@@ -81,10 +94,9 @@ class Models:
         """The table's name, without the schema."""
         return _name(self.generation if self.build == 1 else f"{self.generation}_b{self.build}")
 
-    @property
-    def view(self) -> str:
-        """The name of the view that readers use: the projection's."""
-        return _name(self.generation.rpartition(".v")[0] or self.generation)
+    def index_name(self, number: int) -> str:
+        """Give the name of one of its indexes, the first of which is 1."""
+        return _name(f"{self.name}_index_{number}")
 
     @property
     def sql_name(self) -> sql.Identifier:
@@ -101,7 +113,7 @@ class Models:
         Raises:
             ForeignStore: The table is another build's, or not refold's.
         """
-        _make_own(connection, self.address)
+        make_own(connection, self.address)
         self.check(connection, fresh)
         if self.exists(connection):
             return
@@ -137,7 +149,7 @@ class Models:
 
     def exists(self, connection: Connection) -> bool:
         """Say whether it is there."""
-        return _is_there(connection, self.address, self.name)
+        return exists(connection, self.address, self.name)
 
     def _create(self) -> sql.Composed:
         """Give the statement that makes the table.
@@ -175,14 +187,20 @@ class Models:
         return sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in names)
 
 
-def _is_there(connection: Connection, address: Address, name: str) -> bool:
+def view_name(projection: str) -> str:
+    """Give the name of the view that a projection's readers use."""
+    return _name(projection)
+
+
+def exists(connection: Connection, address: Address, name: str) -> bool:
+    """Say whether there is a table of that name."""
     return connection.execute("SELECT to_regclass(%s)", [address.name(name).as_string()]).fetchone() != (None,)
 
 
-def _make_own(connection: Connection, address: Address) -> None:
+def make_own(connection: Connection, address: Address) -> None:
     """Make the schema and refold's own tables; until the end of the transaction nobody else does."""
     alone(connection, address)
-    if _is_there(connection, address, BESIDE):
+    if exists(connection, address, BESIDE):
         return
     if connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", [address.schema]).fetchone() is None:
         connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(address.schema)))
@@ -199,7 +217,7 @@ def remember(address: Address, generation: str, current: bytes, manifest: bytes)
     """
     connection = own_connection(address)
     with failures_of(address, "write"), connection.transaction():
-        _make_own(connection, address)
+        make_own(connection, address)
         table = address.name(GENERATIONS)
         row = connection.execute(
             sql.SQL("SELECT current ->> 'directory' FROM {} WHERE generation = %s").format(table), [generation]
@@ -223,7 +241,7 @@ def recall(address: Address, generation: str) -> tuple[bytes, bytes] | None:
     """Give what was kept so; None where nothing was."""
     connection = own_connection(address)
     with failures_of(address, "read"):
-        if not _is_there(connection, address, GENERATIONS):
+        if not exists(connection, address, GENERATIONS):
             return None
         row = connection.execute(
             sql.SQL("SELECT current, manifest FROM {} WHERE generation = %s").format(address.name(GENERATIONS)),

@@ -14,8 +14,9 @@ from streams.adapters.postgres.connecting import Address, failures_of, own_conne
 from streams.adapters.postgres.layout import BESIDE, PARTITIONS, Models, recall, remember
 from streams.adapters.postgres.partition import CUT, PostgresPartition
 from streams.adapters.postgres.reading import PostgresReader
+from streams.adapters.postgres.views import drop, index, show
 from streams.data.store import StoreState, decode_state
-from streams.data.stores import Stores
+from streams.data.stores import Shown, Stores
 from streams.errors import StorageError, StoreCorrupt
 
 __all__ = ["Postgres", "PostgresStores"]
@@ -38,10 +39,12 @@ class Postgres:
     Args:
         conninfo: A connection string of libpq's; what it leaves out, PGHOST, PGPASSWORD, PGSERVICE and their like say.
         schema: The schema that tables and views are in; made where it is missing.
+        reader: A role that is to see the views; by default whoever you grant that to.
     """
 
     conninfo: str = field(default="", repr=False)
     schema: str = "refold"
+    reader: str = ""
 
     @property
     def name(self) -> str:
@@ -64,6 +67,27 @@ class Postgres:
     def recall(self, directory: Path) -> tuple[bytes, bytes] | None:
         """See Kind."""
         return recall(self.address, directory.name)
+
+    def show(self, projection: str, choose: Callable[[], Shown | None]) -> None:
+        """See Kind: views are replaced."""
+
+        def chosen() -> tuple[Models, StoreState] | None:
+            shown = choose()
+            if shown is None:
+                return None
+            assert isinstance(shown.stores, PostgresStores), "of this kind"
+            return shown.stores.models, shown.fresh
+
+        show(self.address, projection, self.reader, chosen)
+
+    def finish(self, stores: Stores) -> None:
+        """See Kind: its indexes are built."""
+        assert isinstance(stores, PostgresStores), "of this kind"
+        index(stores.models)
+
+    def forget(self, directory: Path, build: int | None = None) -> bool:
+        """See Kind: its tables are dropped; not while somebody is reading them."""
+        return drop(self.address, directory.name, build)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +134,8 @@ class PostgresStores:
             connection = own_connection(old.address)
             with failures_of(old.address, "write"), connection.transaction():
                 new.make(connection, state)
+                if into.has(number):
+                    return  # another machine has done it, and may have folded on
                 connection.execute(
                     _CARRY.format(
                         new=new.sql_name,
