@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streams.adapters.postgres.store import PostgresStore
+    from streams.adapters.postgres.stores import Postgres
     from streams.cli.progress import RichReporter
     from streams.cluster import Cluster
     from streams.config import FoldSettings, KafkaSettings, RecoverySettings
@@ -102,6 +104,8 @@ __all__ = [
     "CloudEventsCodec",
     "Undecodable",
     "RocksStore",
+    "PostgresStore",
+    "Postgres",
     "ModelReader",
     "ReadModelStore",
     "AtomicReadModelStore",
@@ -129,6 +133,8 @@ __all__ = [
 ]
 
 _PLACES = {
+    "streams.adapters.postgres.store": ("PostgresStore",),
+    "streams.adapters.postgres.stores": ("Postgres",),
     "streams.cluster": ("Cluster",),
     "streams.config": ("FoldSettings", "KafkaSettings", "RecoverySettings"),
     "streams.cli.progress": ("RichReporter",),

@@ -24,11 +24,12 @@ from streams.control.retire import retire
 from streams.control.run import note_end
 from streams.control.showing import Finishing
 from streams.control.site import Site
-from streams.control.space import check_space, size_bytes
+from streams.control.space import check_space
 from streams.control.strategies import FromBeginning
 from streams.control.verdict import compare_generations, refusal
 from streams.control.verify import last_report
 from streams.data.runner import MakeRunner
+from streams.data.stores import FILES
 from streams.errors import (
     BrokerUnavailable,
     CodeChanged,
@@ -238,8 +239,8 @@ class Green:
         if build is None:
             ground = site.ground(site.place(green))
             blue = site.place(self._newest().live).store.current()
-            if blue is not None:
-                check_space(site.state_dir, size_bytes(blue.path), site.name)
+            if blue is not None and site.kind == FILES:
+                check_space(site.state_dir, blue.stores.size_bytes(), site.name)
             preflight(ground)
             claim_rebuild(ground, FromBeginning(), self._check_stopped).lock.release()
             build = store.current()

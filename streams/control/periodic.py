@@ -33,8 +33,8 @@ class PeriodicSnapshots:
 
     def __init__(self, build: Build, every: int | None, events: int = 0) -> None:
         self._build = build
-        self._every = every
-        self._next = None if every is None else (events // every + 1) * every
+        self._every = every if build.is_in_files else None
+        self._next = None if self._every is None or every is None else (events // every + 1) * every
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 

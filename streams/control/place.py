@@ -59,7 +59,11 @@ def place_of(generation: Generation, state_dir: Path, kind: Kind = FILES) -> Pla
         )
     return Place(
         generation=generation.id,
-        store=StateStore(state_dir / generation.directory, FILES if generation.kept_in == FILES.name else kind),
+        store=StateStore(
+            state_dir / generation.directory,
+            FILES if generation.kept_in == FILES.name else kind,
+            generation.group,
+        ),
         group=generation.group,
         replay_ends=generation.targets,
         own_topic=None if generation.source is None else topic_of(generation),
@@ -92,7 +96,8 @@ def first_place(
         kind: What its models are to be kept in.
     """
     name = generation_id(projection.name, projection.version)
-    return Place(generation=name, store=StateStore(state_dir / name, kind), group=group or f"refold.{name}")
+    group = group or f"refold.{name}"
+    return Place(generation=name, store=StateStore(state_dir / name, kind, group), group=group)
 
 
 def active_place(

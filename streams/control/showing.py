@@ -32,7 +32,7 @@ class Finishing:
         Raises:
             StorageError: It cannot be; asked again, it is tried again.
         """
-        if build is None or build.kind is FILES:
+        if build is None or build.is_in_files:
             return True
         if self._done is None or self._of is None or self._of.path != build.path:
             executor = ThreadPoolExecutor(1, "refold-finishing")
@@ -61,7 +61,7 @@ class Showing:
 
     def look(self, record: Record | None) -> None:
         """See to it; what cannot be done now is tried again after a while."""
-        if record is None or self._site.kind is FILES or time.monotonic() < self._again_s:
+        if record is None or self._site.kind == FILES or time.monotonic() < self._again_s:
             return
         live = record.live
         if record.running is not None and record.running.is_in_place:

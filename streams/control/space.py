@@ -7,7 +7,7 @@ from pathlib import Path
 
 from streams.errors import DiskFull
 
-__all__ = ["check_space", "free_bytes", "size_bytes"]
+__all__ = ["check_space", "free_bytes"]
 
 _MB = 1e6
 
@@ -18,18 +18,6 @@ def free_bytes(directory: Path) -> int | None:
         if path.exists():
             return shutil.disk_usage(path).free
     return None
-
-
-def size_bytes(directory: Path) -> int:
-    """Give the bytes of all files below a directory, as far as they are still there."""
-    total = 0
-    for path in directory.rglob("*"):
-        try:
-            if path.is_file():
-                total += path.stat().st_size
-        except OSError:
-            continue
-    return total
 
 
 def check_space(directory: Path, needed: int, projection: str) -> None:

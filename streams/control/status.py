@@ -12,7 +12,6 @@ from typing import Any
 from projections.contract import CqrsProjection
 from projections.fingerprint import fingerprint
 from streams.cluster import Cluster
-from streams.control.space import size_bytes
 from streams.data.agent import AgentStatus
 from streams.data.build import Build, RebuildRecord
 from streams.data.generation import StateStore
@@ -170,7 +169,7 @@ def view_state(store: StateStore, projection: CqrsProjection[Any] | None = None)
         code_changed=None
         if projection is None
         else (code.version, code.fingerprint) != (projection.version, fingerprint(projection)),
-        size_bytes=size_bytes(build.path),
+        size_bytes=build.stores.size_bytes(),
         models=sum(state.models for state in states.values()),
         rebuild=build.rebuild(),
         rebuilding=store.rebuilder(),

@@ -181,6 +181,11 @@ class Build:
         """The build's own directory."""
         return self.root / "builds" / str(self.manifest.build)
 
+    @property
+    def is_in_files(self) -> bool:
+        """Whether its stores are files on this machine, which can be copied, sent and fetched."""
+        return self.kind == FILES
+
     def open(self, partition: int, start: int, *, owns: bool = False) -> OpenStore:
         """Open one partition's store for writing.
 
@@ -287,13 +292,19 @@ def _check_ours(directory: Path) -> None:
         )
 
 
-def restore_current(directory: Path, kind: Kind) -> bool:
+def restore_current(directory: Path, kind: Kind, group: str) -> bool:
     """Write down again what a database knows of a generation, where it is not what is here; say whether that was so.
 
+    Args:
+        directory: The generation's state directory.
+        kind: What its stores are kept in.
+        group: Its consumer group, "" where it is not known.
+
     Raises:
+        ForeignStore: What it knows is another group's.
         StorageError: It cannot be read, or written.
     """
-    known = kind.recall(directory)
+    known = kind.recall(directory, group)
     if known is None:
         return False
     current = msgspec.json.decode(known[0], type=Current)

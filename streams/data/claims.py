@@ -249,7 +249,7 @@ class Claim:
 
     def _write(self, record: Current, manifest: Manifest) -> Current:
         # A database first: a directory that says less is told by it, and one that says more could not tell.
-        self.kind.remember(self.directory, msgspec.json.encode(record), msgspec.json.encode(manifest))
+        self.kind.remember(self.directory, self.group, msgspec.json.encode(record), msgspec.json.encode(manifest))
         write_record(self.directory / CURRENT, record)
         return record
 

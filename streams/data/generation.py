@@ -54,11 +54,13 @@ class StateStore:
     Args:
         directory: This generation's own directory; made when first folded into.
         kind: What its stores are kept in.
+        group: Its consumer group, where that is known: a database is to have no other one's state under its name.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], kind: Kind = FILES) -> None:
+    def __init__(self, directory: str | os.PathLike[str], kind: Kind = FILES, group: str = "") -> None:
         self.directory = Path(directory)
         self.kind = kind
+        self.group = group
 
     def current(self) -> Build | None:
         """Give the build that is current; None where nothing was folded yet.
@@ -75,7 +77,7 @@ class StateStore:
 
     def peek(self) -> Build | None:
         """Give the build that is current, without writing down here what a database knows; see `current`."""
-        known = self.kind.recall(self.directory)
+        known = self.kind.recall(self.directory, self.group)
         if known is None:
             return current_build(self.directory, self.kind)
         return Build(
@@ -87,7 +89,7 @@ class StateStore:
 
     def _is_current(self, found: Build | None) -> bool:
         """Whether what the directory says is what the database says, where there is one."""
-        known = self.kind.recall(self.directory)
+        known = self.kind.recall(self.directory, self.group)
         return known is None or (found is not None and known[0] == msgspec.json.encode(found.current))
 
     @contextmanager
@@ -109,9 +111,9 @@ class StateStore:
             with self._locked(CLAIM_LOCK, Holder.me(purpose, group), _CLAIM_WAIT_S) as lock:
                 if isinstance(lock, Holder):
                     raise StoreLocked(f"{self.directory} is held by {lock}, for over {_CLAIM_WAIT_S:g} s.")
-                claim = Claim(self.directory, purpose, group, self.kind)
+                claim = Claim(self.directory, purpose, group or self.group, self.kind)
                 claim.sweep()
-                restore_current(self.directory, self.kind)
+                restore_current(self.directory, self.kind, claim.group)
                 try:
                     yield claim
                 finally:

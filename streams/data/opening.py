@@ -82,6 +82,8 @@ class Opener:
             It, on its way; None where there is nothing to wait for.
         """
         job, number = self._job, held.number
+        if not job.build.is_in_files:
+            return None
         if job.settings.snapshot_repository is None or held.restore is not None or held.fold is not None:
             return None
         if number not in self._watermarks:

@@ -72,7 +72,8 @@ class Shipping:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._repository = Repository.of(job.settings, job.build.counts_as)
+        # A database needs none: its positions are with the models.
+        self._repository = Repository.of(job.settings, job.build.counts_as) if job.build.is_in_files else None
         self._known: dict[int, _Known] = {}
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._is_busy = False

@@ -26,7 +26,7 @@ from streams.data.locks import FileLock, Holder, peek
 from streams.data.store import RocksPartition, StoreState
 from streams.data.store_reader import read_state
 from streams.data.trees import digest_of, files_of, link_tree
-from streams.errors import CheckpointError, StorageError, StoreCorrupt, StoreLocked
+from streams.errors import CheckpointError, ConfigError, StorageError, StoreCorrupt, StoreLocked
 from streams.log import get_logger
 from streams.prepared import prepared
 
@@ -131,9 +131,15 @@ class Snapshots:
             stop: Says whether it is not wanted any more; then None is given.
 
         Raises:
+            ConfigError: The build is not in files.
             StoreLocked: A process has a store open and does not answer in time.
             StoreCorrupt, StorageError: It cannot be written, or what was written cannot be read.
         """
+        if not build.is_in_files:
+            raise ConfigError(
+                f"{build.root} has no snapshots of its own: its models are in {build.kind.name}, with their positions, "
+                "and so are both in the database's backups."
+            )
         now = datetime.now(UTC)
         name = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}"
         taking = self._root / f"{_TAKING}{name}"

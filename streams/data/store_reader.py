@@ -91,6 +91,9 @@ class PartitionReader:
         """Give the memory that RocksDB takes for it."""
         return memory_bytes(self._db)
 
+    def rest(self) -> None:
+        """See StoreReader: it holds on to nothing that others need."""
+
     def catch_up(self) -> None:
         """See what the writer has committed by now.
 

@@ -91,6 +91,10 @@ class StoreReader(Protocol):
         """Yield the offsets of events that are never to be folded."""
         ...
 
+    def rest(self) -> None:
+        """Hold on to nothing until it is caught up again: nothing is read meanwhile."""
+        ...
+
     def catch_up(self) -> None:
         """See what is committed by now.
 
@@ -176,6 +180,14 @@ class Stores(Protocol):
         """
         ...
 
+    def size_bytes(self) -> int:
+        """Give what they take, with what is kept for finding them.
+
+        Raises:
+            StorageError: It cannot be told.
+        """
+        ...
+
     def version_of(self, partition: int) -> object:
         """Give what changes where another store has taken the place of the one that a reader has open."""
         ...
@@ -197,11 +209,12 @@ class Kind(Protocol):
         """What the registry and people call it: files, or postgres."""
         ...
 
-    def remember(self, directory: Path, current: bytes, manifest: bytes) -> None:
+    def remember(self, directory: Path, group: str, current: bytes, manifest: bytes) -> None:
         """Keep which build of a generation is current, where the state directory may be lost and the stores are not.
 
         Args:
             directory: The generation's state directory, whose name is the generation's.
+            group: Its consumer group.
             current: The record of which build is current, as in `current.json`.
             manifest: What that build is of, as in its `manifest.json`.
 
@@ -211,8 +224,17 @@ class Kind(Protocol):
         """
         ...
 
-    def recall(self, directory: Path) -> tuple[bytes, bytes] | None:
-        """Give what was kept so; None where nothing was."""
+    def recall(self, directory: Path, group: str) -> tuple[bytes, bytes] | None:
+        """Give what was kept so; None where nothing was.
+
+        Args:
+            directory: See `remember`.
+            group: The group, "" where it is not known.
+
+        Raises:
+            ForeignStore: It is another group's: of another deployment.
+            StorageError: It cannot be read.
+        """
         ...
 
     def show(self, projection: str, choose: Callable[[], Shown | None]) -> None:
@@ -289,6 +311,17 @@ class RocksStores:
         finally:
             opened.close()
 
+    def size_bytes(self) -> int:
+        """See Stores; of all files that are still there."""
+        total = 0
+        for path in self.path.rglob("*"):
+            try:
+                if path.is_file():
+                    total += path.stat().st_size
+            except OSError:
+                continue
+        return total
+
     def version_of(self, partition: int) -> object:
         """See Stores."""
         try:
@@ -306,10 +339,10 @@ class Files:
 
     name = "files"
 
-    def remember(self, directory: Path, current: bytes, manifest: bytes) -> None:
+    def remember(self, directory: Path, group: str, current: bytes, manifest: bytes) -> None:
         """See Kind: the directory itself says it."""
 
-    def recall(self, directory: Path) -> None:
+    def recall(self, directory: Path, group: str) -> None:
         """See Kind."""
 
     def show(self, projection: str, choose: Callable[[], Shown | None]) -> None:

@@ -16,7 +16,6 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from streams.control.record import Generation
-from streams.control.space import size_bytes
 from streams.serve.standing import readiness
 from streams.serve.tending import Tended, Tending
 
@@ -216,7 +215,7 @@ class _Standing(Collector):
             rocksdb.add_metric([*key, "writing"], tended.status.rocksdb_bytes)
             if tended.job is not None:
                 rocksdb.add_metric([*key, "reading"], self._worker.shelf.memory_bytes(tended.job.build))
-                size.add_metric(key, size_bytes(tended.job.build.path))
+                size.add_metric(key, tended.job.build.stores.size_bytes())
         yield from (
             phase,
             halted,

@@ -6,7 +6,8 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -67,8 +68,9 @@ class _Opened:
         self._held: IO[bytes] | None = None
         self._store: StoreReader | None = None
 
-    def now(self, known: int, fresh_s: float = _FRESH_S) -> StoreReader:
-        """Give the store, as it was so long ago at most, and not before a position.
+    @contextmanager
+    def now(self, known: int, fresh_s: float = _FRESH_S) -> Iterator[StoreReader]:
+        """Give the store for the time of the block, as it was so long ago at most, and not before a position.
 
         Args:
             known: A position that is committed for certain.
@@ -78,6 +80,13 @@ class _Opened:
             StateNotFound: The partition has no store yet, or no more.
             StorageError: It cannot be read, or is being let go.
         """
+        store = self._now(known, fresh_s)
+        try:
+            yield store
+        finally:
+            store.rest()
+
+    def _now(self, known: int, fresh_s: float) -> StoreReader:
         if self._is_closed:
             raise StorageError(f"Partition {self._partition} of {self._build.path} is being let go.")
         if self._store is not None and self._version != self._version_now():  # one from the repository has replaced it
@@ -148,8 +157,7 @@ class Shelf:
             StorageError: It cannot be read.
         """
         opened = self._opened(build, partition)
-        with opened.guard:
-            store = opened.now(known)
+        with opened.guard, opened.now(known) as store:
             return Found(store.get(model_id), store.state())
 
     def warm(self, build: Build, partition: int, known: int = -1) -> None:
@@ -157,8 +165,8 @@ class Shelf:
         written: what lies far back keeps files that the writer has long removed.
         """
         opened = self._opened(build, partition)
-        with opened.guard, contextlib.suppress(StorageError):
-            opened.now(known, _FOLLOWED_S)
+        with opened.guard, contextlib.suppress(StorageError), opened.now(known, _FOLLOWED_S):
+            pass
 
     def page(
         self,
@@ -186,8 +194,7 @@ class Shelf:
             See `find`.
         """
         opened = self._opened(build, partition)
-        with opened.guard:
-            store = opened.now(known)
+        with opened.guard, opened.now(known) as store:
             models: list[tuple[bytes, bytes]] = []
             last, until_s = after, time.monotonic() + _LOOKS_S
             # The smallest id behind another one is that one and a zero byte.

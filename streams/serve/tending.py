@@ -18,13 +18,14 @@ from streams.control.record import Generation, Record
 from streams.control.share import claim_share
 from streams.control.showing import Showing
 from streams.control.site import Site
-from streams.control.space import check_space, size_bytes
+from streams.control.space import check_space
 from streams.data.agent import AgentStatus
 from streams.data.generation import StateStore
 from streams.data.job import AnyJob, Job
 from streams.data.partition import Phase
 from streams.data.process_runner import ProcessRunner
 from streams.data.runner import Runner
+from streams.data.stores import FILES
 from streams.errors import CqrsError
 from streams.log import get_logger
 from streams.serve.changed_code import ChangedCode
@@ -262,8 +263,8 @@ class Tending:
             DiskFull: It cannot.
         """
         live = self.site.place(record.live).store.current()
-        if live is not None:
-            check_space(self.site.state_dir, size_bytes(live.path), self.site.name)
+        if live is not None and self.site.kind == FILES:
+            check_space(self.site.state_dir, live.stores.size_bytes(), self.site.name)
 
     def _let_go(self, id_: str, hand: _Hand) -> None:
         """Wait for a generation's agents to end, and say so where an error has ended them."""
@@ -287,6 +288,8 @@ class Tending:
         one, folding = record.find(id_), hand.folding
         if self._stand_by is None or one is None or folding is None or not folding.is_started:
             return
+        if not folding.job.build.is_in_files:
+            return  # whoever owns a partition has its models at once
         held = folding.status.partitions
         if hand.standing_by is None:
             # Not before, or the copies would take the processor from what readers wait for.

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, 
 from confluent_kafka.admin import AdminClient
 
 from projections.contract import CqrsProjection
+from streams.adapters.postgres.stores import Postgres
 from streams.calls import QUIET
 from streams.cluster import Cluster
 from streams.config import FoldSettings, KafkaSettings
@@ -29,8 +31,9 @@ from streams.control.rebuild import RebuildCoordinator
 from streams.data.agent import Agent, AgentStatus, Job
 from streams.data.checkpoint import KafkaCheckpointStore, generation_id
 from streams.data.codec import EventCodec
-from streams.data.generation import RocksStore
+from streams.data.generation import StateStore
 from streams.data.source import KafkaEventStore
+from streams.data.stores import FILES, Kind
 from streams.types import Committed, TopicInfo
 from tests.schemas import check_printed
 from tests.support import Tally, envelope, folded
@@ -38,6 +41,9 @@ from tests.support import Tally, envelope, folded
 T = TypeVar("T")
 TALLY = "tests.support:Tally"
 DEADLINE_S = 60.0
+DSN = os.environ.get("REFOLD_TEST_DSN", "")
+"""A PostgreSQL in which everything is kept that a kit folds, so that tests can be run over it that were not written so.
+"""
 _LOADING = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -174,13 +180,17 @@ class Kit:
     settings: FoldSettings = field(default_factory=FoldSettings)
     kafka_settings: dict[str, Any] = field(default_factory=dict)
     registry_topic: str | None = None
+    kind: Kind | None = None
+    """What models are kept in; by default what the session's tests are to be run over."""
 
     def __post_init__(self) -> None:
         self.kafka = KafkaSettings(bootstrap_servers=self.bootstrap, **self.kafka_settings)
         self.events = KafkaEventStore(self.topic, codec=self.codec, kafka=self.kafka)
         self.cluster: Cluster = self.events.cluster
         name = generation_id(self.projection.name, self.projection.version)
-        self.store = RocksStore(self.state_dir / name)
+        if self.kind is None:
+            self.kind = Postgres(DSN, "t" + blake2b(self.topic.encode(), digest_size=6).hexdigest()) if DSN else FILES
+        self.store = StateStore(self.state_dir / name, self.kind)
         self.checkpoints = KafkaCheckpointStore(self.group, self.events)
 
     @property
@@ -304,6 +314,13 @@ class Kit:
         """Fold all that there is, by the command, so that it is registered."""
         self.refold("rebuild", "--in-place", "--yes", projection=projection)
 
+    @property
+    def kept_in(self) -> dict[str, str]:
+        """What says to a process what models are kept in."""
+        if not isinstance(self.kind, Postgres):
+            return {}
+        return {"REFOLD_STORE": "postgres", "REFOLD_DSN": self.kind.conninfo, "REFOLD_PG_SCHEMA": self.kind.schema}
+
     def environment(self, **variables: str) -> dict[str, str]:
         """What such a command runs with."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("REFOLD_")}
@@ -311,6 +328,7 @@ class Kit:
             **ours,
             "REFOLD_BOOTSTRAP_SERVERS": self.bootstrap,
             "REFOLD_REGISTRY": self.registry,
+            **self.kept_in,
             "PYTHONPATH": str(Path(__file__).parents[2]),
             **variables,
         }
@@ -349,7 +367,7 @@ class Kit:
                     self.registry,
                     *arguments,
                 ],
-                env={**os.environ, "REFOLD_BOOTSTRAP_SERVERS": self.bootstrap, **(env or {})},
+                env={**os.environ, "REFOLD_BOOTSTRAP_SERVERS": self.bootstrap, **self.kept_in, **(env or {})},
                 stdout=handle,
                 stderr=subprocess.STDOUT,
                 cwd=Path(__file__).parents[2],

@@ -109,7 +109,7 @@ def record_of(kit: Kit) -> Record:
 def active(kit: Kit, projection: CqrsProjection[Any]) -> Kit:
     """The generation that is active, as a kit."""
     live = record_of(kit).live
-    found = Kit(kit.bootstrap, kit.topic, live.group, kit.state_dir, projection=projection)
+    found = Kit(kit.bootstrap, kit.topic, live.group, kit.state_dir, projection=projection, kind=kit.kind)
     found.store.directory = kit.state_dir / live.directory
     return found
 

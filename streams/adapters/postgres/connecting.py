@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -13,17 +15,20 @@ from psycopg import errors, sql
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from streams.errors import AccessDenied, ConfigError, CqrsError, DiskFull, StorageError, StoreAway
 from streams.log import get_logger
 
-__all__ = ["Address", "Connection", "failures_of", "own_connection"]
+__all__ = ["Address", "Connection", "failures_of", "own_connection", "readers"]
 
 log = get_logger(__name__)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 _CONNECT_S = 10
+_READERS = 100
+_IDLE_S = 30.0
 _OURS = {
     "application_name": "refold",
     "connect_timeout": _CONNECT_S,
@@ -93,18 +98,25 @@ class Address:
             StoreAway: It does not answer.
         """
         with failures_of(self, "connect"):
-            try:
-                given = psycopg.conninfo.conninfo_to_dict(self.conninfo)
-            except psycopg.ProgrammingError as error:
-                raise ConfigError(
-                    f"REFOLD_DSN is no connection string of PostgreSQL's: {_line(error)}. Write postgresql://…, or "
-                    "host=… dbname=…"
-                ) from error
-            conninfo = psycopg.conninfo.make_conninfo("", **{**_OURS, **given})  # type: ignore[arg-type]
-            connection = psycopg.connect(conninfo, autocommit=True)
-            connection.adapters.register_loader("json", _Raw)
-            connection.adapters.register_loader("json", _RawBinary)
+            connection = psycopg.connect(self.whole, autocommit=True)
+            _set_up(connection)
             return connection
+
+    @property
+    def whole(self) -> str:
+        """The connection string with what it leaves out and we have set.
+
+        Raises:
+            ConfigError: It is none.
+        """
+        try:
+            given = psycopg.conninfo.conninfo_to_dict(self.conninfo)
+        except psycopg.ProgrammingError as error:
+            raise ConfigError(
+                f"REFOLD_DSN is no connection string of PostgreSQL's: {_line(error)}. Write postgresql://…, or "
+                "host=… dbname=…"
+            ) from error
+        return psycopg.conninfo.make_conninfo("", **{**_OURS, **given})  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -125,6 +137,8 @@ def failures_of(address: Address, doing: str) -> Iterator[None]:
         yield
     except CqrsError:
         raise
+    except PoolTimeout as error:
+        raise StoreAway(f"{address.shown} could not {doing}: no connection within {_CONNECT_S} s.") from error
     except psycopg.Error as error:
         raise _failure(address, doing, error) from error
 
@@ -150,6 +164,31 @@ def _failure(address: Address, doing: str, error: psycopg.Error) -> CqrsError:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _set_up(connection: Connection) -> None:
+    connection.adapters.register_loader("json", _Raw)
+    connection.adapters.register_loader("json", _RawBinary)
+
+
+@cache
+def readers(address: Address) -> ConnectionPool[Connection]:
+    """Give the connections that this process reads by: as many as are needed at once; those that rest are closed."""
+    pool = ConnectionPool(
+        address.whole,
+        min_size=0,
+        max_size=_READERS,
+        max_idle=_IDLE_S,
+        timeout=_CONNECT_S,
+        reconnect_timeout=_CONNECT_S,
+        kwargs={"autocommit": True},
+        configure=_set_up,
+        check=ConnectionPool.check_connection,
+        open=True,
+        name="refold-readers",
+    )
+    atexit.register(pool.close, timeout=1.0)
+    return pool
 
 
 class _Session:

@@ -44,6 +44,7 @@ _LONGEST = 63
 _OWN = """
 CREATE TABLE IF NOT EXISTS {generations} (
     generation text PRIMARY KEY,
+    consumer_group text NOT NULL,
     current json NOT NULL,
     manifest json NOT NULL,
     changed timestamptz NOT NULL DEFAULT now()
@@ -208,7 +209,7 @@ def make_own(connection: Connection, address: Address) -> None:
     connection.execute(sql.SQL(_OWN).format(**own))
 
 
-def remember(address: Address, generation: str, current: bytes, manifest: bytes) -> None:
+def remember(address: Address, generation: str, group: str, current: bytes, manifest: bytes) -> None:
     """Keep which build of a generation is current, and what it is of.
 
     Raises:
@@ -230,24 +231,39 @@ def remember(address: Address, generation: str, current: bytes, manifest: bytes)
             )
         connection.execute(
             sql.SQL(
-                "INSERT INTO {} AS g (generation, current, manifest) VALUES (%s, %s, %s) ON CONFLICT (generation) DO "
-                "UPDATE SET current = excluded.current, manifest = excluded.manifest, changed = now()"
+                "INSERT INTO {} (generation, consumer_group, current, manifest) VALUES (%s, %s, %s, %s) "
+                "ON CONFLICT (generation) DO UPDATE SET current = excluded.current, manifest = excluded.manifest, "
+                "changed = now()"
             ).format(table),
-            [generation, current.decode(), manifest.decode()],
+            [generation, group, current.decode(), manifest.decode()],
         )
 
 
-def recall(address: Address, generation: str) -> tuple[bytes, bytes] | None:
-    """Give what was kept so; None where nothing was."""
+def recall(address: Address, generation: str, group: str) -> tuple[bytes, bytes] | None:
+    """Give what was kept so; None where nothing was.
+
+    Raises:
+        ForeignStore: It is another group's.
+        StoreAway, StorageError: The database.
+    """
     connection = own_connection(address)
     with failures_of(address, "read"):
         if not exists(connection, address, GENERATIONS):
             return None
         row = connection.execute(
-            sql.SQL("SELECT current, manifest FROM {} WHERE generation = %s").format(address.name(GENERATIONS)),
+            sql.SQL("SELECT current, manifest, consumer_group FROM {} WHERE generation = %s").format(
+                address.name(GENERATIONS)
+            ),
             [generation],
         ).fetchone()
-    return None if row is None else (row[0], row[1])
+    if row is None:
+        return None
+    if group and row[2] != group:
+        raise ForeignStore(
+            f"{address.shown} has generation {generation} of group {row[2]!r}, and this is {group!r}: another "
+            "deployment's. Name another schema (REFOLD_PG_SCHEMA); nothing in it was touched."
+        )
+    return row[0], row[1]
 
 
 def alone(connection: Connection, address: Address) -> None:

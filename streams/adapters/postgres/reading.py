@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from psycopg import sql
 
-from streams.adapters.postgres.connecting import Connection, failures_of
+from streams.adapters.postgres.connecting import Connection, failures_of, readers
 from streams.adapters.postgres.layout import BESIDE, PARTITIONS, Models
 from streams.data.store import DROPPED, StoreState, decode_state
-from streams.errors import StoreCorrupt
+from streams.errors import StorageError, StoreCorrupt
 
 __all__ = ["PostgresReader"]
 
@@ -32,15 +33,28 @@ class PostgresReader:
         self._models = models
         self._partition = partition
         self._snapshot = snapshot
-        self._connection: Connection = models.address.connect()
+        self._lent = ExitStack()
+        self._connection: Connection | None = None
+        self._state = self._begin()
+
+    @property
+    def _session(self) -> Connection:
+        """The connection, in a transaction."""
+        if self._connection is None:
+            self._state = self._begin()
+        assert self._connection is not None
+        return self._connection
+
+    def _begin(self) -> StoreState:
         try:
-            self._begin()
+            return self._began()
         except BaseException:
-            self._connection.close()
+            self.close()
             raise
 
-    def _begin(self) -> None:
+    def _began(self) -> StoreState:
         with failures_of(self._models.address, "read"):
+            self._connection = self._lent.enter_context(readers(self._models.address).connection())
             self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             if self._snapshot is not None:
                 self._connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(self._snapshot)))
@@ -55,10 +69,11 @@ class PostgresReader:
                 f"{self._models.address.shown} has no state of partition {self._partition} of {self._models.name}. "
                 "The log is the truth: rebuild from the beginning."
             )
-        self._state = decode_state(Path(self._models.name), row[0])
+        return decode_state(Path(self._models.name), row[0])
 
     def state(self) -> StoreState:
         """See StoreReader."""
+        assert self._session is not None
         return self._state
 
     def get(self, model_id: str) -> bytes | None:
@@ -101,7 +116,7 @@ class PostgresReader:
         operator = ">" if is_behind else ">="
         while True:
             with failures_of(models.address, "read"):
-                rows = self._connection.execute(
+                rows = self._session.execute(
                     sql.SQL(statement.as_string().replace("{}", operator)), [after, self._partition, _AT_ONCE]
                 ).fetchall()
             yield from rows
@@ -112,7 +127,7 @@ class PostgresReader:
     def dropped(self) -> Iterator[int]:
         """See StoreReader."""
         with failures_of(self._models.address, "read"):
-            rows = self._connection.execute(
+            rows = self._session.execute(
                 sql.SQL(
                     "SELECT key FROM {} WHERE table_name = %s AND partition = %s AND key >= %s AND key < %s"
                 ).format(self._models.own(BESIDE)),
@@ -122,12 +137,14 @@ class PostgresReader:
 
     def catch_up(self) -> None:
         """See StoreReader: another transaction is begun."""
+        self.rest()
+        self._state = self._begin()
+
+    def rest(self) -> None:
+        """See StoreReader: its transaction is ended, and others may have the connection."""
+        self._connection = None
         with failures_of(self._models.address, "read"):
-            if self._connection.closed:
-                self._connection = self._models.address.connect()
-            else:
-                self._connection.execute("ROLLBACK")
-        self._begin()
+            self._lent.close()
 
     def memory_bytes(self) -> int:
         """See StoreReader: it is the server's."""
@@ -135,11 +152,9 @@ class PostgresReader:
 
     def close(self) -> None:
         """See StoreReader."""
-        try:
-            self._connection.close()
-        except psycopg.Error:
-            return
+        with contextlib.suppress(StorageError):
+            self.rest()
 
     def _one(self, statement: sql.Composed, values: list[Any]) -> tuple[Any, ...] | None:
         with failures_of(self._models.address, "read"):
-            return self._connection.execute(statement, values).fetchone()
+            return self._session.execute(statement, values).fetchone()

@@ -60,13 +60,13 @@ class Postgres:
         """See Kind."""
         return PostgresStores(Models.of(self.address, path, table))
 
-    def remember(self, directory: Path, current: bytes, manifest: bytes) -> None:
+    def remember(self, directory: Path, group: str, current: bytes, manifest: bytes) -> None:
         """See Kind."""
-        remember(self.address, directory.name, current, manifest)
+        remember(self.address, directory.name, group, current, manifest)
 
-    def recall(self, directory: Path) -> tuple[bytes, bytes] | None:
+    def recall(self, directory: Path, group: str) -> tuple[bytes, bytes] | None:
         """See Kind."""
-        return recall(self.address, directory.name)
+        return recall(self.address, directory.name, group)
 
     def show(self, projection: str, choose: Callable[[], Shown | None]) -> None:
         """See Kind: views are replaced."""
@@ -153,6 +153,16 @@ class PostgresStores:
                 )
         finally:
             opened.close()
+
+    def size_bytes(self) -> int:
+        """See Stores."""
+        connection = own_connection(self.models.address)
+        with failures_of(self.models.address, "read"):
+            row = connection.execute(
+                "SELECT coalesce(pg_total_relation_size(to_regclass(%s)), 0)", [self.models.sql_name.as_string()]
+            ).fetchone()
+        assert row is not None
+        return int(row[0])
 
     def version_of(self, partition: int) -> object:  # noqa: ARG002
         """See Stores: nothing takes its place."""

@@ -66,19 +66,22 @@ def unavailable() -> str | None:
     return f"`streams` exports no {', '.join(missing)}" if missing else None
 
 
-def run(job: Job, workers: int = 1, projection: CqrsProjection[Order] | None = None, **settings: Any) -> Outcome:
+def run(
+    job: Job, workers: int = 1, projection: CqrsProjection[Order] | None = None, store: Any = None, **settings: Any
+) -> Outcome:
     """Rebuild once, with so many agents, and read the models back.
 
     Args:
         job: The run.
         workers: How many agents.
         projection: Another one than `OrderSummary`.
+        store: Where the models are kept, if not in RocksDB.
         settings: Of `FoldSettings`, where they are not the default ones.
     """
     api: Any = streams
     projection = projection or OrderSummary()
     event_log = api.KafkaEventStore(job.topic, bootstrap_servers=job.bootstrap_servers)
-    store = api.RocksStore(job.path("state"))
+    store = store or api.RocksStore(job.path("state"))
     checkpoints = api.KafkaCheckpointStore(job.group, event_log)
     coordinator = api.RebuildCoordinator(
         projection,
