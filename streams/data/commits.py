@@ -151,7 +151,8 @@ class Commits:
             models = sum(folds[held.number].changed for held in moved)
             self._say(moved)  # at once: each waits for the brokers
             for held in moved:
-                self._splits.look(held.number, folds)
+                if self._job.build.is_in_files:  # a database has one key for all partitions
+                    self._splits.look(held.number, folds)
                 self.one(held)
         self.taken += 1
         took_s = time.monotonic() - began
@@ -184,17 +185,30 @@ class Commits:
                 self._read(held)
             return False
         except (DiskFull, StoreAway, StoreLocked) as error:
-            fold.discard()
-            # RocksDB takes nothing more, also once there is space again; of a database, somebody else may have it now.
-            held.is_to_be_reopened = True
-            held.stall(error, _FULL_S)
-            self._tell(held, error)
+            self.away(held, error)
             return False
         fold.carefully = False
         self._settle(held, changed)
         self._mirror.note(held.number)
         self._committed(held)
         return True
+
+    def away(self, held: HeldPartition, error: StorageError) -> None:
+        """Fold a partition no further until its store is opened anew, from where it is then; that is tried soon.
+
+        RocksDB takes nothing more after a write that failed, also once there is space again; a database's connection is
+        gone, or somebody else has the partition by now.
+        """
+        if held.fold is not None and held.phase is not Phase.HALTED:
+            held.fold.discard()
+            held.is_to_be_reopened = True
+            held.stall(error, _FULL_S)
+            self._tell(held, error)
+
+    def all_away(self, error: StorageError) -> None:
+        """The same of all partitions: what they have in common does not answer."""
+        for held in self._held.values():
+            self.away(held, error)
 
     def _tell(self, held: HeldPartition, error: StorageError) -> None:
         """Log that the store takes nothing, now and then while it does not."""

@@ -366,10 +366,8 @@ class Lane:
             fold.discard()
             self._halt(held, failure)
         except StoreAway as failure:
-            fold.discard()
-            held.is_to_be_reopened = True
             self._reading.stop_reading(held.number)
-            self._stall([held], failure)
+            self.commits.away(held, failure)
 
     def _passed(self, feeding: Feeding, held: HeldPartition, fold: Fold) -> None:
         held.is_at_log_end = not feeding.records and feeding.end is not None
@@ -390,6 +388,12 @@ class Lane:
         """Do what others of this machine ask of whoever has the stores open; see `Answers` and `Cutting`."""
         if not self._answers.is_due():
             return
+        try:
+            self._answer()
+        except StoreAway as error:
+            self.commits.all_away(error)
+
+    def _answer(self) -> None:
         if self._job.until is None and self._cutting.look(self._held.values()):
             self._answers.look_soon()
         self._answers.snapshots(self._held, self.commits.all)

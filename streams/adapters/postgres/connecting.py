@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from streams.log import get_logger
 __all__ = ["Address", "Connection", "failures_of", "own_connection", "readers"]
 
 log = get_logger(__name__)
+
+for _logger in ("psycopg", "psycopg.pool"):
+    logging.getLogger(_logger).setLevel(logging.ERROR)  # what is lost is told by whoever loses it
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -144,7 +148,8 @@ def failures_of(address: Address, doing: str) -> Iterator[None]:
 
 
 def _failure(address: Address, doing: str, error: psycopg.Error) -> CqrsError:
-    said = f"{address.shown} could not {doing}: {_line(error)}. Nothing was committed by this step."
+    could_not = f"{address.shown} could not {doing}: {_line(error).rstrip('.')}."
+    said = f"{could_not} Nothing was committed by this step."
     if isinstance(error, errors.DiskFull):
         return DiskFull(f"{said} Its disk is full: make space.")
     if isinstance(error, (errors.InsufficientPrivilege, errors.InvalidAuthorizationSpecification)):
@@ -158,7 +163,7 @@ def _failure(address: Address, doing: str, error: psycopg.Error) -> CqrsError:
             return AccessDenied(said)
         if no_answer and "does not exist" in str(error):
             return ConfigError(f"{said} Create it first.")
-        return StoreAway(f"{said} It is tried again.")
+        return StoreAway(f"{could_not} It is tried again, from what the database has.")
     return StorageError(said)
 
 

@@ -56,12 +56,21 @@ class PostgresPartition:
        is lost, opening again tells by the position which it was.
     """
 
-    def __init__(self, models: Models, partition: int, connection: Connection, epoch: int, state: StoreState) -> None:
+    def __init__(
+        self,
+        models: Models,
+        partition: int,
+        connection: Connection,
+        epoch: int,
+        state: StoreState,
+        beside: dict[bytes, bytes],
+    ) -> None:
         self._models = models
         self._partition = partition
         self._connection = connection
         self._epoch = epoch
         self._state = state
+        self._beside = beside
         self._statements = Statements(models, partition)
 
     @classmethod
@@ -88,9 +97,11 @@ class PostgresPartition:
             try:
                 with connection.transaction():
                     models.make(connection, fresh)
+                    statements = Statements(models, partition)
                     row = connection.execute(
-                        Statements(models, partition).open, [models.name, partition, fresh.position, _json(fresh)]
+                        statements.open, [models.name, partition, fresh.position, _json(fresh)]
                     ).fetchone()
+                    beside = cast("list[tuple[bytes, bytes]]", connection.execute(statements.beside).fetchall())
                 assert row is not None
                 state = decode_state(Path(models.name), row[1])
                 if (state.directory, state.build) != (fresh.directory, fresh.build):
@@ -104,7 +115,7 @@ class PostgresPartition:
                     connection.execute("SELECT pg_advisory_unlock(%s, %s)", [lock_number(models), partition])
                 raise
         _OPEN.add(key)
-        return cls(models, partition, connection, row[0], state)
+        return cls(models, partition, connection, row[0], state, dict(beside))
 
     @property
     def state(self) -> StoreState:
@@ -143,12 +154,8 @@ class PostgresPartition:
                 yield model_id.encode()
 
     def beside(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """See PartitionStore."""
-        with failures_of(self._models.address, "read"):
-            rows = self._connection.execute(
-                self._statements.beside, [prefix, prefix + b"\xff" * 16], binary=True
-            ).fetchall()
-        return iter(cast("list[tuple[bytes, bytes]]", rows))
+        """See PartitionStore; it is little, and known here."""
+        return iter(sorted((key, value) for key, value in self._beside.items() if key.startswith(prefix)))
 
     def commit(
         self,
@@ -184,6 +191,7 @@ class PostgresPartition:
                     pipeline.sync()
                     self._check(puts, 0 if put is None else put.rowcount, mark.rowcount)
         self._state = state
+        self._beside = {key: value for key, value in (self._beside | dict(beside)).items() if value is not None}
 
     def _copy(self, puts: list[tuple[str, str]]) -> None:
         """Step 1, of many models."""

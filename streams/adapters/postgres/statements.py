@@ -54,9 +54,9 @@ class Statements:
             "WHERE table_name = %s AND partition = %s AND epoch = %s"
         ).format(models.own(PARTITIONS))
         beside = models.own(BESIDE)
-        self.beside = sql.SQL(
-            "SELECT key, value FROM {} WHERE table_name = {} AND partition = {} AND key >= %s AND key < %s ORDER BY key"
-        ).format(beside, sql.Literal(models.name), number)
+        self.beside = sql.SQL("SELECT key, value FROM {} WHERE table_name = {} AND partition = {}").format(
+            beside, sql.Literal(models.name), number
+        )
         self.drop_beside = sql.SQL("DELETE FROM {} WHERE table_name = %s AND partition = %s AND key = ANY(%s)").format(
             beside
         )
