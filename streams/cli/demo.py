@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import uuid4
 
 import orjson
@@ -22,20 +22,23 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from projections.datasets import flight_events
 from projections.flights import AircraftLog
+from streams.adapters.kinds import kind_of
 from streams.broker import EmbeddedBroker
+from streams.broker.postgres import EmbeddedPostgres
 from streams.cli.output import document, shown
 from streams.cli.progress import reporter_for
 from streams.cli.signals import interrupted_by_signals
 from streams.cli.wiring import Flag, warn_of_unknown_variables
 from streams.cluster import Cluster
-from streams.config import FoldSettings, KafkaSettings
+from streams.config import FoldSettings, KafkaSettings, StateSettings
 from streams.control.live import live_agent
 from streams.control.rebuild import RebuildCoordinator
 from streams.data.agent import Agent
-from streams.data.checkpoint import KafkaCheckpointStore
-from streams.data.generation import RocksStore
+from streams.data.checkpoint import KafkaCheckpointStore, generation_id
+from streams.data.generation import StateStore
 from streams.data.source import KafkaEventStore
-from streams.errors import RebuildError
+from streams.data.stores import FILES, Kind
+from streams.errors import ConfigError, RebuildError
 from streams.loader import Loader
 from streams.resolving import load
 
@@ -63,6 +66,8 @@ def demo(
     *,
     bootstrap_servers: Annotated[str | None, Parameter(env_var="REFOLD_BOOTSTRAP_SERVERS")] = None,
     partitions: PositiveInt = 4,
+    store: Literal["files", "postgres"] = "files",
+    dsn: str | None = None,
     json: Flag = False,
 ) -> None:
     """Fold a year of real flights live, rebuild from the beginning, and compare the two byte for byte.
@@ -75,6 +80,8 @@ def demo(
     Args:
         bootstrap_servers: Your own Kafka, as host:port.
         partitions: Partitions of the topic.
+        store: What models are kept in: files (RocksDB), or postgres, for which one is started too.
+        dsn: Your own PostgreSQL, as a connection string; a schema of the demo's own is made there.
         json: Print the figures as one JSON object.
     """
     warn_of_unknown_variables()
@@ -89,8 +96,9 @@ def demo(
         kafka = load(KafkaSettings, bootstrap_servers=bootstrap_servers, kafka=client)
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="refold-demo-")))
         name = f"refold-demo-{uuid4().hex[:8]}"
+        kind = _kind(store, dsn, name.replace("-", "_"), console, stack)
         console.print(f"Kafka at {kafka.bootstrap_servers}, topic and group {name}, state in {directory}")
-        figures, model = _run(_Parts(kafka, name, directory), partitions, console, stack)
+        figures, model = _run(_Parts(kafka, name, directory, kind), partitions, console, stack)
     if json:
         print(shown(document("demo", asdict(figures))))  # noqa: T201
     else:
@@ -99,16 +107,31 @@ def demo(
         raise RebuildError("The rebuilt models differ from the live ones.")
 
 
+def _kind(store: str, dsn: str | None, schema: str, console: Console, stack: ExitStack) -> Kind:
+    """Give what models are kept in; a schema that is made for it is dropped in the end."""
+    if store == "files":
+        if dsn is not None:
+            raise ConfigError("--dsn is for --store postgres: say that too.")
+        return FILES
+    if dsn is None:
+        with _said(console, "Starting PostgreSQL …"):
+            dsn = stack.enter_context(EmbeddedPostgres()).dsn
+    kind = kind_of(load(StateSettings, store="postgres", dsn=dsn, pg_schema=schema))
+    stack.callback(kind.remove_all)
+    console.print(f"Models in {kind}")
+    return kind
+
+
 class _Parts:
     """The demo's projection with its topic, group and state."""
 
-    def __init__(self, kafka: KafkaSettings, name: str, directory: Path) -> None:
+    def __init__(self, kafka: KafkaSettings, name: str, directory: Path, kind: Kind) -> None:
         self.name = name
         self.kafka = kafka
         self.cluster = Cluster(kafka)
         self.projection = AircraftLog()
         self.events = KafkaEventStore(name, kafka=kafka)
-        self.store = RocksStore(directory / "state")
+        self.store = StateStore(directory / generation_id(self.projection.name, self.projection.version), kind)
         self.checkpoints = KafkaCheckpointStore(name, self.events)
         self.settings = load(FoldSettings)
 

@@ -202,7 +202,7 @@ class Shown(NamedTuple):
 
 
 class Kind(Protocol):
-    """What stores are kept in. Plain data."""
+    """What stores are kept in. Plain data; its text says where that is, without secrets."""
 
     @property
     def name(self) -> str:
@@ -272,6 +272,14 @@ class Kind(Protocol):
         Args:
             path: The build's own directory, which names it: GENERATION/builds/NUMBER.
             table: The table of its models.
+        """
+        ...
+
+    def remove_all(self) -> None:
+        """Remove all that is kept in it, of whichever generation, that is not in their directories.
+
+        Raises:
+            StorageError: It cannot be removed.
         """
         ...
 
@@ -358,6 +366,9 @@ class Files:
     def stores(self, path: Path, table: Table) -> RocksStores:  # noqa: ARG002
         """See Kind."""
         return RocksStores(path)
+
+    def remove_all(self) -> None:
+        """See Kind: all is in them."""
 
 
 FILES = Files()

@@ -25,6 +25,8 @@ from streams import (
     Snapshots,
     SpecificStreams,
 )
+from streams.adapters.postgres.partition import PostgresPartition
+from streams.adapters.postgres.stores import Postgres
 from streams.cluster import Cluster
 from streams.compacted import CompactedTopic
 from streams.config import FoldSettings
@@ -33,6 +35,7 @@ from streams.data import answers, build
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.letterbox import Letterbox
 from streams.data.store import RocksPartition
+from streams.data.stores import FILES
 from tests.integration.kit import Kit
 from tests.integration.versions import Fixed, Mended
 
@@ -60,6 +63,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """0: it does not."""
     dies_before: bool = True
     """Before the step, or right after it."""
+    dsn: str = ""
+    """The PostgreSQL that models are kept in; "" where that is files."""
+    schema: str = ""
 
     def strategy(self) -> RebuildStrategy:
         """Give what rebuilds."""
@@ -75,7 +81,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     def run(self) -> None:
         """Do it."""
-        kit = Kit(self.bootstrap, self.topic, self.group, Path(self.state_dir))
+        kind = Postgres(self.dsn, self.schema) if self.dsn else FILES
+        kit = Kit(self.bootstrap, self.topic, self.group, Path(self.state_dir), kind=kind)
         if self.kind == "take":
             current = kit.store.current()
             assert current is not None
@@ -101,7 +108,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 def beside(kit: Kit) -> Generations:
     """The fixed version of the kit's projection, beside what there is."""
     return Generations(
-        Fixed(), kit.events, registry=kit.registry, state_dir=kit.state_dir, group=kit.group, settings=kit.settings
+        Fixed(),
+        kit.events,
+        registry=kit.registry,
+        state_dir=kit.state_dir,
+        group=kit.group,
+        kind=kit.kind or FILES,
+        settings=kit.settings,
     )
 
 
@@ -134,6 +147,8 @@ def _prepare(job: Job) -> None:
     build.write_record = written
     for owner, names in (
         (RocksPartition, ("commit", "carry", "snapshot")),
+        (PostgresPartition, ("commit", "cut")),
+        (Postgres, ("remember", "show", "finish", "forget")),
         (KafkaCheckpointStore, ("claim",)),
         (CompactedTopic, ("update",)),
         (Cluster, ("delete_group",)),

@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 import orjson
+import psycopg
 import pytest
 
 from projections.contract import CqrsProjection
@@ -29,10 +30,13 @@ from projections.datasets import DemoEvent, flight_events, order_events
 from projections.flights import AircraftLog
 from projections.orders import OrderSummary
 from streams import ActiveModels, Generations, Registry
+from streams.adapters.postgres.stores import Postgres
+from streams.broker.postgres import EmbeddedPostgres
 from streams.control.begin import begin_beside
 from streams.control.record import Record
 from streams.control.verify import last_report
 from streams.data.generation import RocksStore
+from streams.data.stores import FILES
 from streams.errors import (
     CodeChanged,
     GenerationNotFound,
@@ -71,11 +75,13 @@ class Reader:
         self.asked = 0
         self._registry = Registry(kit.cluster, kit.registry)
         self._state_dir = kit.state_dir
+        self._kind = kit.kind or FILES
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read)
 
     def _read(self) -> None:
-        with ActiveModels(Tally(), self._registry, self._state_dir, max_age_s=0.05, plain=True) as models:
+        where = self._registry, self._state_dir
+        with ActiveModels(Tally(), *where, max_age_s=0.05, plain=True, kind=self._kind) as models:
             while not self._stopped.is_set():
                 try:
                     found = [one for one in models.get_many(*self.IDS) if one is not None]
@@ -174,12 +180,14 @@ def test_the_whole_way_while_events_come_in_and_somebody_reads(new_kit: NewKit, 
     assert reader.asked > 100
 
 
-def test_a_driver_may_die_at_any_step(new_kit: NewKit) -> None:
+@pytest.mark.parametrize("kept_in", ["files", "postgres"])
+def test_a_driver_may_die_at_any_step(new_kit: NewKit, kept_in: str, database: EmbeddedPostgres) -> None:
     """Another one goes on; what it cannot go on with, has left nothing. Nothing is done twice, no reader sees an error.
 
     Steps are those that leave something on disk or in Kafka, of the driver and of the agents in it.
     """
-    kit = new_kit(partitions=4)
+    kind = Postgres(database.dsn, f"died_{time.time_ns()}") if kept_in == "postgres" else FILES
+    kit = new_kit(partitions=4, kind=kind)
     seed = random.Random(16)
     died = 0
     with begun(kit, 500), Reader(kit) as reader:
@@ -193,6 +201,8 @@ def test_a_driver_may_die_at_any_step(new_kit: NewKit) -> None:
                 kind="beside",
                 dies_at=seed.randint(1, 45),
                 dies_before=bool(number % 2),
+                dsn=kind.conninfo if isinstance(kind, Postgres) else "",
+                schema=kind.schema if isinstance(kind, Postgres) else "",
             )
             died += crashes(job)
             finish(kit)
@@ -200,6 +210,10 @@ def test_a_driver_may_die_at_any_step(new_kit: NewKit) -> None:
             assert {path.name for path in kit.state_dir.iterdir()} == {record_of(kit).active, "tally.registry.json"}
             left = [group for group in kit.cluster.groups() if group.startswith(kit.group)]
             assert left in ([], [record_of(kit).live.group])
+        if isinstance(kind, Postgres):
+            with psycopg.connect(kind.conninfo, autocommit=True) as database_:
+                shown = f"SELECT DISTINCT generation FROM {kind.schema}.tally_positions".encode()
+                until("the view to follow", lambda: database_.execute(shown).fetchall() == [(record_of(kit).active,)])
     assert died > CRASHES / 3
     assert reader.wrong == []
     assert reader.versions in (["old", "new"], ["new"])

@@ -56,6 +56,16 @@ class Postgres:
         """Where that is."""
         return Address(self.conninfo, self.schema)
 
+    def __str__(self) -> str:
+        return self.address.shown
+
+    def remove_all(self) -> None:
+        """See Kind: the schema is dropped, with whatever else is in it."""
+        with failures_of(self.address, "drop the schema"):
+            own_connection(self.address).execute(
+                sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema))
+            )
+
     def stores(self, path: Path, table: Table) -> PostgresStores:
         """See Kind."""
         return PostgresStores(Models.of(self.address, path, table))
