@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from projections.registry import ResolveError
+from streams.adapters.kinds import kind_of
 from streams.cli.output import document, printer, shown
 from streams.cli.parts import find_projection
 from streams.cli.wiring import Flag, PlaceOptions
@@ -24,6 +25,7 @@ from streams.control.status import view_state
 from streams.data.checkpoint import generation_id
 from streams.data.generation import StateStore
 from streams.data.stamp import Stamp
+from streams.data.stores import FILES, Kind
 from streams.errors import BrokerError, StorageError
 from streams.types import TopicInfo
 
@@ -71,7 +73,7 @@ def list_(
     kafka, state = options.settings(file, KafkaSettings, StateSettings)
     rows: dict[str, _Row] = {}
     groups = _configured(file, rows)
-    _on_disk(state.state_dir, rows)
+    _on_disk(state.state_dir, kind_of(state), rows)
     try:
         cluster = Cluster(kafka)
         groups |= _registered(Registry(cluster, state.registry).all(), rows)
@@ -105,10 +107,11 @@ def _configured(file: ConfigFile, rows: dict[str, _Row]) -> set[str]:
     return groups
 
 
-def _on_disk(state_dir: Path, rows: dict[str, _Row]) -> None:
+def _on_disk(state_dir: Path, kind: Kind, rows: dict[str, _Row]) -> None:
     for directory in sorted(path for path in state_dir.glob("*") if path.is_dir()):
         try:
-            state = view_state(StateStore(directory))
+            is_known = kind.recall(directory, "") is not None
+            state = view_state(StateStore(directory, kind if is_known else FILES))
         except StorageError as error:
             rows.setdefault(directory.name, _Row(generation=directory.name)).error = str(error)
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Protocol
 
 import msgspec
@@ -12,6 +12,8 @@ from streams.data.stores import StoreReader
 
 __all__ = ["Models", "NoModels", "Run", "StoredModels", "runs_of"]
 
+_DIGEST = sha256
+"""One that databases have too."""
 _RUN = 1024
 """Models whose digest is compared at once."""
 
@@ -61,7 +63,14 @@ class StoredModels:
         end: bytes | None = None,
     ) -> Iterable[Run]:
         """See Models."""
-        return runs_of(self.within(first, end), firsts, check_cancelled, first)
+        made = self._store.digests(firsts, _RUN, first, end)
+        if made is None:
+            return runs_of(self.within(first, end), firsts, check_cancelled, first)
+        check_cancelled()
+        found = {begin: Run(begin, models, digest) for begin, models, digest in made}
+        if firsts is not None:
+            return [found.get(begin, Run(begin, 0, _DIGEST().digest())) for begin in firsts]
+        return list(found.values()) or [Run(first, 0, _DIGEST().digest())]
 
     def within(self, first: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """See Models."""
@@ -103,7 +112,7 @@ def runs_of(
         check_cancelled: Called for each run.
         first: Where the first run begins; `firsts` begins with it too.
     """
-    models, digest = 0, blake2b(digest_size=16)
+    models, digest = 0, _DIGEST()
     ends = None if firsts is None else iter(firsts[1:])
     end = None if ends is None else next(ends, None)
     for model_id, value in items:
@@ -111,16 +120,16 @@ def runs_of(
             if models == _RUN:
                 yield Run(first, models, digest.digest())
                 check_cancelled()
-                first, models, digest = model_id, 0, blake2b(digest_size=16)
+                first, models, digest = model_id, 0, _DIGEST()
         else:
             while end is not None and model_id >= end:
                 yield Run(first, models, digest.digest())
                 check_cancelled()
-                first, models, digest = end, 0, blake2b(digest_size=16)
+                first, models, digest = end, 0, _DIGEST()
                 end = next(ends, None)
         models += 1
         digest.update(b"%d:%b%d:%b" % (len(model_id), model_id, len(value), value))
     yield Run(first, models, digest.digest())
     while ends is not None and end is not None:
-        yield Run(end, 0, blake2b(digest_size=16).digest())
+        yield Run(end, 0, _DIGEST().digest())
         end = next(ends, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -85,6 +85,22 @@ class StoreReader(Protocol):
 
     def ids(self) -> Iterator[bytes]:
         """Yield every model's id, as UTF-8, in the order of the bytes."""
+        ...
+
+    def digests(
+        self, firsts: Sequence[bytes] | None, every: int, first: bytes, end: bytes | None
+    ) -> Iterable[tuple[bytes, int, bytes]] | None:
+        """Give (first id, models, SHA-256) of runs of models, made where they are; see `runs_of`.
+
+        Args:
+            firsts: Where runs begin; None: one after so many models.
+            every: How many that are.
+            first: The id that the first one begins with.
+            end: The id in front of which the last one ends; None for the last.
+
+        Returns:
+            Those runs that have models, in their order; None where this is not done here.
+        """
         ...
 
     def dropped(self) -> Iterable[int]:

@@ -12,6 +12,7 @@ import pytest
 from projections.table import Table
 from streams.adapters.postgres.stores import Postgres
 from streams.broker.postgres import EmbeddedPostgres
+from streams.control.runs import StoredModels, runs_of
 from streams.data.store import DROPPED, LETTER, StoreState
 from streams.data.stores import FILES, Kind, Stores
 from streams.errors import ForeignStore, StoreCorrupt, StoreLocked
@@ -215,3 +216,23 @@ def test_a_cut_stays_as_it_was_while_the_store_is_written_to(stores: Stores, tmp
         reader.close()
     store.close()
     kept.close()
+
+
+@pytest.mark.parametrize("number", [0, 1, 1024, 3000])
+def test_runs_of_models_have_one_digest_whatever_they_are_kept_in(stores: Stores, tmp_path: Path, number: int) -> None:
+    models = {f"é-{one * 7919 % number:05}": b'{"n":"\xc3\xa9%d"}' % one for one in range(number)}
+    fill(stores, models, 9)
+    by_id = sorted((model_id.encode(), raw) for model_id, raw in models.items())
+
+    def nothing() -> None:
+        pass
+
+    reader = stores.read(3, tmp_path / "scratch")
+    found = list(StoredModels(reader).runs(None, nothing))
+    assert found == list(runs_of(by_id, None, nothing))
+    firsts = sorted([b"", *(f"é-{one:05}".encode() for one in (0, 7, 8, 500, 9000)), b"z", "ü".encode()])
+    assert list(StoredModels(reader).runs(firsts, nothing)) == list(runs_of(by_id, firsts, nothing))
+    within = [pair for pair in by_id if "é-00100".encode() <= pair[0] < "é-00200".encode()]
+    part = list(StoredModels(reader).runs(None, nothing, "é-00100".encode(), "é-00200".encode()))
+    assert part == list(runs_of(within, None, nothing, "é-00100".encode()))
+    reader.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,13 @@ from streams.errors import StorageError, StoreCorrupt
 __all__ = ["PostgresReader"]
 
 _AT_ONCE = 2000
+_DIGESTS = sql.SQL(
+    "SELECT run, min(id), count(*), sha256(string_agg(convert_to("
+    "octet_length(id) || ':' || id || octet_length(model) || ':' || model, 'UTF8'), '' ORDER BY id)) "
+    "FROM (SELECT {key} AS id, model::text AS model, {run} AS run FROM {table} "
+    "WHERE partition = %s AND {key} >= %s {until}) m GROUP BY run ORDER BY run"
+)
+"""What `runs_of` makes of a run of models."""
 
 
 class PostgresReader:
@@ -123,6 +130,29 @@ class PostgresReader:
             if len(rows) < _AT_ONCE:
                 return
             after, operator = rows[-1][0], ">"
+
+    def digests(
+        self, firsts: Sequence[bytes] | None, every: int, first: bytes, end: bytes | None
+    ) -> list[tuple[bytes, int, bytes]]:
+        """See StoreReader: by SQL."""
+        models, key = self._models, sql.Identifier(self._models.table.key)
+        values: list[Any] = [self._partition, first.decode()]
+        if end is not None:
+            values.append(end.decode())
+        if firsts is None:
+            run = sql.SQL("(row_number() OVER (ORDER BY {}) - 1) / {}").format(key, sql.Literal(every))
+        else:
+            run = sql.SQL("width_bucket({}, %s::text[])").format(key)
+            values.insert(0, [one.decode() for one in firsts[1:]])
+        statement = _DIGESTS.format(
+            key=key, run=run, table=models.sql_name, until=sql.SQL("" if end is None else "AND {} < %s").format(key)
+        )
+        with failures_of(models.address, "read"):
+            rows = self._session.execute(statement, values).fetchall()
+        return [
+            (firsts[run] if firsts is not None else first if run == 0 else begin.encode(), count, digest)
+            for run, begin, count, digest in rows
+        ]
 
     def dropped(self) -> Iterator[int]:
         """See StoreReader."""
