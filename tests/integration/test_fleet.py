@@ -17,6 +17,7 @@ from confluent_kafka import Message
 from projections.contract import CqrsProjection
 from streams.control.place import place_of
 from streams.control.record import Record
+from streams.data.stores import FILES
 from streams.errors import BrokerError
 from tests.integration.asking import Asking
 from tests.integration.fleet import Fleet, Worker, fleet, soon
@@ -50,7 +51,7 @@ def check_copies(workers: Fleet, log: Mapping[int, list[Message]], code: Mapping
     record = workers.record()
     for state_dir in sorted({one.state_dir for one in workers.workers}):
         for one in record.generations:
-            store = place_of(one, state_dir).store
+            store = place_of(one, state_dir, workers.kit.kind or FILES).store
             if one.id not in code or store.current() is None:
                 continue
             with store.reader(code[one.id]) as reader:
