@@ -1,4 +1,4 @@
-"""Workers, their disks, the snapshot repository and the broker, and whatever may happen to them, in a drawn order.
+"""Workers, their disks, the snapshot repository or the database, the broker, and what may happen to them, as drawn.
 
 `REFOLD_CHAOS_FLEET_STEPS` makes it longer, `REFOLD_CHAOS_FLEET_SEED` draws another one.
 """
@@ -18,10 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psycopg
 import pytest
 
 from projections.contract import CqrsProjection
+from streams.adapters.postgres.stores import Postgres
 from streams.broker import EmbeddedBroker
+from streams.broker.postgres import EmbeddedPostgres
+from streams.control.record import Generation
+from streams.data.stores import FILES
 from tests.integration.by_model import BY_MODEL, Remainders
 from tests.integration.fleet import Fleet, Worker, fleet
 from tests.integration.kit import TALLY, Kit, produce, tally_events, until
@@ -45,11 +50,20 @@ EVERY = 100
 class Chaos:
     """What runs, and what may happen to it."""
 
-    def __init__(self, kit: Kit, broker: EmbeddedBroker, workers: Fleet, store: S3, chance: random.Random) -> None:
+    def __init__(
+        self,
+        kit: Kit,
+        broker: EmbeddedBroker,
+        workers: Fleet,
+        store: S3,
+        chance: random.Random,
+        database: EmbeddedPostgres | None = None,
+    ) -> None:
         self.kit = kit
         self.broker = broker
         self.workers = workers
         self.store = store
+        self.database = database
         self.chance = chance
         self.running: dict[str, Worker] = {}
         self.named = self.written = 0
@@ -60,6 +74,7 @@ class Chaos:
 
     def step(self) -> None:
         """Do one thing."""
+        storing = (self.cut_upload, self.damage, self.silence_store)
         what: Callable[[], None] = self.chance.choice(
             (
                 self.kill,
@@ -68,9 +83,7 @@ class Chaos:
                 self.scale_out,
                 self.scale_in,
                 self.lose_volume,
-                self.cut_upload,
-                self.damage,
-                self.silence_store,
+                *(storing if self.database is None else (self.restart_database,)),
                 self.restart_broker,
                 self.rebuild,
                 lambda: self.write(self.chance.choice((1, 300, 3000, 40_000))),
@@ -165,6 +178,17 @@ class Chaos:
         time.sleep(self.chance.uniform(0.5, 4.0))
         self.store.start()
 
+    def restart_database(self) -> None:
+        """The server dies, or is shut down, and comes back."""
+        assert self.database is not None
+        if self.chance.random() < 0.5:
+            self.database.kill()
+        else:
+            self.database.stop(keep_data=True)
+        self.write(5000)
+        time.sleep(self.chance.uniform(0.0, 3.0))
+        self.database.start()
+
     def restart_broker(self) -> None:
         self.broker.kill()
         time.sleep(self.chance.uniform(0.0, 3.0))
@@ -197,6 +221,23 @@ class Chaos:
         live = self.workers.record().live
         if live.source is not None:
             check_topic(self.kit, live)
+        if self.database is not None:
+            self.check_view(expected, live)
+
+    def check_view(self, expected: dict[str, Any], live: Generation) -> None:
+        """What SQL sees is the fold too, and of what else there was nothing is left."""
+        assert isinstance(self.kit.kind, Postgres)
+        schema = self.kit.kind.schema
+        with psycopg.connect(self.kit.kind.conninfo, autocommit=True) as connection:
+            shown = f"SELECT DISTINCT generation FROM {schema}.tally_positions".encode()
+            until("the view to follow", lambda: connection.execute(shown).fetchall() == [(live.id,)])
+            found: dict[str, Any] = dict(
+                connection.execute(f"SELECT id, model FROM {schema}.tally".encode()).fetchall()
+            )
+            assert found == expected
+            kept = {one.id for one in self.workers.record().generations}
+            rows = f"SELECT DISTINCT generation FROM {schema}.refold_builds".encode()
+            until("others to be dropped", lambda: {one for (one,) in connection.execute(rows).fetchall()} <= kept)
 
     def tell(self, worker: Worker) -> None:
         """Print where everything is."""
@@ -223,6 +264,25 @@ def store(tmp_path: Path) -> Iterator[S3]:
         yield server
 
 
+def test_whatever_happens_to_them_and_the_database_the_view_has_the_fold(
+    private_broker: EmbeddedBroker, store: S3, tmp_path: Path
+) -> None:
+    name = f"chaos-{uuid.uuid4().hex[:8]}"
+    with EmbeddedPostgres() as database:
+        kind = Postgres(database.dsn, name.replace("-", "_"))
+        kit = Kit(private_broker.bootstrap_servers, name, uuid.uuid4().hex, tmp_path / "state", kind=kind)
+        kit.cluster.create_topic(kit.topic, PARTITIONS)
+        until("the topic is there", lambda: kit.topic in kit.cluster.topics())
+        with fleet(kit) as workers:
+            chaos = Chaos(kit, private_broker, workers, store, random.Random(SEED), database)
+            for number in range(1, STEPS + 1):
+                chaos.step()
+                if number % EVERY == 0 or number == STEPS:
+                    chaos.check()
+            said = "".join(worker.output() for worker in workers.workers)
+        assert "Traceback" not in said, said[said.index("Traceback") - 500 :][:4000]
+
+
 @pytest.mark.parametrize(
     ("projection", "code"), [(TALLY, Tally()), (BY_MODEL, Remainders())], ids=["by-stream", "by-model"]
 )
@@ -230,7 +290,7 @@ def test_whatever_happens_to_them_workers_serve_the_fold(
     private_broker: EmbeddedBroker, store: S3, tmp_path: Path, projection: str, code: CqrsProjection[Any]
 ) -> None:
     name = f"chaos-{uuid.uuid4().hex[:8]}"
-    kit = Kit(private_broker.bootstrap_servers, name, uuid.uuid4().hex, tmp_path / "state", projection=code)
+    kit = Kit(private_broker.bootstrap_servers, name, uuid.uuid4().hex, tmp_path / "state", projection=code, kind=FILES)
     kit.cluster.create_topic(kit.topic, PARTITIONS)
     until("the topic is there", lambda: kit.topic in kit.cluster.topics())
     told = {
