@@ -16,7 +16,7 @@ COPY projections projections
 COPY streams streams
 RUN python -m pip wheel --quiet --no-deps --wheel-dir /wheels .
 RUN python -m venv /opt/refold
-RUN /opt/refold/bin/python -m pip install --quiet --no-cache-dir -c requirements.lock "$(echo /wheels/refold-*.whl)[otel,snapshots]"
+RUN /opt/refold/bin/python -m pip install --quiet --no-cache-dir -c requirements.lock "$(echo /wheels/refold-*.whl)[otel,postgres,snapshots]"
 # Nothing is to be installed later.
 RUN /opt/refold/bin/python -m pip uninstall --quiet --yes pip setuptools
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -17,8 +18,11 @@ import pydantic
 from projections.contract import CqrsProjection
 from projections.table import Column, Table
 from streams.errors import ConfigError
+from streams.log import get_logger
 
 __all__ = ["table_of"]
+
+log = get_logger(__name__)
 
 _SQL: dict[type, str] = {
     str: "text",
@@ -50,29 +54,27 @@ def table_of(projection: CqrsProjection[Any]) -> Table:
                 f"{type(projection).__qualname__}.table is {declared!r:.80}; it is to be a projections.table.Table."
             )
         return declared
-    model = projection.model_type()
+    columns: dict[str, Column] = {}
+    for name, key, kind in _fields(projection.model_type()):
+        with contextlib.suppress(ValueError):  # one that SQL has no name for is in `model` alone
+            if name not in _TAKEN and name not in columns:
+                columns[name] = Column(name, _sql_type(kind), None if key == name else (key,))
+    return Table(columns=tuple(columns.values()))
+
+
+def _fields(model: type) -> list[tuple[str, str, Any]]:
+    """Give (column, key in the JSON, type) of each field; none where they cannot be told."""
     try:
-        return Table(
-            columns=tuple(Column(name, _sql_type(kind)) for name, kind in _fields(model).items() if name not in _TAKEN)
-        )
-    except (ValueError, TypeError, NameError) as error:
-        raise ConfigError(
-            f"{type(projection).__qualname__}: the fields of {model.__qualname__} make no table: {error}. Name its "
-            "columns: table = Table(columns=(…))."
-        ) from error
-
-
-def _fields(model: type) -> dict[str, Any]:
-    if model is dict:
-        return {}
-    if issubclass(model, pydantic.BaseModel):
-        return {name: info.annotation for name, info in model.model_fields.items()}
-    if issubclass(model, msgspec.Struct):
-        return {field.encode_name: field.type for field in msgspec.structs.fields(model)}
-    if dataclasses.is_dataclass(model):
-        hints = typing.get_type_hints(model)
-        return {field.name: hints[field.name] for field in dataclasses.fields(model)}
-    return {}
+        if model is not dict and issubclass(model, pydantic.BaseModel):
+            return [(name, name, info.annotation) for name, info in model.model_fields.items()]
+        if issubclass(model, msgspec.Struct):
+            return [(field.name, field.encode_name, field.type) for field in msgspec.structs.fields(model)]
+        if dataclasses.is_dataclass(model):
+            hints = typing.get_type_hints(model)
+            return [(field.name, field.name, hints[field.name]) for field in dataclasses.fields(model)]
+    except (NameError, TypeError) as error:  # a type that is imported for type checkers alone
+        log.info("table.without_columns", model=model.__qualname__, why=str(error))
+    return []
 
 
 def _sql_type(kind: Any) -> str:

@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +365,60 @@ def test_snapshots_are_refused_and_why_is_said(pg_kit: NewKit) -> None:
     produce(kit.bootstrap, kit.topic, tally_events(100))
     kit.refold_in_place()
     assert "in the database's backups" in kit.refold("snapshots", "take", ok=2)
+
+
+def _set(kit: Kit, setting: str, value: str) -> None:
+    """Have the server behave otherwise, also to those who are connected."""
+    assert isinstance(kit.kind, Postgres)
+    with psycopg.connect(kit.kind.conninfo, autocommit=True) as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        connection.execute("SET statement_timeout = 0")
+        connection.execute(f"ALTER SYSTEM SET {setting} = {value}".encode())
+        connection.execute("SELECT pg_reload_conf()")
+
+
+@contextmanager
+def read_only(kit: Kit) -> Iterator[None]:
+    """As during a failover."""
+    _set(kit, "default_transaction_read_only", "on")
+    yield
+    _set(kit, "default_transaction_read_only", "off")
+
+
+@contextmanager
+def slow(kit: Kit) -> Iterator[None]:
+    """Somebody holds what is to be written for longer than a statement may take."""
+    assert isinstance(kit.kind, Postgres)
+    _set(kit, "statement_timeout", "'200ms'")
+    with psycopg.connect(kit.kind.conninfo) as connection:
+        connection.execute(f"LOCK TABLE {kit.kind.schema}.tally_v1 IN EXCLUSIVE MODE".encode())
+        yield
+        connection.rollback()
+    _set(kit, "statement_timeout", "0")
+
+
+@contextmanager
+def disconnected(kit: Kit) -> Iterator[None]:
+    """An operator ends all sessions."""
+    yield
+    sql(kit, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'refold'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", [read_only, slow, disconnected])
+def test_what_passes_is_waited_for_and_nothing_is_doubled(
+    new_kit: NewKit, private_database: EmbeddedPostgres, trouble: Callable[[Kit], Any]
+) -> None:
+    kit = new_kit(kind=kept(private_database))
+    produce(kit.bootstrap, kit.topic, tally_events(1000, streams=100))
+    with kit.process(env=QUICKLY) as run:
+        until("the first to be folded", lambda: kit.lag() == 0)
+        for number in range(3):
+            with trouble(kit):
+                produce(kit.bootstrap, kit.topic, tally_events(300, streams=100, first=1000 + 300 * number))
+                time.sleep(1.5)
+            until("all to be folded", lambda: kit.lag() == 0)
+        assert run.runs()
+        assert trouble is disconnected or "store.away" in run.output()
+        assert run.terminate() == 0
+    assert kit.check() == 1900
