@@ -85,8 +85,8 @@ class Agent:
         try:
             # Step 2
             while not seat.is_over:
+                lane.advance()  # first: what was fetched before a partition is read anew is not to be folded
                 slices = seat.poll(room=seat.room)
-                lane.advance()
                 seat.take(slices)
                 seat.rest(idle=not any(piece.records for piece in slices))
                 yield

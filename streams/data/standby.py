@@ -70,9 +70,9 @@ class Standby:
             with rare_collections():
                 while not self._interrupts:
                     self._heed(polling)
-                    slices = polling.poll(_SOON_S if self._lane.is_waiting else _IDLE_S, self._lane.commits.room)
-                    self._lane.advance()
+                    self._lane.advance()  # before anything is fetched; see `Agent`
                     self._leave_letters(polling)
+                    slices = polling.poll(_SOON_S if self._lane.is_waiting else _IDLE_S, self._lane.commits.room)
                     self._lane.take(slices)
                     self._lane.commits.if_due(idle=not any(piece.records for piece in slices))
                     self._lane.answer_snapshots()

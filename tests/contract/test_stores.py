@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from streams.adapters.postgres.stores import Postgres
 from streams.broker.postgres import EmbeddedPostgres
 from streams.control.runs import StoredModels, runs_of
 from streams.data.store import DROPPED, LETTER, StoreState
-from streams.data.stores import FILES, Kind, Stores
+from streams.data.stores import FILES, Kind, OpenStore, Stores
 from streams.errors import ForeignStore, StoreCorrupt, StoreLocked
 
 FRESH = StoreState(directory="d", build=1, partition=3, start=5, position=5)
@@ -236,3 +237,14 @@ def test_runs_of_models_have_one_digest_whatever_they_are_kept_in(stores: Stores
     part = list(StoredModels(reader).runs(None, nothing, "é-00100".encode(), "é-00200".encode()))
     assert part == list(runs_of(within, None, nothing, "é-00100".encode()))
     reader.close()
+
+
+def test_another_thread_goes_on_when_the_one_that_opened_it_has_ended(stores: Stores, tmp_path: Path) -> None:
+    """As agents do, when their priority changes."""
+    opened: list[OpenStore] = []
+    thread = threading.Thread(target=lambda: opened.append(stores.open(3, FRESH)))
+    thread.start()
+    thread.join()
+    opened[0].commit([("a", b"1")], moved(FRESH, 7))
+    opened[0].close()
+    assert seen(stores, tmp_path) == {"a": b"1"}

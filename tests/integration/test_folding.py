@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,10 @@ from streams.config import FoldSettings
 from streams.data.agent import AgentStatus
 from streams.data.cloudevents import CloudEventsCodec
 from streams.data.stamp import Stamp
+from streams.data.store import RocksPartition
 from streams.errors import (
     CodeChanged,
+    DiskFull,
     EventError,
     ForeignOffset,
     GroupActive,
@@ -28,7 +31,7 @@ from streams.errors import (
     TopicChanged,
     TopicNotFound,
 )
-from tests.integration.kit import Kit, produce, read_log, reset, tally_events, until, wait_for_log
+from tests.integration.kit import Kit, produce, read_log, reset, tally_events, traffic, until, wait_for_log
 from tests.support import Tally, envelope, folded
 
 NewKit = Callable[..., Kit]
@@ -539,3 +542,29 @@ def test_consumer_of_another_kind_in_the_group_takes_no_partition_silently(new_k
     with pytest.raises(GroupActive, match=r"rdkafka on .*partitions 0"):
         kit.fold_all()
     consumer.close()
+
+
+def test_what_was_fetched_before_a_store_is_opened_anew_is_not_folded_over_the_gap(
+    new_kit: NewKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write fails while events come: its partition waits, and is read again from where its store is."""
+    kit = new_kit(partitions=2)
+    committed, chance = RocksPartition.commit, random.Random(4)
+    failed = 0
+
+    def failing(*arguments: Any) -> None:
+        nonlocal failed
+        if chance.random() < 0.3 and failed < 8:
+            failed += 1
+            raise DiskFull("no space, for a moment")
+        committed(*arguments)
+
+    monkeypatch.setattr(RocksPartition, "commit", failing)
+    with traffic(kit, 0), kit.live() as agent:
+        thread = threading.Thread(target=agent.run)
+        thread.start()
+        until("all to have failed", lambda: failed == 8)
+        time.sleep(1.5)
+        agent.stop()
+        thread.join()
+    assert kit.check() > 500

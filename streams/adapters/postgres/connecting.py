@@ -21,7 +21,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from streams.errors import AccessDenied, ConfigError, CqrsError, DiskFull, StorageError, StoreAway
 from streams.log import get_logger
 
-__all__ = ["Address", "Connection", "failures_of", "own_connection", "readers"]
+__all__ = ["Address", "Connection", "failures_of", "Session", "own_connection", "own_session", "readers"]
 
 log = get_logger(__name__)
 
@@ -196,8 +196,8 @@ def readers(address: Address) -> ConnectionPool[Connection]:
     return pool
 
 
-class _Session:
-    """A thread's connection, which ends with the thread."""
+class Session:
+    """A thread's connection, which ends with the thread, unless somebody holds on to it."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -210,13 +210,13 @@ class _Sessions(threading.local):
     """This thread's connections."""
 
     def __init__(self) -> None:
-        self.open: dict[Address, _Session] = {}
+        self.open: dict[Address, Session] = {}
 
 
 _SESSIONS = _Sessions()
 
 
-def own_connection(address: Address) -> Connection:
+def own_session(address: Address) -> Session:
     """Give this thread's connection, opened anew where it is broken; everything that the thread does is done on it.
 
     Raises:
@@ -224,5 +224,10 @@ def own_connection(address: Address) -> Connection:
     """
     found = _SESSIONS.open.get(address)
     if found is None or found.connection.closed:
-        found = _SESSIONS.open[address] = _Session(address.connect())
-    return found.connection
+        found = _SESSIONS.open[address] = Session(address.connect())
+    return found
+
+
+def own_connection(address: Address) -> Connection:
+    """Give the connection of `own_session`."""
+    return own_session(address).connection

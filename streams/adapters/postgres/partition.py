@@ -13,7 +13,7 @@ import msgspec
 import psycopg
 from psycopg import errors
 
-from streams.adapters.postgres.connecting import Address, Connection, failures_of, own_connection
+from streams.adapters.postgres.connecting import Address, Connection, Session, failures_of, own_session
 from streams.adapters.postgres.layout import Models, lock_number
 from streams.adapters.postgres.statements import Statements
 from streams.data.cache import ModelCannotBeStored
@@ -60,14 +60,15 @@ class PostgresPartition:
         self,
         models: Models,
         partition: int,
-        connection: Connection,
+        session: Session,
         epoch: int,
         state: StoreState,
         beside: dict[bytes, bytes],
     ) -> None:
         self._models = models
         self._partition = partition
-        self._connection = connection
+        self._session = session  # held on to: another thread may go on with it, when the one that opened it has ended
+        self._connection = session.connection
         self._epoch = epoch
         self._state = state
         self._beside = beside
@@ -88,7 +89,8 @@ class PostgresPartition:
             StoreAway, StorageError: The database.
         """
         partition = fresh.partition
-        connection = own_connection(models.address)
+        session = own_session(models.address)
+        connection = session.connection
         key = (models.address, models.name, partition)
         if key in _OPEN:  # the lock is the session's, and this session has it
             raise _locked(models, partition)
@@ -115,7 +117,7 @@ class PostgresPartition:
                     connection.execute("SELECT pg_advisory_unlock(%s, %s)", [lock_number(models), partition])
                 raise
         _OPEN.add(key)
-        return cls(models, partition, connection, row[0], state, dict(beside))
+        return cls(models, partition, session, row[0], state, dict(beside))
 
     @property
     def state(self) -> StoreState:
