@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from projections.contract import CqrsProjection
 from streams.control.place import Place, active_place
@@ -16,6 +17,8 @@ from streams.data.stores import FILES, Kind
 from streams.errors import StorageError
 
 __all__ = ["ActiveModels"]
+
+A = TypeVar("A")
 
 _PATIENCE_S = 5.0
 _RETRY_S = 0.02
@@ -72,26 +75,34 @@ class ActiveModels:
             StateNotFound: The active generation's state is not on this machine.
             ModelSplit, StorageError: See `ModelReader`.
         """
-        with self._guard:
-            return self._current().get(model_id)
+        return self._ask(lambda reader: reader.get(model_id))
 
     def get_many(self, *model_ids: str) -> list[Any | None]:
         """Give several models, all of one generation and as of one view; see `get`."""
-        with self._guard:
-            reader = self._current()
-            return [reader.get(one) for one in model_ids]
+        return self._ask(lambda reader: [reader.get(one) for one in model_ids])
 
-    def _current(self) -> ModelReader:
-        """Give a reader of what is active now."""
+    def _ask(self, question: Callable[[ModelReader], A]) -> A:
+        """Ask what is active now."""
         deadline = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                return self._look()
-            except StorageError:
-                # What was active a moment ago may be gone by the time that it is opened; then the registry says more.
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_RETRY_S)
+        with self._guard:
+            while True:
+                try:
+                    reader = self._look()
+                    try:
+                        return question(reader)
+                    finally:
+                        reader.rest()
+                except StorageError:
+                    # What was active a moment ago may be gone by the time that it is read; then the registry says more.
+                    if time.monotonic() > deadline:
+                        raise
+                    self._let_go()
+                    time.sleep(_RETRY_S)
+
+    def _let_go(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = self._of = None
 
     def _look(self) -> ModelReader:
         place = self._place()
@@ -115,9 +126,7 @@ class ActiveModels:
         """Let go of the files and of the registry."""
         with self._guard:
             self._watch.close()
-            if self._reader is not None:
-                self._reader.close()
-                self._reader = None
+            self._let_go()
 
     def __enter__(self) -> Self:
         return self

@@ -175,6 +175,7 @@ class Claim:
             state: The id of the state, where other machines have copies of it; by default that of the directory.
 
         Raises:
+            StoreLocked: A leftover of that number is being read.
             StorageError: The disk; nothing is left.
         """
         current = self._read_current()
@@ -190,8 +191,12 @@ class Claim:
             path.parent.mkdir(exist_ok=True)
             if path.exists():  # a leftover: no record ever named it
                 path.rename(trash_name(path))
-            if state is None:  # what others have of one that they share is none
-                self.kind.forget(self.directory, number)
+            # What others have of one that they share is no leftover.
+            if state is None and not self.kind.forget(self.directory, number):
+                raise StoreLocked(
+                    f"Somebody reads what a crash has left of build {number} of {self.directory.name} in {self.kind}: "
+                    "it is to be dropped first. Nothing was changed."
+                )
             path.mkdir()
             (path / "folding").mkdir()
             write_record(path / MANIFEST, manifest)

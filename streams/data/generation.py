@@ -90,7 +90,7 @@ class StateStore:
     def _is_current(self, found: Build | None) -> bool:
         """Whether what the directory says is what the database says, where there is one."""
         known = self.kind.recall(self.directory, self.group)
-        return known is None or (found is not None and known[0] == msgspec.json.encode(found.current))
+        return known is None or (found is not None and msgspec.json.decode(known[0], type=Current) == found.current)
 
     @contextmanager
     def claiming(self, purpose: str, *, group: str = "") -> Iterator[Claim]:

@@ -62,6 +62,11 @@ class ModelReader:
             one.catch_up()
         self._open_new()
 
+    def rest(self) -> None:
+        """Hold on to nothing that others need, while nothing is read; what is read next is as of then."""
+        for one in self._partitions.values():
+            one.rest()
+
     @classmethod
     def of_current(
         cls, current: Callable[[], Build | None], projection: CqrsProjection[Any] | None, directory: Path
