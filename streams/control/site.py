@@ -86,6 +86,8 @@ class Site:
             BrokerError: The registry cannot be read.
         """
 
+        if self.kind == FILES or self.registry.get(self.name) is None:
+            return False
         shown: list[Shown] = []
 
         def choose() -> Shown | None:

@@ -422,3 +422,14 @@ def test_what_passes_is_waited_for_and_nothing_is_doubled(
         assert trouble is disconnected or "store.away" in run.output()
         assert run.terminate() == 0
     assert kit.check() == 1900
+
+
+def test_view_that_is_not_refold_s_is_left_as_it_is(pg_kit: NewKit) -> None:
+    kit = pg_kit()
+    assert isinstance(kit.kind, Postgres)
+    sql(kit, f"CREATE SCHEMA {kit.kind.schema}")
+    sql(kit, f"CREATE VIEW {kit.kind.schema}.tally AS SELECT 'mine' AS id")
+    produce(kit.bootstrap, kit.topic, tally_events(100))
+    kit.refold_in_place()
+    assert sql(kit, "SELECT * FROM tally") == [("mine",)]
+    assert kit.check() == 100

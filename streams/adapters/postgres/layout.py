@@ -41,6 +41,8 @@ GENERATIONS, BUILDS, PARTITIONS, BESIDE = "refold_generations", "refold_builds",
 _LONGEST = 63
 """Bytes of a name in PostgreSQL."""
 
+_LAYOUT = "refold: layout 1"
+"""Said of the first of refold's own tables: what they are like."""
 _OWN = """
 CREATE TABLE IF NOT EXISTS {generations} (
     generation text PRIMARY KEY,
@@ -201,12 +203,21 @@ def exists(connection: Connection, address: Address, name: str) -> bool:
 def make_own(connection: Connection, address: Address) -> None:
     """Make the schema and refold's own tables; until the end of the transaction nobody else does."""
     alone(connection, address)
-    if exists(connection, address, BESIDE):
+    if exists(connection, address, GENERATIONS):
+        said = connection.execute(
+            "SELECT obj_description(to_regclass(%s), 'pg_class')", [address.name(GENERATIONS).as_string()]
+        ).fetchone()
+        if said != (_LAYOUT,):
+            raise ForeignStore(
+                f"{address.shown} says {said and said[0]!r}, and this version of refold knows {_LAYOUT!r}. Use the "
+                "version that wrote it, or name another schema (REFOLD_PG_SCHEMA)."
+            )
         return
     if connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", [address.schema]).fetchone() is None:
         connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(address.schema)))
     own = {name.removeprefix("refold_"): address.name(name) for name in (GENERATIONS, BUILDS, PARTITIONS, BESIDE)}
     connection.execute(sql.SQL(_OWN).format(**own))
+    connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(address.name(GENERATIONS), sql.Literal(_LAYOUT)))
 
 
 def remember(address: Address, generation: str, group: str, current: bytes, manifest: bytes) -> None:

@@ -45,7 +45,7 @@ def show(
         choose: Gives which models; None where nothing is to be shown.
 
     Raises:
-        StorageError: Something of the user's depends on a view whose columns are others by now.
+        StorageError: Something that is not refold's has the name, or depends on a view whose columns are others by now.
         StoreAway: The database; the views are as they were.
     """
     connection = own_connection(address)
@@ -53,6 +53,12 @@ def show(
         connection.execute(_LOCK_TIMEOUT)
         make_own(connection, address)
         name = view_name(projection)
+        for one in (name, f"{name}_positions"):
+            if exists(connection, address, one) and not (_said(connection, address, one) or "").startswith("refold: "):
+                raise StorageError(
+                    f"{address.shown}: {one} is there, and refold did not make it. Rename it, or name another schema "
+                    "(REFOLD_PG_SCHEMA); nothing was changed."
+                )
         chosen = choose()
         if chosen is None:
             for one in (name, f"{name}_positions"):
@@ -112,11 +118,6 @@ def _replace(connection: Connection, address: Address, name: str, query: sql.Com
             connection.execute(sql.SQL("CREATE OR REPLACE VIEW {} AS {}").format(view, query))
     except errors.InvalidTableDefinition:
         _replace_columns(connection, address, name, query)
-    except errors.WrongObjectType as error:
-        raise StorageError(
-            f"{address.shown}: {name} is there, and is no view of refold's. Rename it, or name another schema "
-            "(REFOLD_PG_SCHEMA)."
-        ) from error
 
 
 def _replace_columns(connection: Connection, address: Address, name: str, query: sql.Composed) -> None:
