@@ -138,7 +138,7 @@ def test_a_record_of_an_unknown_schema_is_refused_and_left(cluster: Cluster, nam
     raw.update("orders", lambda _: b'{"schema": 99}')
     raw.update("flights", lambda _: b"no json")
     registry = Registry(cluster, name)
-    with pytest.raises(RegistryError, match="has schema 99; this version of refold knows 2"):
+    with pytest.raises(RegistryError, match="has schema 99; this version of refold knows 3"):
         registry.get("orders")
     with pytest.raises(RegistryError, match="cannot be understood"):
         registry.update("flights", lambda _: to.founded(None, "flights", "g", "d", FACTS))
