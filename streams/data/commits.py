@@ -15,7 +15,7 @@ from streams.data.letters import Letters
 from streams.data.mirror import Mirror
 from streams.data.pace import Pace
 from streams.data.partition import HeldPartition, Phase
-from streams.data.split import SplitWatch
+from streams.data.split import HeldElsewhere, SplitWatch
 from streams.errors import BrokerUnavailable, DiskFull, StorageError, StoreAway, StoreLocked
 from streams.log import get_logger
 
@@ -187,6 +187,8 @@ class Commits:
         except (DiskFull, StoreAway, StoreLocked) as error:
             self.away(held, error)
             return False
+        except HeldElsewhere as found:
+            raise self._splits.error(found.model_id, *sorted((held.number, found.other))) from found
         fold.carefully = False
         self._settle(held, changed)
         self._mirror.note(held.number)

@@ -10,7 +10,7 @@ from streams.data.build import Build
 from streams.data.fold import Fold
 from streams.errors import ModelSplit, at
 
-__all__ = ["SplitWatch", "first_split", "split_error"]
+__all__ = ["HeldElsewhere", "SplitWatch", "first_split", "split_error"]
 
 _CHUNK = 10_000
 _MANY_NEW = 1000
@@ -48,7 +48,7 @@ class SplitWatch:
             if number != partition:
                 for model_id in new:
                     if other.cache.has(model_id):
-                        raise self._error(model_id, *sorted((partition, number)))
+                        raise self.error(model_id, *sorted((partition, number)))
 
     def compare(self, ids: Mapping[int, Iterator[bytes]]) -> None:
         """Compare all models as committed.
@@ -62,9 +62,10 @@ class SplitWatch:
         self.is_behind = False
         found = first_split(ids)
         if found is not None:
-            raise self._error(*found)
+            raise self.error(*found)
 
-    def _error(self, model_id: str, one: int, other: int) -> ModelSplit:
+    def error(self, model_id: str, one: int, other: int) -> ModelSplit:
+        """Say that a model is on two partitions."""
         manifest = self._build.manifest
         return split_error(manifest.projection, manifest.topic, model_id, one, other)
 
@@ -89,6 +90,18 @@ def first_split(sources: Mapping[int, Iterator[bytes]]) -> tuple[str, int, int] 
         for number, ids in here.items():
             chunks[number] = chunks[number][len(ids) :] or list(islice(sources[number], _CHUNK))
     return None
+
+
+class HeldElsewhere(ModelSplit):
+    """A store has a model in another partition than the one that is to be committed. Who knows the topic says so."""
+
+    def __init__(self, model_id: str, partition: int | None, other: int) -> None:
+        super().__init__(f"Model {model_id!r} is in partitions {partition} and {other}.", partition=partition)
+        self.model_id = model_id
+        self.other = other
+
+    def __reduce__(self) -> tuple[type[HeldElsewhere], tuple[str, int | None, int]]:
+        return HeldElsewhere, (self.model_id, self.partition, self.other)
 
 
 def split_error(projection: str, topic: str, model_id: str, one: int, other: int) -> ModelSplit:

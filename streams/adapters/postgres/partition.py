@@ -18,7 +18,7 @@ from streams.adapters.postgres.layout import Models, lock_number
 from streams.adapters.postgres.statements import Statements
 from streams.data.cache import ModelCannotBeStored
 from streams.data.serde import NotStorable
-from streams.data.split import split_error
+from streams.data.split import HeldElsewhere
 from streams.data.store import StoreState, decode_state
 from streams.data.stores import Closes
 from streams.errors import ForeignStore, StorageError, StoreLocked
@@ -193,7 +193,11 @@ class PostgresPartition:
                     pipeline.sync()
                     self._check(puts, 0 if put is None else put.rowcount, mark.rowcount)
         self._state = state
-        self._beside = {key: value for key, value in (self._beside | dict(beside)).items() if value is not None}
+        for key, value in beside.items():
+            if value is None:
+                self._beside.pop(key, None)
+            else:
+                self._beside[key] = value
 
     def _copy(self, puts: list[tuple[str, str]]) -> None:
         """Step 1, of many models."""
@@ -233,7 +237,7 @@ class PostgresPartition:
         if written != len(puts):
             row = self._connection.execute(self._statements.elsewhere, [[model_id for model_id, _ in puts]]).fetchone()
             model_id, other = row or ("?", -1)
-            raise split_error(self._models.generation, self._models.name, model_id, self._partition, other)
+            raise HeldElsewhere(model_id, self._partition, other)
 
     def check(self, model_id: str, raw: bytes) -> None:
         """See FarStore: the row is written, and taken back."""
