@@ -231,12 +231,22 @@ def test_a_copy_stays_in_front_of_an_event_that_fails_and_says_nothing_of_it(new
         soon("all to be folded", lambda: kit.lag() == 0)
         kept, topic = letters(), f"refold.{kit.projection.name}.dead-letters"
         written = written_to(kit, topic)
-        assert len(written) == len(kept)  # by the owner alone
+        assert len(written) == len(kept), told(kit, topic)  # by the owner alone
         mine.kill()
         soon("the other to own all", lambda: owns_all(workers, waits))
         soon("it to be at the end", lambda: waits.is_ready() and kit.lag() == 0)
         assert letters() == kept
         assert written_to(kit, topic) == written
+
+
+def told(kit: Kit, topic: str) -> str:
+    """What is in the topic of dead letters, record by record."""
+    log = read_log(kit.bootstrap, kit.cluster.topic(topic))
+    return "\n".join(
+        f"{record.partition()}@{record.offset()} {record.timestamp()[1]} {record.key()!r} {record.headers()!r}"
+        for records in log.values()
+        for record in records
+    )
 
 
 def written_to(kit: Kit, topic: str) -> list[bytes]:
