@@ -92,7 +92,7 @@ class EmbeddedPostgres:
             if self._data is None:
                 self._data = DataDir.take(self._given_dir)
                 if os.geteuid() == 0:
-                    os.chown(self._data.path, *_nobody())
+                    self._give_away(self._data.path)
             if not (self._path / "pgdata" / "PG_VERSION").exists():
                 self._initialize()
             self._serve()
@@ -166,6 +166,17 @@ class EmbeddedPostgres:
         return [
             sys.executable, "-I", "-S", "-c", _AS_NOBODY, str(user), str(group), "hang" if hangs else "free", *command
         ]  # fmt: skip
+
+    @staticmethod
+    def _give_away(path: Path) -> None:
+        """Let PostgreSQL, which does not run as root, have its data directory."""
+        closed = [parent for parent in path.parents if not parent.stat().st_mode & 0o001]
+        if closed:
+            raise EmbeddedBrokerError(
+                f"PostgreSQL does not run as root, and user nobody cannot reach {path}: {closed[0]} lets nobody through. "
+                "Run as another user, or set TMPDIR to a directory that all may enter."
+            )
+        os.chown(path, *_nobody())
 
     def _initialize(self) -> None:
         """Make the database; under its name there is a whole one or none."""

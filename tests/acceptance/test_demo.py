@@ -7,9 +7,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
 
+from streams.broker.postgres import EmbeddedPostgres
 from tests.acceptance.kit import DEADLINE_S, Command, command, on_broker, until
 
 pytestmark = pytest.mark.slow
@@ -65,6 +67,19 @@ def test_demo_on_a_given_kafka_compares_live_and_rebuilt_and_leaves_nothing(
     check_figures(demo.stdout.read_text(), partitions=3)
     assert "Traceback" not in demo.said()
     assert on_broker(admin, "refold-demo-") == before
+
+
+def test_demo_in_a_given_postgresql_leaves_no_schema(
+    bootstrap_servers: str, database: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    arguments = ["demo", "--json", "--bootstrap-servers", bootstrap_servers, "--store", "postgres"]
+    with command([*arguments, "--dsn", database.dsn], tmp_path) as demo:
+        assert demo.process.wait(DEADLINE_S * 2) == 0, demo.stderr.read_text()
+        check_nothing_is_left(demo)
+    check_figures(demo.stdout.read_text(), partitions=4)
+    assert "Models in PostgreSQL" in demo.said()
+    with psycopg.connect(database.dsn) as connection:
+        assert connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'refold_demo%'").fetchall() == []
 
 
 def test_demo_brings_its_own_kafka_and_takes_it_away(tmp_path: Path) -> None:
