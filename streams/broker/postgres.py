@@ -173,7 +173,7 @@ class EmbeddedPostgres:
         closed = [parent for parent in path.parents if not parent.stat().st_mode & 0o001]
         if closed:
             raise EmbeddedBrokerError(
-                f"PostgreSQL does not run as root, and user nobody cannot reach {path}: {closed[0]} is closed to others. "
+                f"PostgreSQL does not run as root, and user nobody cannot reach {path}: {closed[0]} is closed. "
                 "Run as another user, or set TMPDIR to a directory that all may enter."
             )
         os.chown(path, *_nobody())
