@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import orjson
+from confluent_kafka import Message
 
 from tests.integration.fleet import Fleet, Worker, fleet, soon
 from tests.integration.kit import Kit, produce, read_log, tally_events, traffic
@@ -240,19 +241,23 @@ def test_a_copy_stays_in_front_of_an_event_that_fails_and_says_nothing_of_it(new
 
 
 def told(kit: Kit, topic: str) -> str:
-    """What is in the topic of dead letters, record by record."""
-    log = read_log(kit.bootstrap, kit.cluster.topic(topic))
+    """What this group has in the topic of dead letters, record by record."""
     return "\n".join(
         f"{record.partition()}@{record.offset()} {record.timestamp()[1]} {record.key()!r} {record.headers()!r}"
-        for records in log.values()
-        for record in records
+        for record in letters_of(kit, topic)
     )
 
 
 def written_to(kit: Kit, topic: str) -> list[bytes]:
-    """The keys of what is in the topic of dead letters."""
+    """The keys of what this group has in the topic of dead letters."""
+    return [record.key() or b"" for record in letters_of(kit, topic)]
+
+
+def letters_of(kit: Kit, topic: str) -> list[Message]:
+    """What this group has in the topic of dead letters, which is that of all projections of this name."""
+    group = ("refold-group", kit.group.encode())
     log = read_log(kit.bootstrap, kit.cluster.topic(topic))
-    return [record.key() or b"" for records in log.values() for record in records]
+    return [record for records in log.values() for record in records if group in (record.headers() or [])]
 
 
 def test_who_stands_by_for_nothing_any_more_ends(new_kit: NewKit) -> None:
