@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import threading
@@ -422,6 +423,58 @@ def test_what_passes_is_waited_for_and_nothing_is_doubled(
         assert trouble is disconnected or "store.away" in run.output()
         assert run.terminate() == 0
     assert kit.check() == 1900
+
+
+@contextmanager
+def frozen(database: EmbeddedPostgres) -> Iterator[None]:
+    """The server neither answers nor goes: its kernel acknowledges what is sent."""
+    pids = [database.pid, *map(int, Path(f"/proc/{database.pid}/task/{database.pid}/children").read_text().split())]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.slow
+def test_server_that_is_frozen_is_given_up_and_gone_on_with_when_it_wakes(
+    new_kit: NewKit, private_database: EmbeddedPostgres
+) -> None:
+    kit = new_kit(kind=kept(private_database))
+    produce(kit.bootstrap, kit.topic, tally_events(1000, streams=100))
+    with kit.process(env=QUICKLY) as run, kit.process(env=QUICKLY) as other:
+        until("the first to be folded", lambda: kit.lag() == 0)
+        wait_for_log(run, ["partitions.assigned"])
+        wait_for_log(other, ["partitions.assigned"])
+        with kit.store.reader(kit.projection) as reader, frozen(private_database):
+            produce(kit.bootstrap, kit.topic, tally_events(300, streams=100, first=1000))
+            with pytest.raises(StoreAway, match="has not answered for"):
+                reader.get("stream-1")
+            wait_for_log(run, ["store.away"])
+            assert other.terminate() == 0
+        until("all to be folded", lambda: kit.lag() == 0)
+        assert run.terminate() == 0
+    assert kit.check() == 1300
+
+
+@pytest.mark.slow
+def test_server_that_is_only_busy_is_waited_for(pg_kit: NewKit) -> None:
+    kit = pg_kit()
+    assert isinstance(kit.kind, Postgres)
+    produce(kit.bootstrap, kit.topic, tally_events(1000, streams=100))
+    with kit.process(env=QUICKLY) as run:
+        until("the first to be folded", lambda: kit.lag() == 0)
+        with psycopg.connect(kit.kind.conninfo) as connection:
+            connection.execute(f"LOCK TABLE {kit.kind.schema}.tally_v1 IN EXCLUSIVE MODE".encode())
+            produce(kit.bootstrap, kit.topic, tally_events(300, streams=100, first=1000))
+            wait_for_log(run, ["database.busy"])
+            connection.rollback()
+        until("all to be folded", lambda: kit.lag() == 0)
+        assert "store.away" not in run.output()
+        assert run.terminate() == 0
+    assert kit.check() == 1300
 
 
 def test_view_that_is_not_refold_s_is_left_as_it_is(pg_kit: NewKit) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import psycopg
 from psycopg import errors, sql
@@ -18,6 +18,7 @@ from psycopg.adapt import Loader
 from psycopg.pq import Format
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from streams.adapters.postgres.waiting import CONNECT_S, Connection
 from streams.errors import AccessDenied, ConfigError, CqrsError, DiskFull, StorageError, StoreAway
 from streams.log import get_logger
 
@@ -28,14 +29,13 @@ log = get_logger(__name__)
 for _logger in ("psycopg", "psycopg.pool"):
     logging.getLogger(_logger).setLevel(logging.ERROR)  # what is lost is told by whoever loses it
 
-Connection = psycopg.Connection[tuple[Any, ...]]
-
-_CONNECT_S = 10
+_AWAY_S = 1.0
+"""For so long nobody of a thread asks again for a connection that it has waited for in vain."""
 _READERS = 100
 _IDLE_S = 30.0
 _OURS = {
     "application_name": "refold",
-    "connect_timeout": _CONNECT_S,
+    "connect_timeout": CONNECT_S,
     # A server that is gone without a word is noticed within half a minute, and not in two hours.
     "keepalives": 1,
     "keepalives_idle": 10,
@@ -102,9 +102,15 @@ class Address:
             StoreAway: It does not answer.
         """
         with failures_of(self, "connect"):
-            connection = psycopg.connect(self.whole, autocommit=True)
-            _set_up(connection)
+            connection = Connection.connect(self.whole, autocommit=True)
+            self.set_up(connection)
             return connection
+
+    def set_up(self, connection: Connection) -> None:
+        """Have a connection that was just opened be as ours are."""
+        connection.conninfo = self.whole
+        connection.adapters.register_loader("json", _Raw)
+        connection.adapters.register_loader("json", _RawBinary)
 
     @property
     def whole(self) -> str:
@@ -142,7 +148,7 @@ def failures_of(address: Address, doing: str) -> Iterator[None]:
     except CqrsError:
         raise
     except PoolTimeout as error:
-        raise StoreAway(f"{address.shown} could not {doing}: no connection within {_CONNECT_S} s.") from error
+        raise StoreAway(f"{address.shown} could not {doing}: no connection within {CONNECT_S} s.") from error
     except psycopg.Error as error:
         raise _failure(address, doing, error) from error
 
@@ -171,23 +177,19 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _set_up(connection: Connection) -> None:
-    connection.adapters.register_loader("json", _Raw)
-    connection.adapters.register_loader("json", _RawBinary)
-
-
 @cache
 def readers(address: Address) -> ConnectionPool[Connection]:
     """Give the connections that this process reads by: as many as are needed at once; those that rest are closed."""
     pool = ConnectionPool(
         address.whole,
+        connection_class=Connection,
         min_size=0,
         max_size=_READERS,
         max_idle=_IDLE_S,
-        timeout=_CONNECT_S,
-        reconnect_timeout=_CONNECT_S,
+        timeout=CONNECT_S,
+        reconnect_timeout=CONNECT_S,
         kwargs={"autocommit": True},
-        configure=_set_up,
+        configure=address.set_up,
         check=ConnectionPool.check_connection,
         open=True,
         name="refold-readers",
@@ -211,6 +213,8 @@ class _Sessions(threading.local):
 
     def __init__(self) -> None:
         self.open: dict[Address, Session] = {}
+        self.away: dict[Address, tuple[float, str]] = {}
+        """Since when a server has not let us in, and what was said of that."""
 
 
 _SESSIONS = _Sessions()
@@ -224,7 +228,14 @@ def own_session(address: Address) -> Session:
     """
     found = _SESSIONS.open.get(address)
     if found is None or found.connection.closed:
-        found = _SESSIONS.open[address] = Session(address.connect())
+        away_since, said = _SESSIONS.away.get(address, (0.0, ""))
+        if said and time.monotonic() - away_since < _AWAY_S:
+            raise StoreAway(said)  # a thread has many partitions, and is not to wait for each of them
+        try:
+            found = _SESSIONS.open[address] = Session(address.connect())
+        except StoreAway as error:
+            _SESSIONS.away[address] = time.monotonic(), str(error)
+            raise
     return found
 
 
