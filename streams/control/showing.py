@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from streams.control.record import Generation, Record
 from streams.control.site import Site
+from streams.control.threads import on_thread
 from streams.data.build import Build
 from streams.data.stores import FILES
 from streams.errors import CqrsError
@@ -20,7 +21,10 @@ _AGAIN_S = 2.0
 
 
 class Finishing:
-    """Makes builds ready to be read (`Kind.finish`), which may take minutes, on a thread of its own."""
+    """Makes builds ready to be read (`Kind.finish`), which may take minutes, on a thread of its own.
+
+    A process that ends does not wait for it: whoever asks next goes on with it.
+    """
 
     def __init__(self) -> None:
         self._of: Build | None = None
@@ -35,9 +39,8 @@ class Finishing:
         if build is None or build.is_in_files:
             return True
         if self._done is None or self._of is None or self._of.path != build.path:
-            executor = ThreadPoolExecutor(1, "refold-finishing")
-            self._of, self._done = build, executor.submit(build.kind.finish, build.stores)
-            executor.shutdown(wait=False)
+            self._of = build
+            self._done = on_thread(lambda: build.kind.finish(build.stores), "refold-finishing", daemon=True)
         if not self._done.done():
             return False
         done, self._done = self._done, None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +50,6 @@ WIDE_FIXED = "tests.integration.test_postgres:WideFixed"
 def kept(database: EmbeddedPostgres) -> Postgres:
     """A schema of a test's own."""
     return Postgres(database.dsn, f"t{uuid.uuid4().hex[:12]}")
-
-
-@pytest.fixture
-def pg_kit(new_kit: NewKit, database: EmbeddedPostgres) -> NewKit:
-    def make(**parts: Any) -> Kit:
-        return new_kit(**{"kind": kept(database), **parts})
-
-    return make
-
-
-@pytest.fixture
-def private_database() -> Iterator[EmbeddedPostgres]:
-    """One of this test's own, to be killed."""
-    with EmbeddedPostgres() as started:
-        yield started
 
 
 def sql(kit: Kit, query: str, user: str = "") -> list[tuple[Any, ...]]:
@@ -222,24 +205,6 @@ def test_of_two_owners_the_one_that_was_stopped_writes_nothing_any_more(pg_kit: 
             assert kit.check() == 1500
 
 
-@pytest.mark.slow
-def test_server_that_dies_is_waited_for_and_costs_nothing(new_kit: NewKit, private_database: EmbeddedPostgres) -> None:
-    kit = new_kit(kind=kept(private_database))
-    produce(kit.bootstrap, kit.topic, tally_events(20_000, streams=300))
-    with kit.process(env={"REFOLD_CHECKPOINT_EVENTS": "300"}) as run:
-        for number in range(4):
-            wait_for_log(run, ["partitions.assigned"])
-            time.sleep(0.3)
-            private_database.kill()
-            time.sleep(0.5)
-            private_database.start()
-            produce(kit.bootstrap, kit.topic, tally_events(500, first=20_000 + 500 * number))
-        until("all to be folded", lambda: kit.lag() == 0)
-        assert run.runs()
-        assert run.terminate() == 0
-    assert kit.check() == 22_000
-
-
 def test_columns_are_filled_and_indexes_are_there_behind_a_rebuild(pg_kit: NewKit) -> None:
     kit = pg_kit(projection=Wide())
     produce(kit.bootstrap, kit.topic, tally_events(2000))
@@ -366,115 +331,6 @@ def test_snapshots_are_refused_and_why_is_said(pg_kit: NewKit) -> None:
     produce(kit.bootstrap, kit.topic, tally_events(100))
     kit.refold_in_place()
     assert "in the database's backups" in kit.refold("snapshots", "take", ok=2)
-
-
-def _set(kit: Kit, setting: str, value: str) -> None:
-    """Have the server behave otherwise, also to those who are connected."""
-    assert isinstance(kit.kind, Postgres)
-    with psycopg.connect(kit.kind.conninfo, autocommit=True) as connection:
-        connection.execute("SET default_transaction_read_only = off")
-        connection.execute("SET statement_timeout = 0")
-        connection.execute(f"ALTER SYSTEM SET {setting} = {value}".encode())
-        connection.execute("SELECT pg_reload_conf()")
-
-
-@contextmanager
-def read_only(kit: Kit) -> Iterator[None]:
-    """As during a failover."""
-    _set(kit, "default_transaction_read_only", "on")
-    yield
-    _set(kit, "default_transaction_read_only", "off")
-
-
-@contextmanager
-def slow(kit: Kit) -> Iterator[None]:
-    """Somebody holds what is to be written for longer than a statement may take."""
-    assert isinstance(kit.kind, Postgres)
-    _set(kit, "statement_timeout", "'200ms'")
-    with psycopg.connect(kit.kind.conninfo) as connection:
-        connection.execute(f"LOCK TABLE {kit.kind.schema}.tally_v1 IN EXCLUSIVE MODE".encode())
-        yield
-        connection.rollback()
-    _set(kit, "statement_timeout", "0")
-
-
-@contextmanager
-def disconnected(kit: Kit) -> Iterator[None]:
-    """An operator ends all sessions."""
-    yield
-    sql(kit, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'refold'")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("trouble", [read_only, slow, disconnected])
-def test_what_passes_is_waited_for_and_nothing_is_doubled(
-    new_kit: NewKit, private_database: EmbeddedPostgres, trouble: Callable[[Kit], Any]
-) -> None:
-    kit = new_kit(kind=kept(private_database))
-    produce(kit.bootstrap, kit.topic, tally_events(1000, streams=100))
-    with kit.process(env=QUICKLY) as run:
-        until("the first to be folded", lambda: kit.lag() == 0)
-        for number in range(3):
-            with trouble(kit):
-                produce(kit.bootstrap, kit.topic, tally_events(300, streams=100, first=1000 + 300 * number))
-                time.sleep(1.5)
-            until("all to be folded", lambda: kit.lag() == 0)
-        assert run.runs()
-        assert trouble is disconnected or "store.away" in run.output()
-        assert run.terminate() == 0
-    assert kit.check() == 1900
-
-
-@contextmanager
-def frozen(database: EmbeddedPostgres) -> Iterator[None]:
-    """The server neither answers nor goes: its kernel acknowledges what is sent."""
-    pids = [database.pid, *map(int, Path(f"/proc/{database.pid}/task/{database.pid}/children").read_text().split())]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-
-@pytest.mark.slow
-def test_server_that_is_frozen_is_given_up_and_gone_on_with_when_it_wakes(
-    new_kit: NewKit, private_database: EmbeddedPostgres
-) -> None:
-    kit = new_kit(kind=kept(private_database))
-    produce(kit.bootstrap, kit.topic, tally_events(1000, streams=100))
-    with kit.process(env=QUICKLY) as run, kit.process(env=QUICKLY) as other:
-        until("the first to be folded", lambda: kit.lag() == 0)
-        wait_for_log(run, ["partitions.assigned"])
-        wait_for_log(other, ["partitions.assigned"])
-        with kit.store.reader(kit.projection) as reader, frozen(private_database):
-            produce(kit.bootstrap, kit.topic, tally_events(300, streams=100, first=1000))
-            with pytest.raises(StoreAway, match="has not answered for"):
-                reader.get("stream-1")
-            wait_for_log(run, ["store.away"])
-            assert other.terminate() == 0
-        until("all to be folded", lambda: kit.lag() == 0)
-        assert run.terminate() == 0
-    assert kit.check() == 1300
-
-
-@pytest.mark.slow
-def test_server_that_is_only_busy_is_waited_for(pg_kit: NewKit) -> None:
-    kit = pg_kit()
-    assert isinstance(kit.kind, Postgres)
-    produce(kit.bootstrap, kit.topic, tally_events(1000, streams=100))
-    with kit.process(env=QUICKLY) as run:
-        until("the first to be folded", lambda: kit.lag() == 0)
-        with psycopg.connect(kit.kind.conninfo) as connection:
-            connection.execute(f"LOCK TABLE {kit.kind.schema}.tally_v1 IN EXCLUSIVE MODE".encode())
-            produce(kit.bootstrap, kit.topic, tally_events(300, streams=100, first=1000))
-            wait_for_log(run, ["database.busy"])
-            connection.rollback()
-        until("all to be folded", lambda: kit.lag() == 0)
-        assert "store.away" not in run.output()
-        assert run.terminate() == 0
-    assert kit.check() == 1300
 
 
 def test_view_that_is_not_refold_s_is_left_as_it_is(pg_kit: NewKit) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from psycopg import errors, sql
 
@@ -14,6 +16,7 @@ from streams.adapters.postgres.layout import (
     PARTITIONS,
     Models,
     exists,
+    lock_number,
     make_own,
     view_name,
 )
@@ -27,6 +30,9 @@ log = get_logger(__name__)
 
 _LOCK_TIMEOUT = "SET LOCAL lock_timeout = '3s'"
 """A reader in the middle of a long query is waited for, and whoever comes behind it waits with us: so not for long."""
+_INDEXES = -1
+"""Where partitions have their numbers in the keys of locks."""
+_AGAIN_S = 1.0
 _SAYS = "refold: {} build {}"
 
 
@@ -143,7 +149,8 @@ def _replace_columns(connection: Connection, address: Address, name: str, query:
 def index(models: Models) -> None:
     """Build those of the table's indexes that are not there, beside whoever reads and writes.
 
-    One that was left half built is built anew.
+    One that was left half built is built anew. One process at a time does it, and its session for as long as the server
+    is at it: also when the process has died meanwhile.
 
     Raises:
         StorageError: PostgreSQL refuses one: its declaration is wrong, or models break its uniqueness.
@@ -151,7 +158,7 @@ def index(models: Models) -> None:
     """
     address = models.address
     connection = own_connection(address)
-    with failures_of(address, "build an index"):
+    with failures_of(address, "build an index"), _alone(connection, models):
         if not models.exists(connection):
             return
         for number, one in enumerate(models.table.indexes, 1):
@@ -175,6 +182,26 @@ def index(models: Models) -> None:
             )
             log.info("index.built", index=name, on=one.on)
         connection.execute(sql.SQL("ANALYZE {}").format(models.sql_name))
+
+
+@contextmanager
+def _alone(connection: Connection, models: Models) -> Iterator[None]:
+    """Hold the lock on a table's indexes.
+
+    It is asked for again and again: a session that waits for it has a snapshot, for whose end whoever builds an index
+    concurrently would wait.
+    """
+    lock, is_told = [lock_number(models), _INDEXES], False
+    while connection.execute("SELECT pg_try_advisory_lock(%s, %s)", lock).fetchone() != (True,):
+        if not is_told:
+            log.info("index.built_elsewhere", table=models.name)
+            is_told = True
+        time.sleep(_AGAIN_S)
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("SELECT pg_advisory_unlock(%s, %s)", lock)
 
 
 def drop(address: Address, generation: str, build: int | None = None, *, before: int | None = None) -> bool:
