@@ -35,8 +35,14 @@ QUICKLY = {"REFOLD_SESSION_TIMEOUT_S": "6"}
 
 
 @pytest.fixture
-def kit(new_kit: NewKit) -> Kit:
-    return new_kit(3, projection=Remainders())
+def kit(new_kit: NewKit, request: pytest.FixtureRequest) -> Kit:
+    """In files, unless the test says otherwise."""
+    make = request.getfixturevalue("pg_kit") if getattr(request, "param", "files") == "postgres" else new_kit
+    return make(partitions=3, projection=Remainders())
+
+
+IN_BOTH = pytest.mark.parametrize("kit", ["files", "postgres"], indirect=True)
+IN_POSTGRES = pytest.mark.parametrize("kit", ["postgres"], indirect=True)
 
 
 def record_of(kit: Kit) -> Record:
@@ -53,7 +59,13 @@ def own(kit: Kit, generation: Generation, projection: CqrsProjection[Any] | None
     """A generation, as a kit over the topic of its own."""
     codec = Routed(JsonCodec(), kit.topic)
     found = Kit(
-        kit.bootstrap, generation.topic, generation.group, kit.state_dir, projection or kit.projection, codec=codec
+        kit.bootstrap,
+        generation.topic,
+        generation.group,
+        kit.state_dir,
+        projection or kit.projection,
+        codec=codec,
+        kind=kit.kind,
     )
     found.store.directory = kit.state_dir / generation.directory
     return found
@@ -121,6 +133,7 @@ def nothing_is_left(kit: Kit, *generations: Generation) -> None:
     assert not {one.directory for one in generations} & {path.name for path in kit.state_dir.iterdir()}
 
 
+@IN_BOTH
 def test_the_whole_way_while_events_come_in(kit: Kit) -> None:
     """A fix is reported as exactly the model that it changes; it is switched to and back, and the old one retired."""
     produce(kit.bootstrap, kit.topic, tally_events(3_000, streams=100))
@@ -163,6 +176,7 @@ def test_the_same_code_again_is_identical_while_events_come_in(kit: Kit) -> None
         assert live.terminate() == 0
 
 
+@IN_BOTH
 @pytest.mark.parametrize("seed", range(1, 1 + int(os.environ.get("REFOLD_BY_MODEL_SEEDS", "1"))))
 def test_drivers_and_agents_may_die_at_any_time(kit: Kit, seed: int) -> None:
     """Another one goes on with the rebuild, and what folds for good is started again."""
@@ -309,6 +323,26 @@ def test_partitions_that_the_event_topic_is_given_later_are_read_too(kit: Kit) -
         check(kit)
         assert live.terminate() == 0
     assert kit.cluster.topic(record_of(kit).live.topic).partitions == 3
+
+
+@IN_POSTGRES
+def test_what_a_database_has_may_be_deleted(kit: Kit) -> None:
+    """By a retention of the generation's own topic, say; a rebuild has another topic."""
+    produce(kit.bootstrap, kit.topic, tally_events(1_000, streams=100))
+    with kit.process(projection=BY_MODEL, env=QUICKLY) as live:
+        wait_for_log(live, ["run.started"])
+        until("the first generation to be there", lambda: is_registered(kit))
+        until("all to be folded", lambda: is_done(kit))
+        assert live.terminate() == 0
+    topic = kit.cluster.topic(record_of(kit).live.topic)
+    kit.cluster.delete_records(topic, kit.cluster.ends(topic))
+    produce(kit.bootstrap, kit.topic, tally_events(1_000, streams=100, first=1_000))
+    with kit.process(projection=BY_MODEL, env=QUICKLY) as live:
+        until("all to be folded", lambda: is_done(kit))
+        assert own(kit, record_of(kit).live).models() == expected(kit)
+        kit.refold("rebuild", "--yes", "--approve", "auto", projection=FIXED, REFOLD_SESSION_TIMEOUT_S="6")
+        assert live.terminate() == 0
+    assert own(kit, record_of(kit).live, FixedRemainders()).models() == expected(kit, FixedRemainders())
 
 
 def _served(worker: Worker, path: str) -> Any:
