@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -12,15 +13,22 @@ from streams.control.record import Generation, Rebuild, Record, Summary
 from streams.control.site import Site
 from streams.control.verify import verify
 from streams.data.build import Build
-from streams.errors import StateNotFound
+from streams.errors import StateNotFound, StoreAway
+from streams.log import get_logger
 
 __all__ = ["aligning", "compare_generations", "refusal"]
+
+log = get_logger(__name__)
+
+_AGAIN_S = 2.0
 
 
 def compare_generations(
     site: Site, record: Record, other: Generation, check_cancelled: Callable[[], None] = lambda: None
 ) -> Report:
     """Compare a generation with the active one, as of the same positions; see `verify`.
+
+    Where the database does not answer meanwhile, all of it is done again once it does.
 
     Raises:
         StateNotFound: The state of one of them is not on this machine.
@@ -38,13 +46,22 @@ def compare_generations(
         return LocalSide(generation=generation.id, build=build)
 
     validate = site.projection if site.validates and site.can_fold(other) else None
-    return verify(
-        side(record.live),
-        side(other),
-        validate=validate,
-        align=aligning(site, record.live, other, check_cancelled),
-        check_cancelled=check_cancelled,
-    )
+    deadline = time.monotonic() + site.events.kafka.outage_limit_s
+    while True:
+        check_cancelled()
+        try:
+            return verify(
+                side(record.live),
+                side(other),
+                validate=validate,
+                align=aligning(site, record.live, other, check_cancelled),
+                check_cancelled=check_cancelled,
+            )
+        except StoreAway as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("verify.again", projection=site.name, again_in_s=_AGAIN_S, why=str(error))
+            time.sleep(_AGAIN_S)
 
 
 def aligning(

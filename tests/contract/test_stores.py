@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from projections.table import Table
-from streams.adapters.postgres.stores import Postgres
+from streams.adapters.postgres.stores import Postgres, PostgresStores
 from streams.broker.postgres import EmbeddedPostgres
 from streams.control.runs import StoredModels, runs_of
 from streams.data.store import DROPPED, LETTER, StoreState
 from streams.data.stores import FILES, Kind, OpenStore, Stores
-from streams.errors import ForeignStore, StoreCorrupt, StoreLocked
+from streams.errors import ForeignStore, StoreAway, StoreCorrupt, StoreLocked
 
 FRESH = StoreState(directory="d", build=1, partition=3, start=5, position=5)
 IDS = ["plain", "Plain", "é", "e\u0301", "a/b?c=d&e", "with space", " leading", "100%", "'quoted\"", "🧺", "x" * 500]
@@ -217,6 +217,9 @@ def test_a_cut_stays_as_it_was_while_the_store_is_written_to(stores: Stores, tmp
         reader.close()
     store.close()
     kept.close()
+    if isinstance(stores, PostgresStores):
+        with pytest.raises(StoreAway, match="is there no more"):
+            stores.read_cut(3, tmp_path / "cut", tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("number", [0, 1, 1024, 3000])

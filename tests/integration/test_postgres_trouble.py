@@ -13,13 +13,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from streams import Registry
 from streams.adapters.postgres.stores import Postgres
 from streams.broker.postgres import EmbeddedPostgres
 from streams.data.agent import AgentStatus
 from streams.data.partition import Phase
 from streams.errors import StoreAway
 from tests.integration.kit import Kit, produce, tally_events, until, wait_for_log
-from tests.integration.test_blue_green import QUICKLY
+from tests.integration.test_blue_green import QUICKLY, begun, record_of
 from tests.integration.test_postgres import WIDE, Wide, kept, sql
 from tests.integration.test_trouble import Keeps, fill, small_disk
 from tests.support import envelope
@@ -222,6 +223,23 @@ def _cross(kit: Kit, mine: str, theirs: str) -> None:
         session.execute(select, [mine])
         until("refold to wait", lambda: sql(kit, waits) != [(0,)])
         session.execute(select, [theirs])
+
+
+@pytest.mark.slow
+def test_comparison_in_the_middle_of_which_sessions_end_is_made_again(pg_kit: NewKit) -> None:
+    kit = pg_kit()
+    with begun(kit):
+        with kit.process("--yes", "--approve", "auto", "--verify", "identical", command="rebuild") as driver:
+            registry = Registry(kit.cluster, kit.registry)
+            until("both to be compared", lambda: "verifying" in str(registry.get("tally")))
+            ended = time.monotonic() + 3
+            while time.monotonic() < ended:
+                sql(kit, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'refold'")
+                time.sleep(0.05)
+            assert driver.wait() == 0
+        assert "verify.again" in driver.output()
+        assert record_of(kit).active == "tally.v1-2"
+        assert kit.check() == 2000
 
 
 @contextmanager

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from psycopg import sql
+from psycopg import errors, sql
 
 from streams.adapters.postgres.connecting import Connection, failures_of, readers
 from streams.adapters.postgres.layout import BESIDE, PARTITIONS, Models
 from streams.data.store import DROPPED, StoreState, decode_state
-from streams.errors import StorageError, StoreCorrupt
+from streams.errors import StorageError, StoreAway, StoreCorrupt
 
 __all__ = ["PostgresReader"]
 
@@ -64,7 +64,7 @@ class PostgresReader:
             self._connection = self._lent.enter_context(readers(self._models.address).connection())
             self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             if self._snapshot is not None:
-                self._connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(self._snapshot)))
+                self._go_to(self._connection, self._snapshot)
             row = self._one(
                 sql.SQL("SELECT state FROM {} WHERE table_name = %s AND partition = %s").format(
                     self._models.own(PARTITIONS)
@@ -77,6 +77,20 @@ class PostgresReader:
                 "The log is the truth: rebuild from the beginning."
             )
         return decode_state(Path(self._models.name), row[0])
+
+    def _go_to(self, connection: Connection, snapshot: str) -> None:
+        """Have the transaction be as of a snapshot's instant.
+
+        Raises:
+            StoreAway: Whoever has kept it is gone, and so is the snapshot.
+        """
+        try:
+            connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+        except (errors.InvalidParameterValue, errors.UndefinedObject) as error:
+            raise StoreAway(
+                f"{self._models.address.shown}: what was kept of partition {self._partition} of {self._models.name} is "
+                "there no more, since whoever folds it has died or lost its connection. It is tried again."
+            ) from error
 
     def state(self) -> StoreState:
         """See StoreReader."""
