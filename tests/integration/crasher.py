@@ -67,6 +67,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The PostgreSQL that models are kept in; "" where that is files."""
     schema: str = ""
 
+    @classmethod
+    def of(cls, kit: Kit, kind: str, **more: Any) -> Job:
+        """Give what is done to a kit's generation."""
+        where: dict[str, Any] = (
+            {"dsn": kit.kind.conninfo, "schema": kit.kind.schema} if isinstance(kit.kind, Postgres) else {}
+        )
+        state_dir = str(kit.state_dir)
+        return cls(
+            bootstrap=kit.bootstrap, topic=kit.topic, group=kit.group, state_dir=state_dir, kind=kind, **where, **more
+        )
+
     def strategy(self) -> RebuildStrategy:
         """Give what rebuilds."""
         strategies: dict[str, Callable[[], RebuildStrategy]] = {

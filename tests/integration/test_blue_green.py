@@ -193,17 +193,7 @@ def test_a_driver_may_die_at_any_step(new_kit: NewKit, kept_in: str, database: E
     with begun(kit, 500), Reader(kit) as reader:
         for number in range(CRASHES):
             # Each time the other version is to become active.
-            job = Job(
-                bootstrap=kit.bootstrap,
-                topic=kit.topic,
-                group=kit.group,
-                state_dir=str(kit.state_dir),
-                kind="beside",
-                dies_at=seed.randint(1, 45),
-                dies_before=bool(number % 2),
-                dsn=kind.conninfo if isinstance(kind, Postgres) else "",
-                schema=kind.schema if isinstance(kind, Postgres) else "",
-            )
+            job = Job.of(kit, "beside", dies_at=seed.randint(1, 45), dies_before=bool(number % 2))
             died += crashes(job)
             finish(kit)
             assert check(kit, Fixed()) == 500

@@ -114,12 +114,9 @@ def check_crash(
     spoil(kit, spoilt)
     wrong = kit.raw()
     # Death
-    job = Job(
-        bootstrap=kit.bootstrap,
-        topic=kit.topic,
-        group=kit.group,
-        state_dir=str(kit.state_dir),
-        kind=kind,
+    job = Job.of(
+        kit,
+        kind,
         positions=middle,
         snapshot=taken.id,
         streams=spoilt,

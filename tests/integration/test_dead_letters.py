@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,20 +116,11 @@ def test_killed_at_random_moments_every_event_that_cannot_be_folded_is_kept_once
     assert kit.models() == folded(good, Mended())
 
 
-@settings(
-    max_examples=int(os.environ.get("REFOLD_CRASH_EXAMPLES", "14")),
-    deadline=None,
-    database=None,
-    derandomize=True,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-@given(seed=st.integers(0, 1000), at=st.integers(1, 20), before=st.booleans(), later=st.integers(1, 12))
-def check_deaths(new_kit: NewKit, seed: int, at: int, before: bool, later: int) -> None:
+def check_deaths(new_kit: NewKit, seed: int, at: int, *, before: bool, later: int) -> None:
     kit = new_kit(partitions=2, settings=FoldSettings(on_error="dead-letter", session_timeout_s=2))
     kit = dataclasses.replace(kit, state_dir=kit.state_dir / uuid.uuid4().hex)
     produce(kit.bootstrap, kit.topic, poisoned(40, 0.15, seed))
-    job = Job(bootstrap=kit.bootstrap, topic=kit.topic, group=kit.group, state_dir=str(kit.state_dir), kind="letters")
+    job = Job.of(kit, "letters")
     # Dying while letters are written
     DEATHS["writing"] += die(job, at, before=before)
     until("the group is empty", lambda: not kit.cluster.members(kit.group))
@@ -144,7 +136,7 @@ def check_deaths(new_kit: NewKit, seed: int, at: int, before: bool, later: int) 
         letters(kit).post("drop", torn)
     if there:
         letters(kit).post("retry", there)
-    mended = Job(bootstrap=kit.bootstrap, topic=kit.topic, group=kit.group, state_dir=str(kit.state_dir), kind="mended")
+    mended = Job.of(kit, "mended")
     DEATHS["retrying"] += die(mended, later, before=before)
     until("the group is empty", lambda: not kit.cluster.members(kit.group))
     mended.run()
@@ -160,9 +152,27 @@ DEATHS: Counter[str] = Counter()
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_it_may_die_at_any_step_of_keeping_and_folding_again(new_kit: NewKit) -> None:
+@pytest.mark.parametrize(("make", "examples"), [("new_kit", 14), ("pg_kit", 6)])
+def test_it_may_die_at_any_step_of_keeping_and_folding_again(
+    request: pytest.FixtureRequest, make: str, examples: int
+) -> None:
     DEATHS.clear()
-    check_deaths(new_kit)
+    examples = int(os.environ.get("REFOLD_CRASH_EXAMPLES", examples))
+    once = partial(check_deaths, request.getfixturevalue(make))
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(seed=st.integers(0, 1000), at=st.integers(1, 20), before=st.booleans(), later=st.integers(1, 12))
+    def check(seed: int, at: int, before: bool, later: int) -> None:
+        once(seed, at, before=before, later=later)
+
+    check()
     assert DEATHS["writing"] > 2, DEATHS
     assert DEATHS["retrying"] > 2, DEATHS
 

@@ -423,15 +423,7 @@ def test_whoever_folds_may_die_at_the_swap(new_kit: NewKit, dies_before: bool) -
     kit.fold_all()
     truth = kit.raw()
     spoil(kit, SOME)
-    job = Job(
-        bootstrap=kit.bootstrap,
-        topic=kit.topic,
-        group=kit.group,
-        state_dir=str(kit.state_dir),
-        kind="run",
-        dies_at=2,
-        dies_before=dies_before,
-    )
+    job = Job.of(kit, "run", dies_at=2, dies_before=dies_before)
     with subprocess.Popen(
         [sys.executable, "-m", "tests.integration.crasher", msgspec.json.encode(job)],
         env=kit.environment(**QUICKLY),
