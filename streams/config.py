@@ -213,6 +213,8 @@ class StateSettings(BaseSettings):
     it leaves out, PGHOST, PGPASSWORD, PGSERVICE and their like say. Env: REFOLD_DSN."""
     pg_schema: str = Field("refold", pattern=r"[a-z_][a-z0-9_]{0,62}")
     """The schema there that tables and views are in; made where it is missing. Env: REFOLD_PG_SCHEMA."""
+    pg_reader: str = ""
+    """A role there that may read the views; by default whoever is granted that by you. Env: REFOLD_PG_READER."""
     registry: str = Field("refold.registry", min_length=1)
     """The compacted topic in which the generations of all projections are kept. Env: REFOLD_REGISTRY."""
 

@@ -21,4 +21,4 @@ def kind_of(settings: StateSettings) -> Kind:
         from streams.adapters.postgres.stores import Postgres
     except ImportError as error:
         raise ConfigError(f"store = postgres needs psycopg: pip install 'refold[postgres]'. ({error})") from error
-    return Postgres(settings.dsn.get_secret_value(), settings.pg_schema)
+    return Postgres(settings.dsn.get_secret_value(), settings.pg_schema, settings.pg_reader)

@@ -19,7 +19,8 @@ from streams.cli.wiring import Flag, PlaceOptions
 from streams.cluster import Cluster
 from streams.config import KafkaSettings, StateSettings
 from streams.configfile import ConfigFile
-from streams.control.record import Record
+from streams.control.place import place_of
+from streams.control.record import Generation, Record
 from streams.control.registry import Registry
 from streams.control.status import view_state
 from streams.data.checkpoint import generation_id
@@ -50,6 +51,8 @@ class _Row:
     lag: int | None = None
     phase: str | None = None
     """What the registry says that it is at."""
+    kept_in: str | None = None
+    """files, which are in the directory, or postgres."""
     error: str | None = None
 
 
@@ -73,10 +76,11 @@ def list_(
     kafka, state = options.settings(file, KafkaSettings, StateSettings)
     rows: dict[str, _Row] = {}
     groups = _configured(file, rows)
-    _on_disk(state.state_dir, kind_of(state), rows)
+    kind = kind_of(state)
+    _on_disk(state.state_dir, kind, rows)
     try:
         cluster = Cluster(kafka)
-        groups |= _registered(Registry(cluster, state.registry).all(), rows)
+        groups |= _registered(Registry(cluster, state.registry).all(), state.state_dir, kind, rows)
         _in_cluster(cluster, groups, rows)
     except BrokerError as error:
         print(f"refold: groups are not shown: {error}", file=sys.stderr)  # noqa: T201
@@ -120,21 +124,34 @@ def _on_disk(state_dir: Path, kind: Kind, rows: dict[str, _Row]) -> None:
         manifest = state.build.manifest
         row = rows.setdefault(directory.name, _Row(generation=directory.name))
         row.directory, row.build, row.models = str(directory.absolute()), manifest.build, state.models
-        row.topic = manifest.topic
+        row.topic, row.kept_in = manifest.topic, state.build.kind.name
 
 
-def _registered(records: Mapping[str, Record], rows: dict[str, _Row]) -> set[str]:
+def _registered(records: Mapping[str, Record], state_dir: Path, kind: Kind, rows: dict[str, _Row]) -> set[str]:
     """Add the registry's generations; give their groups."""
     groups = set()
     for record in records.values():
         for one in record.generations:
             row = rows.setdefault(one.id, _Row(generation=one.id))
-            row.phase, row.group, row.topic = one.phase, one.group, one.event_topic
+            row.phase, row.group, row.topic, row.kept_in = one.phase, one.group, one.event_topic, one.kept_in
+            if row.models is None and one.kept_in == kind.name != FILES.name:
+                _in_database(one, state_dir, kind, row)
             groups.add(one.group)
             if one.source is not None:
                 row.own_topic = one.topic
                 groups.add(one.topic)
     return groups
+
+
+def _in_database(one: Generation, state_dir: Path, kind: Kind, row: _Row) -> None:
+    """Add what a database has of a generation that this machine has nothing of."""
+    try:
+        build = place_of(one, state_dir, kind).store.peek()
+        if build is not None:
+            row.build = build.manifest.build
+            row.models = sum(build.stores.state(number).models for number in build.partitions())
+    except StorageError as error:
+        row.error = str(error)
 
 
 def _in_cluster(cluster: Cluster, configured: set[str], rows: dict[str, _Row]) -> None:
@@ -172,15 +189,21 @@ def _table(rows: list[_Row]) -> Table:
     table.add_column("state", overflow="fold")
     for row in rows:
         named = f" ({row.called})" if row.called not in (None, row.generation) else ""
-        state: Any = Text(row.error, style="red") if row.error else row.directory and Text(_short(row.directory))
+        state: Any = Text(row.error, style="red") if row.error else Text(_where(row))
         table.add_row(
             Text(f"{row.generation}{named}"),
             row.phase or "-",
             Text(row.topic or "-"),
             *("-" if figure is None else f"{figure:,}" for figure in (row.models, row.lag, row.members)),
-            state or "-",
+            state,
         )
     return table
+
+
+def _where(row: _Row) -> str:
+    if row.kept_in not in (None, FILES.name):
+        return row.kept_in or ""
+    return "-" if row.directory is None else _short(row.directory)
 
 
 def _short(directory: str) -> str:

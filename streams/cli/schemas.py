@@ -253,6 +253,7 @@ KINDS: dict[str, Schema] = {
         members=maybe(whole()),
         lag=maybe(whole()),
         phase=maybe(text()),
+        kept_in=maybe(text("files, which are in the directory, or postgres")),
         error=maybe(text()),
     ),
     "record/1": known(Record),

@@ -120,6 +120,8 @@ class PlaceOptions(ClientOptions):
     """PostgreSQL's connection string; what it leaves out, PGHOST, PGPASSWORD and their like say."""
     pg_schema: Annotated[str | None, Parameter(env_var="REFOLD_PG_SCHEMA")] = None
     """The schema there that tables and views are in; by default refold."""
+    pg_reader: Annotated[str | None, Parameter(env_var="REFOLD_PG_READER")] = None
+    """A role there that is granted the views."""
     registry: Annotated[str | None, Parameter(env_var="REFOLD_REGISTRY")] = None
     """The topic that says which generation of a projection is active; by default refold.registry."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psycopg
 import pytest
 
@@ -22,6 +23,7 @@ from streams.config import FoldSettings
 from streams.errors import ConfigError, EventError, ForeignStore, ProjectionError, StoreAway
 from tests.integration.kit import Kit, produce, tally_events, traffic, until, wait_for_log
 from tests.integration.test_blue_green import FIXED, QUICKLY, active, begun, record_of
+from tests.integration.test_commands import refold as command
 from tests.integration.versions import Fixed
 from tests.support import Tally, envelope
 
@@ -298,6 +300,36 @@ def test_state_directory_that_is_lost_costs_nothing(pg_kit: NewKit, tmp_path: Pa
         until("the rest to be folded", lambda: kit.lag() == 0)
         assert '"events": 100' in run.output() or "1100" not in run.output()
     assert kit.check() == 1100
+
+
+def test_another_machine_lists_what_the_database_has(pg_kit: NewKit, tmp_path: Path) -> None:
+    kit = pg_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(300))
+    kit.refold_in_place()
+    nothing = str(tmp_path / "nothing")
+    said = command(kit, "list", "--json", REFOLD_STATE_DIR=nothing)[0]
+    (row,) = [row for row in map(orjson.loads, said.splitlines()) if row["generation"] == "tally.v1"]
+    assert (row["models"], row["build"], row["kept_in"], row["directory"]) == (len(kit.models()), 1, "postgres", None)
+    assert "postgres" in command(kit, "list", REFOLD_STATE_DIR=nothing)[0]
+    assert not Path(nothing).exists()
+
+
+def test_role_that_is_to_read_is_granted_the_views(pg_kit: NewKit) -> None:
+    kit = pg_kit()
+    produce(kit.bootstrap, kit.topic, tally_events(300))
+    role = f"reader_{uuid.uuid4().hex[:8]}"
+    with kit.process(env={**QUICKLY, "REFOLD_PG_READER": role}) as run:
+        wait_for_log(run, ["view.replaced", "view.not_granted"])
+    sql(kit, f"CREATE ROLE {role} LOGIN")
+    assert isinstance(kit.kind, Postgres)
+    with kit.process(env={**QUICKLY, "REFOLD_PG_READER": role}):
+        granted = f"SELECT has_table_privilege('{role}', '{kit.kind.schema}.tally', 'SELECT')"
+        until("it to be granted", lambda: sql(kit, granted) == [(True,)])
+        until("all to be folded", lambda: kit.lag() == 0)
+    assert sql(kit, "SELECT count(*) FROM tally", user=role) == [(len(kit.models()),)]
+    assert len(sql(kit, "SELECT position FROM tally_positions", user=role)) == 4
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        sql(kit, "SELECT * FROM tally_v1", user=role)
 
 
 def test_another_deployment_s_tables_are_refused_and_left(pg_kit: NewKit, new_kit: NewKit, tmp_path: Path) -> None:

@@ -73,22 +73,30 @@ def show(
         models, fresh = chosen
         says = _SAYS.format(models.generation, models.build)
         if _said(connection, address, name) == says:
+            _grant(connection, address, name, reader)
             return
         models.make(connection, fresh)
         _replace(connection, address, name, _models(models))
         _replace(connection, address, f"{name}_positions", _positions(models))
         for one in (name, f"{name}_positions"):
             connection.execute(sql.SQL("COMMENT ON VIEW {} IS {}").format(address.name(one), sql.Literal(says)))
-        if reader:
-            role = sql.Identifier(reader)
-            connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(address.schema), role))
-            connection.execute(
-                sql.SQL("GRANT SELECT ON {}, {} TO {}").format(
-                    address.name(name), address.name(f"{name}_positions"), role
-                )
-            )
+        _grant(connection, address, name, reader)
     log.info("view.replaced", view=name, generation=models.generation, build=models.build)
     drop(address, models.generation, before=models.build)
+
+
+def _grant(connection: Connection, address: Address, name: str, reader: str) -> None:
+    """Let a role read the views; where that cannot be, they are there all the same."""
+    if not reader:
+        return
+    role, schema = sql.Identifier(reader), sql.Identifier(address.schema)
+    views = sql.SQL(", ").join((address.name(name), address.name(f"{name}_positions")))
+    try:
+        with connection.transaction():
+            connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, role))
+            connection.execute(sql.SQL("GRANT SELECT ON {} TO {}").format(views, role))
+    except (errors.UndefinedObject, errors.InsufficientPrivilege) as error:
+        log.warning("view.not_granted", view=name, role=reader, why=" ".join(str(error).split()))
 
 
 def _said(connection: Connection, address: Address, name: str) -> str | None:

@@ -256,7 +256,7 @@ function Generation({ id, one, isActive }) {
     ${one.error && html`<p class="note bad">${one.error}</p>`}
     ${one.filling && html`<p class="quiet">its topic is filled from ${one.filling.topic}, lag ${number(one.filling.lag)}</p>
       ${one.filling.partitions.filter((part) => part.why).map((part) => html`<p class="note bad" key=${part.partition}>${one.filling.topic}[${part.partition}]: ${part.why}</p>`)}`}
-    <p class="quiet">topic ${one.topic}, group ${one.group}, code of version ${one.version} (${one.code_here ? "which this worker has" : "which this worker does not have"})</p>
+    <p class="quiet">topic ${one.topic}, group ${one.group}, kept in ${one.kept_in}, code of version ${one.version} (${one.code_here ? "which this worker has" : "which this worker does not have"})</p>
     ${isOpen && html`<div class="scroll" tabindex="0" role="region" aria-label="Partitions of ${id}"><table>
       <caption>Partitions of ${id}</caption>
       <thead><tr><th scope="col" class="number">partition</th><th scope="col" class="number">position</th><th scope="col" class="number">end</th><th scope="col" class="number">lag</th><th scope="col">last 15 minutes</th><th scope="col" class="number">models</th><th scope="col">owner</th><th scope="col">state</th></tr></thead>
