@@ -102,6 +102,8 @@ def test_ids_are_any_texts_and_come_in_the_order_of_their_bytes(stores: Stores, 
     for number, one in enumerate(ordered):
         assert [found for found, _ in reader.raw_items(one)] == ordered[number:]
         assert [found for found, _ in reader.raw_items(one + b"\0")] == ordered[number + 1 :]
+        for odd in (one + b"\0z", one[:-1] + b"\xff", one + b"\xc3"):  # a reader may ask from anything on
+            assert [found for found, _ in reader.raw_items(odd)] == [later for later in ordered if later >= odd]
     reader.close()
 
 

@@ -118,7 +118,9 @@ class PostgresReader:
     def raw_items(self, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """See StoreReader."""
         for model_id, raw in self._from(first, sql.SQL("model")):
-            yield model_id.encode(), raw
+            key = model_id.encode()
+            if key >= first:
+                yield key, raw
 
     def ids(self) -> Iterator[bytes]:
         """See StoreReader."""
@@ -126,15 +128,15 @@ class PostgresReader:
             yield model_id.encode()
 
     def _from(self, first: bytes, what: sql.Composable) -> Iterator[tuple[str, Any]]:
-        """Yield ids from one on, and something else of each; a page at a time, so that others may read in between."""
+        """Yield ids from one on, and something else of each; a page at a time, so that others may read in between.
+
+        Where PostgreSQL has no text for that one, it is from its longest beginning on.
+        """
         models, key = self._models, sql.Identifier(self._models.table.key)
         statement = sql.SQL(
             "SELECT {key}, {what} FROM {table} WHERE {key} {{}} %s AND partition = %s ORDER BY {key} LIMIT %s"
         ).format(key=key, what=what, table=models.sql_name)
-        # The smallest id behind another one is that one and a zero byte, which no id here has in it.
-        is_behind = first.endswith(b"\0")
-        after = first.rstrip(b"\0").decode(errors="surrogateescape")
-        operator = ">" if is_behind else ">="
+        after, operator = _text_of(first), ">="
         while True:
             with failures_of(models.address, "read"):
                 rows = self._session.execute(
@@ -202,3 +204,12 @@ class PostgresReader:
     def _one(self, statement: sql.Composed, values: list[Any]) -> tuple[Any, ...] | None:
         with failures_of(self._models.address, "read"):
             return self._session.execute(statement, values).fetchone()
+
+
+def _text_of(raw: bytes) -> str:
+    """Give what bytes begin with that is text to PostgreSQL, which has none with a NUL in it."""
+    raw = raw.partition(b"\0")[0]
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        return raw[: error.start].decode()
