@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from streams.config import StateSettings
-from streams.data.stores import FILES, Kind
+from streams.data.files import FILES
+from streams.data.stores import Kind
 from streams.errors import ConfigError
 
 __all__ = ["kind_of"]

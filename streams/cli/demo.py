@@ -35,9 +35,10 @@ from streams.control.live import live_agent
 from streams.control.rebuild import RebuildCoordinator
 from streams.data.agent import Agent
 from streams.data.checkpoint import KafkaCheckpointStore, generation_id
+from streams.data.files import FILES
 from streams.data.generation import StateStore
 from streams.data.source import KafkaEventStore
-from streams.data.stores import FILES, Kind
+from streams.data.stores import Kind
 from streams.errors import ConfigError, RebuildError
 from streams.loader import Loader
 from streams.resolving import load

@@ -24,9 +24,10 @@ from streams.control.record import Generation, Record
 from streams.control.registry import Registry
 from streams.control.status import view_state
 from streams.data.checkpoint import generation_id
+from streams.data.files import FILES
 from streams.data.generation import StateStore
 from streams.data.stamp import Stamp
-from streams.data.stores import FILES, Kind
+from streams.data.stores import Kind
 from streams.errors import BrokerError, StorageError
 from streams.types import TopicInfo
 

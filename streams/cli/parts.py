@@ -24,10 +24,11 @@ from streams.control.site import Site
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.cloudevents import CloudEventsCodec
 from streams.data.codec import EventCodec
+from streams.data.files import FILES
 from streams.data.generation import StateStore
 from streams.data.json_codec import JsonCodec
 from streams.data.source import KafkaEventStore
-from streams.data.stores import FILES, Kind
+from streams.data.stores import Kind
 from streams.errors import BrokerError, BrokerUnavailable, CodeChanged, ConfigError, CqrsError, RebuildCancelled
 from streams.log import get_logger
 

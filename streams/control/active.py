@@ -12,8 +12,9 @@ from typing import Any, Self, TypeVar
 from projections.contract import CqrsProjection
 from streams.control.place import Place, active_place
 from streams.control.registry import Registry
+from streams.data.files import FILES
 from streams.data.reader import ModelReader
-from streams.data.stores import FILES, Kind
+from streams.data.stores import Kind
 from streams.errors import StorageError
 
 __all__ = ["ActiveModels"]

@@ -19,12 +19,13 @@ from streams.control.place import filling_group, place_of
 from streams.control.record import Generation, Record
 from streams.control.restored import repository_of
 from streams.control.status import view_state
+from streams.data.files import FILES
 from streams.data.job import mark_of
 from streams.data.letter import topic_of
 from streams.data.restoring import WORTH
 from streams.data.snapshots import Snapshots
 from streams.data.stamp import Stamp
-from streams.data.stores import FILES, Kind
+from streams.data.stores import Kind
 from streams.errors import CqrsError, at
 from streams.types import TopicInfo
 

@@ -26,9 +26,10 @@ from streams.control.site import Site
 from streams.control.threads import stopped_with_its_task
 from streams.control.verdict import compare_generations, refusal
 from streams.control.verify import last_report
+from streams.data.files import FILES
 from streams.data.runner import MakeRunner, ThreadRunner
 from streams.data.source import KafkaEventStore
-from streams.data.stores import FILES, Kind
+from streams.data.stores import Kind
 from streams.data.supervisor import supervised
 from streams.errors import GenerationNotFound, NotReady
 from streams.resolving import load

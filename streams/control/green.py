@@ -28,8 +28,8 @@ from streams.control.space import check_space
 from streams.control.strategies import FromBeginning
 from streams.control.verdict import compare_generations, refusal
 from streams.control.verify import last_report
+from streams.data.files import FILES
 from streams.data.runner import MakeRunner
-from streams.data.stores import FILES
 from streams.errors import (
     BrokerUnavailable,
     CodeChanged,

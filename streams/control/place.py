@@ -11,8 +11,9 @@ from streams.control.record import Generation, Record, Source, facts_of
 from streams.control.registry import Registry
 from streams.control.transitions import founded, synced
 from streams.data.checkpoint import generation_id
+from streams.data.files import FILES
 from streams.data.generation import StateStore
-from streams.data.stores import FILES, Kind
+from streams.data.stores import Kind
 from streams.errors import BrokerError, ConfigError
 from streams.log import get_logger
 from streams.types import TopicInfo

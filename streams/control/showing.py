@@ -9,7 +9,7 @@ from streams.control.record import Generation, Record
 from streams.control.site import Site
 from streams.control.threads import on_thread
 from streams.data.build import Build
-from streams.data.stores import FILES
+from streams.data.files import FILES
 from streams.errors import CqrsError
 from streams.log import get_logger
 

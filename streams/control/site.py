@@ -18,10 +18,11 @@ from streams.control.record import Generation, Record, Source
 from streams.control.registry import Registry
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.codec import EventCodec, describe
+from streams.data.files import FILES
 from streams.data.job import Repartition
 from streams.data.routed import Routed
 from streams.data.source import KafkaEventStore
-from streams.data.stores import FILES, Kind, Shown
+from streams.data.stores import Kind, Shown
 from streams.errors import NotReady
 from streams.types import TopicInfo
 

@@ -23,8 +23,9 @@ from projections.contract import CqrsProjection
 from projections.fingerprint import fingerprint
 from projections.table import Table
 from streams.data.codec import EventCodec, describe
+from streams.data.files import FILES
 from streams.data.store import StoreState
-from streams.data.stores import FILES, Kind, OpenStore, Stores
+from streams.data.stores import Kind, OpenStore, Stores
 from streams.data.tables import table_of
 from streams.errors import BuildChanged, ForeignStore, StorageError, StoreCorrupt
 from streams.log import get_logger

@@ -24,10 +24,11 @@ from streams.data.build import (
     trash_name,
     write_record,
 )
+from streams.data.files import FILES
 from streams.data.locks import FileLock, Holder, holders, is_free
 from streams.data.snapshots import Snapshots
 from streams.data.store import StoreState
-from streams.data.stores import FILES, Kind
+from streams.data.stores import Kind
 from streams.errors import CodeChanged, ForeignStore, StorageError, StoreCorrupt, StoreLocked, TopicChanged
 from streams.log import get_logger
 

@@ -38,9 +38,10 @@ from streams.data.build import (
     sync_directory,
 )
 from streams.data.claims import Claim
+from streams.data.files import FILES
 from streams.data.locks import PATIENCE_S, FileLock, Holder, is_free, peek, peek_all
 from streams.data.reader import ModelReader
-from streams.data.stores import FILES, Kind
+from streams.data.stores import Kind
 from streams.errors import RebuildRunning, StorageError, StoreLocked
 
 __all__ = ["RocksStore", "StateStore"]

@@ -27,8 +27,8 @@ __all__ = ["ModelReader", "hold"]
 class ModelReader:
     """The read models of a build, as last committed by whoever folds them.
 
-    Each partition is seen as of the instant at which the reader was opened, or has caught up last. The build stays on
-    disk until it is closed, also where a rebuild has replaced it meanwhile.
+    Each partition is seen as of the instant at which the reader was opened, or has caught up last: of a database all as
+    of the same one. The build stays there until it is closed, also where a rebuild has replaced it meanwhile.
     """
 
     def __init__(self, build: Build, projection: CqrsProjection[Any] | None) -> None:
@@ -38,7 +38,9 @@ class ModelReader:
         self._decode = orjson.loads if projection is None else serde_for(projection.model_type()).decode
         self._partitions: dict[int, StoreReader] = {}
         self._open = ExitStack()
-        self._scratch = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="refold-reader-")))
+        scratch = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="refold-reader-")))
+        self._whole = build.stores.reader(scratch)
+        self._open.callback(self._whole.close)
         try:
             self._open_new()
         except BaseException:
@@ -48,24 +50,20 @@ class ModelReader:
     def _open_new(self) -> None:
         for number in self.build.partitions():
             if number not in self._partitions:
-                opened = self.build.stores.read(number, self._scratch / str(number))
-                self._open.callback(opened.close)
-                self._partitions[number] = opened
+                self._partitions[number] = self._whole.open(number)
 
     def catch_up(self) -> None:
-        """See the models as they are committed by now; partitions one after the other, each as of one instant.
+        """See the models as they are committed by now.
 
         Raises:
             StorageError: They cannot be read.
         """
-        for one in self._partitions.values():
-            one.catch_up()
+        self._whole.catch_up()
         self._open_new()
 
     def rest(self) -> None:
         """Hold on to nothing that others need, while nothing is read; what is read next is as of then."""
-        for one in self._partitions.values():
-            one.rest()
+        self._whole.rest()
 
     @classmethod
     def of_current(
@@ -110,7 +108,7 @@ class ModelReader:
         return None if raw is None else self._decode(raw)
 
     def get_raw(self, model_id: str) -> bytes | None:
-        """Give one model as stored. Every partition is asked: which one a key is in is the producer's choice.
+        """Give one model as stored.
 
         Raises:
             ModelSplit: Several partitions have a part of it.
@@ -139,7 +137,7 @@ class ModelReader:
                 yield model_id.decode()
 
     def _find(self, model_id: str) -> tuple[int, bytes] | None:
-        found = [(number, raw) for number, one in self._partitions.items() if (raw := one.get(model_id)) is not None]
+        found = self._whole.find(model_id)
         if len(found) > 1:
             raise self._split(model_id, found[0][0], found[1][0])
         return found[0] if found else None

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from projections.table import Table
-from streams.data.store import PartitionStore, RocksPartition, StoreState
-from streams.data.store_reader import PartitionReader, read_state
+from streams.data.store import PartitionStore, StoreState
 
-__all__ = ["FILES", "Closes", "Files", "Kind", "OpenStore", "RocksStores", "Shown", "StoreReader", "Stores"]
+__all__ = ["BuildReader", "Closes", "Kind", "OpenStore", "Shown", "StoreReader", "Stores"]
 
 
 class OpenStore(PartitionStore, Protocol):
@@ -128,6 +126,38 @@ class StoreReader(Protocol):
         ...
 
 
+class BuildReader(Protocol):
+    """Partitions of a build, read together: those of a database as of one instant."""
+
+    def open(self, partition: int) -> StoreReader:
+        """Open a partition that has a store; this closes it.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        ...
+
+    def find(self, model_id: str) -> list[tuple[int, bytes]]:
+        """Give the partitions, of those that are open, that have a model, and it as stored."""
+        ...
+
+    def catch_up(self) -> None:
+        """See what is committed by now.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        ...
+
+    def rest(self) -> None:
+        """Hold on to nothing that others need, while nothing is read; what is read next is as of then."""
+        ...
+
+    def close(self) -> None:
+        """Let go of them."""
+        ...
+
+
 class Stores(Protocol):
     """The stores of one build. Plain data: it can be given to another process."""
 
@@ -159,6 +189,14 @@ class Stores(Protocol):
 
         Raises:
             StorageError: It cannot be read.
+        """
+        ...
+
+    def reader(self, scratch: Path) -> BuildReader:
+        """Give what reads several partitions; see `read`.
+
+        Args:
+            scratch: A directory of its own, which is there.
         """
         ...
 
@@ -298,93 +336,3 @@ class Kind(Protocol):
             StorageError: It cannot be removed.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class RocksStores:
-    """One RocksDB a partition, in the build's own directory."""
-
-    path: Path
-
-    def has(self, partition: int) -> bool:
-        """See Stores."""
-        return self._of(partition).is_dir()
-
-    def open(self, partition: int, fresh: StoreState, *, owns: bool = False) -> RocksPartition:  # noqa: ARG002
-        """See Stores; RocksDB's lock goes with its process."""
-        return RocksPartition.open(self._of(partition), fresh)
-
-    def read(self, partition: int, scratch: Path) -> PartitionReader:
-        """See Stores."""
-        return PartitionReader(self._of(partition), scratch)
-
-    def read_cut(self, partition: int, path: Path, scratch: Path) -> PartitionReader:  # noqa: ARG002
-        """See Stores."""
-        return PartitionReader(path, scratch)
-
-    def state(self, partition: int) -> StoreState:
-        """See Stores."""
-        return read_state(self._of(partition))
-
-    def carry(self, fresh: StoreState, into: Stores, becomes: Callable[[StoreState], StoreState]) -> None:
-        """See Stores; by hard links where RocksDB can."""
-        assert isinstance(into, RocksStores), "stores of one kind"
-        opened = self.open(fresh.partition, fresh)
-        try:
-            opened.carry(into._of(fresh.partition), becomes(opened.state))
-        finally:
-            opened.close()
-
-    def size_bytes(self) -> int:
-        """See Stores; of all files that are still there."""
-        total = 0
-        for path in self.path.rglob("*"):
-            try:
-                if path.is_file():
-                    total += path.stat().st_size
-            except OSError:
-                continue
-        return total
-
-    def version_of(self, partition: int) -> object:
-        """See Stores."""
-        try:
-            return self._of(partition).stat().st_ino
-        except OSError:
-            return None
-
-    def _of(self, partition: int) -> Path:
-        return self.path / str(partition)
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Stores are files in the state directory: RocksDB, on this machine."""
-
-    name = "files"
-
-    def remember(self, directory: Path, group: str, current: bytes, manifest: bytes) -> None:
-        """See Kind: the directory itself says it."""
-
-    def recall(self, directory: Path, group: str) -> None:
-        """See Kind."""
-
-    def show(self, projection: str, choose: Callable[[], Shown | None]) -> None:
-        """See Kind: who reads goes by the registry."""
-
-    def finish(self, stores: Stores) -> None:
-        """See Kind."""
-
-    def forget(self, directory: Path, build: int | None = None) -> bool:  # noqa: ARG002
-        """See Kind: they are in it."""
-        return True
-
-    def stores(self, path: Path, table: Table) -> RocksStores:  # noqa: ARG002
-        """See Kind."""
-        return RocksStores(path)
-
-    def remove_all(self) -> None:
-        """See Kind: all is in them."""
-
-
-FILES = Files()

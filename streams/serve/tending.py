@@ -20,12 +20,12 @@ from streams.control.showing import Showing
 from streams.control.site import Site
 from streams.control.space import check_space
 from streams.data.agent import AgentStatus
+from streams.data.files import FILES
 from streams.data.generation import StateStore
 from streams.data.job import AnyJob, Job
 from streams.data.partition import Phase
 from streams.data.process_runner import ProcessRunner
 from streams.data.runner import Runner
-from streams.data.stores import FILES
 from streams.errors import CqrsError
 from streams.log import get_logger
 from streams.serve.changed_code import ChangedCode

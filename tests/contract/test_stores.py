@@ -14,8 +14,9 @@ from projections.table import Table
 from streams.adapters.postgres.stores import Postgres, PostgresStores
 from streams.broker.postgres import EmbeddedPostgres
 from streams.control.runs import StoredModels, runs_of
+from streams.data.files import FILES
 from streams.data.store import DROPPED, LETTER, StoreState
-from streams.data.stores import FILES, Kind, OpenStore, Stores
+from streams.data.stores import Kind, OpenStore, Stores
 from streams.errors import ForeignStore, StoreAway, StoreCorrupt, StoreLocked
 
 FRESH = StoreState(directory="d", build=1, partition=3, start=5, position=5)
@@ -222,6 +223,24 @@ def test_a_cut_stays_as_it_was_while_the_store_is_written_to(stores: Stores, tmp
     if isinstance(stores, PostgresStores):
         with pytest.raises(StoreAway, match="is there no more"):
             stores.read_cut(3, tmp_path / "cut", tmp_path / "scratch")
+
+
+def test_partitions_are_read_together(stores: Stores, tmp_path: Path) -> None:
+    one, other = stores.open(3, FRESH), stores.open(4, msgspec.structs.replace(FRESH, partition=4))
+    one.commit([("a", b"1"), ("b", b"1")], moved(one.state, 6))
+    (tmp_path / "scratch").mkdir()
+    reader = stores.reader(tmp_path / "scratch")
+    opened = {number: reader.open(number) for number in (3, 4)}
+    other.commit([("c", b"2")], moved(other.state, 8))
+    assert (opened[3].state().position, dict(opened[4].items())) == (6, {})
+    assert (reader.find("a"), reader.find("c"), reader.find("n\0")) == ([(3, b"1")], [], [])
+    reader.rest()
+    reader.catch_up()
+    assert (opened[4].state().position, dict(opened[4].items())) == (8, {"c": b"2"})
+    assert (reader.find("a"), reader.find("c")) == ([(3, b"1")], [(4, b"2")])
+    reader.close()
+    one.close()
+    other.close()
 
 
 @pytest.mark.parametrize("number", [0, 1, 1024, 3000])

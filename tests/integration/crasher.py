@@ -33,9 +33,9 @@ from streams.config import FoldSettings
 from streams.control.generations import Generations
 from streams.data import answers, build
 from streams.data.checkpoint import KafkaCheckpointStore
+from streams.data.files import FILES
 from streams.data.letterbox import Letterbox
 from streams.data.store import RocksPartition
-from streams.data.stores import FILES
 from tests.integration.kit import Kit
 from tests.integration.versions import Fixed, Mended
 

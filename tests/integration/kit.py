@@ -31,9 +31,10 @@ from streams.control.rebuild import RebuildCoordinator
 from streams.data.agent import Agent, AgentStatus, Job
 from streams.data.checkpoint import KafkaCheckpointStore, generation_id
 from streams.data.codec import EventCodec
+from streams.data.files import FILES
 from streams.data.generation import StateStore
 from streams.data.source import KafkaEventStore
-from streams.data.stores import FILES, Kind
+from streams.data.stores import Kind
 from streams.types import Committed, TopicInfo
 from tests.schemas import check_printed
 from tests.support import Tally, envelope, folded

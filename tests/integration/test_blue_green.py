@@ -35,8 +35,8 @@ from streams.broker.postgres import EmbeddedPostgres
 from streams.control.begin import begin_beside
 from streams.control.record import Record
 from streams.control.verify import last_report
+from streams.data.files import FILES
 from streams.data.generation import RocksStore
-from streams.data.stores import FILES
 from streams.errors import (
     CodeChanged,
     GenerationNotFound,

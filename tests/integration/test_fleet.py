@@ -17,7 +17,7 @@ from confluent_kafka import Message
 from projections.contract import CqrsProjection
 from streams.control.place import place_of
 from streams.control.record import Record
-from streams.data.stores import FILES
+from streams.data.files import FILES
 from streams.errors import BrokerError
 from tests.integration.asking import Asking
 from tests.integration.fleet import Fleet, Worker, fleet, soon

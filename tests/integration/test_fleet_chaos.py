@@ -26,7 +26,7 @@ from streams.adapters.postgres.stores import Postgres
 from streams.broker import EmbeddedBroker
 from streams.broker.postgres import EmbeddedPostgres
 from streams.control.record import Generation
-from streams.data.stores import FILES
+from streams.data.files import FILES
 from tests.integration.by_model import BY_MODEL, Remainders
 from tests.integration.fleet import Fleet, Worker, fleet
 from tests.integration.kit import TALLY, Kit, produce, tally_events, until

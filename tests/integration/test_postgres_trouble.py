@@ -201,10 +201,7 @@ def test_deadlock_is_gone_on_from(new_kit: NewKit, private_database: EmbeddedPos
         ids = [model_id for (model_id,) in sql(kit, "SELECT id FROM tally_v1 ORDER BY id")]
         for number in range(4):  # which of two rows is written first is theirs to say, and whether by one commit
             mine, theirs = ids[:2] if number % 2 else ids[1::-1]
-            produce(
-                kit.bootstrap, kit.topic, [(theirs, envelope(1000 + 2 * number)), (mine, envelope(1001 + 2 * number))]
-            )
-            _cross(kit, mine, theirs)
+            _cross(kit, mine, theirs, 1000 + 2 * number)
             until("all to be folded", lambda: kit.lag() == 0)
         assert "deadlock detected" in run.output()
         assert "store.away" in run.output()
@@ -212,8 +209,8 @@ def test_deadlock_is_gone_on_from(new_kit: NewKit, private_database: EmbeddedPos
     assert kit.check() == 108
 
 
-def _cross(kit: Kit, mine: str, theirs: str) -> None:
-    """Hold one model until somebody waits for it, and then ask for another one that they have."""
+def _cross(kit: Kit, mine: str, theirs: str, number: int) -> None:
+    """Hold one model until refold waits for it, and then ask for another one, which that commit has written."""
     assert isinstance(kit.kind, Postgres)
     waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'refold' AND wait_event_type = 'Lock'"
     select = "SELECT id FROM tally_v1 WHERE id = %s FOR UPDATE"
@@ -221,6 +218,7 @@ def _cross(kit: Kit, mine: str, theirs: str) -> None:
         session.execute("SET deadlock_timeout = '60s'")
         session.execute(f"SET search_path TO {kit.kind.schema}".encode())
         session.execute(select, [mine])
+        produce(kit.bootstrap, kit.topic, [(theirs, envelope(number)), (mine, envelope(number + 1))])
         until("refold to wait", lambda: sql(kit, waits) != [(0,)])
         session.execute(select, [theirs])
 

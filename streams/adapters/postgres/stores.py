@@ -13,7 +13,7 @@ from projections.table import Table
 from streams.adapters.postgres.connecting import Address, failures_of, own_connection
 from streams.adapters.postgres.layout import BESIDE, PARTITIONS, Models, recall, remember
 from streams.adapters.postgres.partition import CUT, PostgresPartition
-from streams.adapters.postgres.reading import PostgresReader
+from streams.adapters.postgres.reading import PostgresBuildReader, PostgresReader, Transaction
 from streams.adapters.postgres.views import drop, index, show
 from streams.data.store import StoreState, decode_state
 from streams.data.stores import Shown, Stores
@@ -117,7 +117,11 @@ class PostgresStores:
 
     def read(self, partition: int, scratch: Path) -> PostgresReader:  # noqa: ARG002
         """See Stores."""
-        return PostgresReader(self.models, partition)
+        return PostgresReader(self.models, partition, Transaction(self.models.address))
+
+    def reader(self, scratch: Path) -> PostgresBuildReader:  # noqa: ARG002
+        """See Stores."""
+        return PostgresBuildReader(self.models)
 
     def read_cut(self, partition: int, path: Path, scratch: Path) -> PostgresReader:  # noqa: ARG002
         """See Stores."""
@@ -125,7 +129,7 @@ class PostgresStores:
             snapshot = (path / CUT).read_text()
         except OSError as error:
             raise StorageError(f"{path / CUT} cannot be read: {error.strerror}.") from error
-        return PostgresReader(self.models, partition, snapshot)
+        return PostgresReader(self.models, partition, Transaction(self.models.address, snapshot))
 
     def state(self, partition: int) -> StoreState:
         """See Stores."""
