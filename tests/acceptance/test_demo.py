@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,24 @@ def test_demo_in_a_given_postgresql_leaves_no_schema(
     assert "Models in PostgreSQL" in demo.said()
     with psycopg.connect(database.dsn) as connection:
         assert connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'refold_demo%'").fetchall() == []
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that others may enter: PostgreSQL does not run as root."""
+    with tempfile.TemporaryDirectory(prefix="refold-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_demo_brings_its_own_postgresql_and_takes_it_away(bootstrap_servers: str, open_path: Path) -> None:
+    arguments = ["demo", "--json", "--bootstrap-servers", bootstrap_servers, "--store", "postgres"]
+    with command(arguments, open_path) as demo:
+        until("its server", lambda: any("postgres -D" in line for line in demo.processes()), DEADLINE_S)
+        assert demo.process.wait(DEADLINE_S * 2) == 0, demo.stderr.read_text()
+        check_nothing_is_left(demo)
+    check_figures(demo.stdout.read_text(), partitions=4)
+    assert "Models in PostgreSQL" in demo.said()
 
 
 def test_demo_brings_its_own_kafka_and_takes_it_away(tmp_path: Path) -> None:

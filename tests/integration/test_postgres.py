@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from streams.adapters.postgres.stores import Postgres
 from streams.broker.postgres import EmbeddedPostgres
 from streams.config import FoldSettings
 from streams.errors import ConfigError, EventError, ForeignStore, ProjectionError, StoreAway
-from tests.integration.kit import Kit, produce, tally_events, traffic, until, wait_for_log
+from tests.integration.kit import TALLY, Kit, produce, tally_events, traffic, until, wait_for_log
 from tests.integration.test_blue_green import FIXED, QUICKLY, active, begun, record_of
 from tests.integration.test_commands import refold as command
 from tests.integration.versions import Fixed
@@ -171,6 +172,36 @@ def test_killed_at_any_time_a_rebuild_is_gone_on_with_and_nothing_is_doubled(pg_
     assert kit.check() == 30_000
     assert len(tables(kit)) == 1
     check_view(kit, Tally())
+
+
+@pytest.mark.slow
+def test_killed_while_generations_are_switched_back_and_forth_the_view_is_of_one_that_is_active(pg_kit: NewKit) -> None:
+    """Whoever switches dies on the way, and so does whoever folds, of either code."""
+    kit, seed = pg_kit(), random.Random(24)
+    codes = (TALLY, FIXED)
+    with begun(kit) as live:
+        until("the view is there", lambda: "view.replaced" in live.output())
+        kit.refold("rebuild", "--yes", "--approve", "auto", "--keep-minutes", "60", projection=FIXED)
+        live.kill()
+    with ExitStack() as stack, traffic(kit, 2000), SqlReader(kit) as reader:
+        folding = {code: stack.enter_context(kit.process(projection=code, env=QUICKLY)) for code in codes}
+        for _ in range(8):
+            with kit.process(command="rollback", projection=FIXED) as switching:
+                time.sleep(seed.uniform(0.5, 2.0))
+                switching.kill()
+            code = seed.choice(codes)
+            folding[code].kill()
+            folding[code] = stack.enter_context(kit.process(projection=code, env=QUICKLY))
+        shown = "SELECT DISTINCT generation FROM tally_positions"
+        until("the view to follow", lambda: sql(kit, shown) == [(record_of(kit).active,)])
+        until("the reader to see it", lambda: reader.versions[-1] == record_of(kit).active)
+        projection = Tally() if record_of(kit).active == "tally.v1" else Fixed()
+        live_now = active(kit, projection)
+        until("it to be folded on", lambda: sum(live_now.positions().values()) > 2000)
+    assert live_now.check() > 2000
+    check_view(kit, projection)
+    assert reader.wrong == []
+    assert len(reader.versions) > 2, "it was switched now and then"
 
 
 @pytest.mark.slow
