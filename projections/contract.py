@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypedDict, TypeVar, get_args, get_origin
+from types import FunctionType
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypedDict, get_args, get_origin
 
 import msgspec
+from typing_extensions import TypeVar
 
+from projections.events import EventTypes, event_types, passing_unknown
 from projections.table import Table
 
 __all__ = ["CqrsProjection", "Event", "RebuildDoc", "TransientError"]
 
 ReadModel = TypeVar("ReadModel")
+Data = TypeVar("Data", default=Any)
 
 
 class HasHeaders(Protocol):
@@ -24,8 +28,10 @@ class HasHeaders(Protocol):
         ...
 
 
-class Event(msgspec.Struct, frozen=True, gc=False, eq=False):
+class Event(msgspec.Struct, Generic[Data], frozen=True, gc=False, eq=False):
     """One event of the log, decoded. Events are values: a projection reads them and never changes them.
+
+    `Event[ItemAdded | ItemRemoved]` is one whose data is of these types, as a projection may state it.
 
     A msgspec Struct and not a dataclass, because one is built for every event of every replay
     (0.1 µs against 0.8 µs).
@@ -39,8 +45,8 @@ class Event(msgspec.Struct, frozen=True, gc=False, eq=False):
     """The stream the event belongs to: the Kafka key, unless the codec says otherwise."""
     recorded_at: str | int
     """When it happened: the envelope's ISO 8601 text, or else Kafka's record timestamp in milliseconds."""
-    data: Any
-    """The payload as decoded from JSON."""
+    data: Data
+    """The payload: as decoded from JSON, or of one of the types that the projection states."""
     metadata: Any
     """The envelope's metadata as decoded from JSON; None where there is none."""
     topic: str
@@ -103,11 +109,16 @@ class RebuildDoc(TypedDict, total=False):
     """What else there is to know."""
 
 
-class CqrsProjection(ABC, Generic[ReadModel]):
+class CqrsProjection(ABC, Generic[ReadModel, Data]):
     """A pure fold of events into read models, one model at a time.
 
     Name the read model's type in the base: `class Orders(CqrsProjection[Order])`. It may be `dict`, a
     dataclass, a `msgspec.Struct` or a pydantic model; it is stored as JSON.
+
+    Name the types of the events' data behind it: `class Orders(CqrsProjection[Order, OrderPlaced | OrderPaid])`, where
+    each is a `msgspec.Struct`, a dataclass or a pydantic model. An event is of the class that has its type for a name
+    (or for its `event_type`, or a Struct's tag), and `event.data` is an object of it. An event whose data does not fit
+    is no event: the error names the field. Structs and dataclasses are read at once, faster than plain JSON.
 
     Purity is the whole contract: given the same events, `apply_to_model` gives the same models. It must not
     read clocks, random numbers or databases, and must have no effects: during a rebuild it is called again
@@ -130,6 +141,10 @@ class CqrsProjection(ABC, Generic[ReadModel]):
     generation's own that is keyed by model, and folded from there: those of one partition of the event topic in their
     order, those of different ones in the order in which they came there, which a rebuild need not repeat."""
 
+    unknown_events: ClassVar[Literal["decline", "refuse"]] = "decline"
+    """Where the types of events are stated: what an event of any other type is, declined, or an error as one that is no
+    event (see `on_error`)."""
+
     depends_on: ClassVar[tuple[str, ...]] = ()
     """Names of projections that are to be current before this one is rebuilt: a rebuild of several takes them in that
     order, and one of this alone waits until they have folded all that their topics have."""
@@ -147,15 +162,28 @@ class CqrsProjection(ABC, Generic[ReadModel]):
     have defaults. Declare it in the class, and say in `matches` what it means. Neither is part of the fold: changing
     them is no reason to rebuild."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Decline events of unknown types before the projection's own code sees them."""
+        super().__init_subclass__(**options)
+        own = vars(cls).get("extract_model_id")
+        if own is not None and cls.event_types() is not None:
+            if not isinstance(own, FunctionType):
+                raise TypeError(
+                    f"{cls.__qualname__}: write extract_model_id as a plain method, where events have types"
+                )
+            cls.extract_model_id = passing_unknown(own)  # type: ignore[assignment, method-assign]
+
     @abstractmethod
-    def extract_model_id(self, event: Event) -> str | None:
+    def extract_model_id(self, event: Event[Data]) -> str | None:
         """Say which read model an event belongs to; None declines the event.
 
         A declined event counts as processed and changes nothing.
         """
 
     @abstractmethod
-    def apply_to_model(self, model: ReadModel | None, event: Event) -> ReadModel | Awaitable[ReadModel | None] | None:
+    def apply_to_model(
+        self, model: ReadModel | None, event: Event[Data]
+    ) -> ReadModel | Awaitable[ReadModel | None] | None:
         """Fold one event into its model. May be a plain or an `async def` method; a plain one is faster.
 
         Args:
@@ -206,12 +234,30 @@ class CqrsProjection(ABC, Generic[ReadModel]):
         Raises:
             TypeError: The class names none.
         """
+        for argument in cls._arguments(0):
+            argument = get_origin(argument) or argument
+            if isinstance(argument, type):
+                return argument
+        raise TypeError(f"{cls.__qualname__} names no read model: write `class {cls.__name__}(CqrsProjection[dict])`")
+
+    @classmethod
+    def event_types(cls) -> EventTypes | None:
+        """The types of its events' data, as named in the base class; None where it names none.
+
+        Raises:
+            TypeError: What is named is no type of events.
+        """
+        for argument in cls._arguments(1):
+            found = event_types(cls, argument)
+            if found is not None:
+                return EventTypes(found, refuses_unknown=cls.unknown_events == "refuse")
+        return None
+
+    @classmethod
+    def _arguments(cls, number: int) -> Iterator[Any]:
+        """Yield what the class and its bases give for one of the parameters."""
         for klass in cls.__mro__:
-            for base in getattr(klass, "__orig_bases__", ()):
+            for base in klass.__dict__.get("__orig_bases__", ()):
                 origin = get_origin(base)
                 if isinstance(origin, type) and issubclass(origin, CqrsProjection):
-                    argument = get_args(base)[0]
-                    argument = get_origin(argument) or argument
-                    if isinstance(argument, type):
-                        return argument
-        raise TypeError(f"{cls.__qualname__} names no read model: write `class {cls.__name__}(CqrsProjection[dict])`")
+                    yield from get_args(base)[number : number + 1]

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Collection, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -41,11 +42,11 @@ class StaleSource(RuntimeError):
 def fingerprint(projection: CqrsProjection[Any]) -> str:
     """Give 16 hex digits that change when the projection's code does.
 
-    Hashed are the sources of the modules that hold the projection's class, its base classes and its read model's
-    classes, and of the modules of the same package that these import, without comments, docstrings and layout; and the
-    projection's name, version, `partition_by` and read model type. Of a module that is in no package, the modules
-    beside it count as its package. The path of a module is not hashed. A module whose file is changed later keeps the
-    fingerprint of what is loaded.
+    Hashed are the sources of the modules that hold the projection's class, its base classes, its read model's classes
+    and those of its events, and of the modules of the same package that these import, without comments, docstrings and
+    layout; and the projection's name, version, `partition_by`, read model type and types of events. Of a module that is
+    in no package, the modules beside it count as its package. The path of a module is not hashed. A module whose file
+    is changed later keeps the fingerprint of what is loaded.
 
     Not seen: other packages, and the attributes of an instance. Where a module has no source (a REPL, a compiled
     module), the bytecode of the classes' functions is hashed in its place, and of functions without bytecode nothing
@@ -63,7 +64,9 @@ def fingerprint(projection: CqrsProjection[Any]) -> str:
     model = projection.model_type()
     sources: dict[str, str] = {}
     with _parsing:
-        for name, classes in _modules_of([*cls.__mro__, *model.__mro__]).items():
+        events = projection.event_types()
+        data = () if events is None else chain.from_iterable(kind.__mro__ for kind in events.by_name.values())
+        for name, classes in _modules_of([*cls.__mro__, *model.__mro__, *data]).items():
             if not _follow(name, sources):
                 sources[name] = "\n".join(map(_bytecode, classes))
     for name in sorted(sources):
@@ -71,6 +74,9 @@ def fingerprint(projection: CqrsProjection[Any]) -> str:
         digest.update(b"\0")
     facts = (projection.name, projection.version, projection.partition_by, model.__qualname__)
     digest.update(repr(facts).encode())
+    if events is not None:
+        named = sorted((name, kind.__qualname__) for name, kind in events.by_name.items())
+        digest.update(repr((named, events.refuses_unknown)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -63,6 +63,7 @@ def _facts(found: Located, state: StateView | None, group: GroupView | BrokerErr
     facts = [("projection", f"{name}, version {found.projection.version}")]
     if found.code is not None:
         facts.append(("rebuilds", _behaviour(found.code)))
+        facts.append(("events", _events(found.code)))
     if state is None:
         facts.append(("state", f"none in {found.store.directory.absolute()}"))
     else:
@@ -100,6 +101,14 @@ def _behaviour(projection: CqrsProjection[Any]) -> str:
     return "; ".join([*parts, *([doc["notes"]] if "notes" in doc else [])])
 
 
+def _events(projection: CqrsProjection[Any]) -> str:
+    """Say which types its events have."""
+    kinds = projection.event_types()
+    if kinds is None:
+        return "of any type, as plain JSON"
+    return f"{', '.join(kinds.by_name)}; others are {'refused' if kinds.refuses_unknown else 'declined'}"
+
+
 def _code(found: Located, state: StateView) -> str:
     if state.code_changed is None:
         return "not on this machine"
@@ -109,6 +118,11 @@ def _code(found: Located, state: StateView) -> str:
         f"changed since the state was folded: `refold rebuild {found.called}`, or `refold run {found.called} --adopt` "
         "where the change does not alter the fold"
     )
+
+
+def _event_types(projection: CqrsProjection[Any] | None) -> list[str] | None:
+    kinds = None if projection is None else projection.event_types()
+    return None if kinds is None else list(kinds.by_name)
 
 
 def _described(found: Located, state: StateView | None, group: GroupView | BrokerError) -> dict[str, Any]:
@@ -127,6 +141,7 @@ def _described(found: Located, state: StateView | None, group: GroupView | Broke
             "notes": None,
             **found.code.rebuild_doc,
         },
+        "event_types": _event_types(found.code),
         "state": None,
         "rebuild": rebuild_json(state),
     }

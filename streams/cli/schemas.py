@@ -219,6 +219,7 @@ KINDS: dict[str, Schema] = {
                     notes=maybe(text()),
                 )
             ),
+            event_types=maybe(many(text(), "the types of events that the projection states; null: none")),
             state=maybe(
                 thing(
                     build=whole(),

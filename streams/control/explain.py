@@ -22,6 +22,7 @@ from streams.data.scan import scan
 from streams.data.serde import serde_for
 from streams.data.source import KafkaEventStore
 from streams.data.split import split_error
+from streams.data.typed import typed
 from streams.diff import ABSENT, Change, changes
 from streams.errors import CqrsError, EventError, ProjectionError
 from streams.types import TopicInfo
@@ -143,7 +144,7 @@ class _Folding:
         self, projection: CqrsProjection[Any], events: KafkaEventStore, number: int, low: int, model_id: str
     ) -> None:
         self._projection = projection
-        self._codec = events.codec
+        self._codec = typed(events.codec, projection)
         self._id = model_id
         self._serde = serde_for(projection.model_type())
         is_stream = projection.partition_by is None

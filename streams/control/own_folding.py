@@ -15,6 +15,7 @@ from streams.data.pace import Pace
 from streams.data.partition import PartitionStatus
 from streams.data.scan import scan
 from streams.data.throttle import Throttle
+from streams.data.typed import typed
 from streams.errors import EventError, ProjectionError, RebuildCancelled
 from streams.log import get_logger
 
@@ -43,6 +44,7 @@ class OwnFolding:
         interrupts: list[str],
     ) -> None:
         self._ground = ground
+        self._codec = typed(ground.events.codec, ground.projection)
         self._folds = folds
         self._ends = ends
         self._tracker = tracker
@@ -101,7 +103,7 @@ class OwnFolding:
     def _take(self, number: int, records: list[Message]) -> None:
         fold = self._folds[number]
         try:
-            feed(self._ground.events.codec, records, (fold,), self._interrupts)
+            feed(self._codec, records, (fold,), self._interrupts)
         except (EventError, ProjectionError) as error:
             fold.discard()
             log.warning("rebuild.halted", partition=number, why=str(error))

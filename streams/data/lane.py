@@ -21,6 +21,7 @@ from streams.data.rescue import Unguarded
 from streams.data.rocks import blocks_bytes
 from streams.data.serde import serde_for
 from streams.data.shipping import Shipping
+from streams.data.typed import typed
 from streams.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -74,6 +75,8 @@ class Lane:
         self._job = job
         self._interrupts = interrupts
         self._serde = serde_for(job.projection.model_type())
+        self.codec = typed(job.events.codec, job.projection)
+        """How records are read."""
         self._cluster = job.events.cluster.within(_ANSWER_S)
         self._held: dict[int, HeldPartition] = {}
         self._closed: list[HeldPartition] = []
@@ -296,7 +299,7 @@ class Lane:
             feeding = self.feeding(piece)
             if feeding is not None:
                 if feeding.records:
-                    feed_all(self._job.events.codec, [feeding])
+                    feed_all(self.codec, [feeding])
                 self.fed(feeding)
             if self._interrupts:
                 return  # the rest of the batch was not folded, and the positions say so

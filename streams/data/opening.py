@@ -21,6 +21,7 @@ from streams.data.serde import Serde
 from streams.data.stamp import Stamp
 from streams.data.store import StoreState
 from streams.data.stores import OpenStore
+from streams.data.typed import typed
 from streams.errors import DiskFull, TopicChanged, at
 from streams.log import get_logger
 from streams.types import Committed, Watermarks
@@ -154,7 +155,7 @@ class Opener:
                 fold.close()
                 raise
             held.opened(store, fold)
-            held.answering = Answering(fold, fold.rescue, job.events.codec)
+            held.answering = Answering(fold, fold.rescue, typed(job.events.codec, job.projection))
             committed = self._committed.get(held.number)
             check_offset(job.build, job.group, held.number, committed, store.state.position)
             held.reached = self._reached(committed)

@@ -17,6 +17,7 @@ from streams.data.scan import scan
 from streams.data.serde import Serde, serde_for
 from streams.data.source import KafkaEventStore
 from streams.data.store import StoreState
+from streams.data.typed import typed
 
 __all__ = ["MemoryStore", "Refold", "StreamsFold"]
 
@@ -155,6 +156,7 @@ class Refold:
         interrupts: Sequence[object] = (),
     ) -> None:
         self._events = events
+        self._codec = typed(events.codec, projection)
         self._interrupts = interrupts
         serde = serde_for(projection.model_type())
         self.folds = {
@@ -201,7 +203,7 @@ class Refold:
     def _take(self, fold: StreamsFold, mine: list[Message], records: list[Message]) -> bool:
         """Fold what is of our streams. False: it is to be read again from the fold's position on."""
         if mine:
-            feed(self._events.codec, mine, (fold,), self._interrupts)
+            feed(self._codec, mine, (fold,), self._interrupts)
         if not self._interrupts:
             fold.skip_to(records[-1].offset() + 1)
         share = _CACHE_BYTES // len(self.folds)

@@ -29,6 +29,7 @@ from streams.data.source_partition import FIRST_RETRY_S, SourcePartition
 from streams.data.subscription import Subscription
 from streams.data.throttle import Throttle
 from streams.data.transactions import Transactions, Undone
+from streams.data.typed import typed
 from streams.errors import BrokerError, BrokerUnavailable, CqrsError, TopicChanged, TopicNotFound
 from streams.log import get_logger
 from streams.types import Member, TopicInfo
@@ -63,6 +64,7 @@ class Repartitioner:
 
     def __init__(self, job: Repartition) -> None:
         self.job = job
+        self._codec = typed(job.events.codec, job.projection)
         self._interrupts: list[str] = []
         self._held: dict[int, SourcePartition] = {}
         self._cluster = job.events.cluster.within(_ANSWER_S)
@@ -273,7 +275,7 @@ class Repartitioner:
         """Write records once more, as far as nothing is in the way; say whether all were."""
         extract, write = self.job.projection.extract_model_id, self._transactions.write
         number = 0
-        for outcomes in decoded(self.job.events.codec, records):
+        for outcomes in decoded(self._codec, records):
             for outcome in outcomes:
                 record = records[number]
                 number += 1

@@ -137,7 +137,7 @@ class SharedRead:
         for _, group in groupby(alike, key=lambda pair: (pair[0].codec, id(pair[1].records))):
             together = list(group)
             if together[0][1].records:
-                feed_all(together[0][0].job.events.codec, [feeding for _, feeding in together])
+                feed_all(together[0][0].seat.lane.codec, [feeding for _, feeding in together])
         for one, feeding in feedings:
             one.attempt(partial(_fed, feeding))
 
@@ -152,7 +152,7 @@ class SharedRunner:
     def __init__(self, shared: SharedRead, job: Job) -> None:
         self._shared = shared
         self.job = job
-        self.codec = describe(job.events.codec)
+        self.codec = describe(job.events.codec), repr(job.projection.event_types())
         self.seat = Seat(job)
         self.reading: _Reading
         self._is_seated = False

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import orjson
+from pydantic import BaseModel
 
 from projections.contract import Event
+from projections.events import name_of
 from streams.data.codec import EventCodec, Undecodable
 from streams.data.json_codec import JsonCodec
 from streams.errors import EventError
@@ -39,7 +42,7 @@ class Given:
 
 
 def event(
-    type: str,  # noqa: A002 - it is called so
+    type: str | object,  # noqa: A002 - it is called so
     stream: str = "stream-1",
     data: Mapping[str, Any] | None = None,
     *,
@@ -52,7 +55,7 @@ def event(
     """Describe an event.
 
     Args:
-        type: What happened.
+        type: What happened: its name, or an object of a type of events that a projection states, which is the data too.
         stream: Whose it is.
         data: Its payload; it goes through JSON, as it does in production.
         id: Its id; by default one that no other event of the log has.
@@ -61,6 +64,12 @@ def event(
         headers: Its record's headers.
         fields: Further fields of `data`.
     """
+    if not isinstance(type, str):
+        if data is not None or fields:
+            raise TypeError("an event is given as an object, or by its type and data")
+        name = name_of(type.__class__)
+        payload = type.model_dump(mode="json") if isinstance(type, BaseModel) else msgspec.to_builtins(type)
+        return Given(name, stream, payload, id, time, metadata, tuple(headers))
     payload = {**(data or {}), **fields}
     return Given(type, stream, payload, id, time, metadata, tuple(headers))
 

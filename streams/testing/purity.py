@@ -13,6 +13,7 @@ from streams.data.codec import EventCodec
 from streams.data.fold import Fold, feed
 from streams.data.refold import MemoryStore
 from streams.data.serde import serde_for
+from streams.data.typed import typed
 from streams.diff import ABSENT, changes
 from streams.testing.log import Given, MemoryLog
 
@@ -76,14 +77,14 @@ def _models(
         at_once: In one batch, with one commit.
         story: Is told what happened.
     """
-    serde = serde_for(projection.model_type())
+    serde, reading = serde_for(projection.model_type()), typed(log.codec, projection)
     found: dict[str, bytes] = {}
     for number, records in log.records.items():
         store = MemoryStore.fresh(number, 0)
         fold = Fold(projection, serde, store)
         while left := [one for one in records if one.offset() >= fold.position]:
             size = len(left) if at_once else 1 if rng is None else rng.randrange(1, max(2, len(left) // 2 + 2))
-            feed(log.codec, left[:size], (fold,))
+            feed(reading, left[:size], (fold,))
             what = "commit" if rng is None or at_once else rng.choice(["commit", "commit", "crash", "evict", "nothing"])
             if what == "commit":
                 fold.commit()
@@ -95,7 +96,7 @@ def _models(
                     story.append(f"a crash before offset {fold.position} of partition {number}")
                 fold = Fold(projection, serde, store)
                 if rng is not None and rng.random() < 0.5 and fold.position < len(records):
-                    feed(log.codec, records[fold.position : fold.position + 1], (fold,))  # so that it comes to an end
+                    feed(reading, records[fold.position : fold.position + 1], (fold,))  # so that it comes to an end
                     fold.commit()
         fold.commit()
         found.update({model_id: raw for model_id, raw in store.models.items() if raw is not None})

@@ -9,6 +9,7 @@ from streams.data.codec import EventCodec
 from streams.data.fold import Fold, feed
 from streams.data.refold import MemoryStore
 from streams.data.serde import serde_for
+from streams.data.typed import typed
 from streams.diff import ABSENT, changes
 from streams.testing.log import Given, MemoryLog
 
@@ -33,6 +34,7 @@ class Scenario:
     def __init__(self, projection: CqrsProjection[Any], *, codec: EventCodec | None = None) -> None:
         self.projection = projection
         self.log = MemoryLog(codec=codec)
+        self._codec = typed(self.log.codec, projection)
         self._serde = serde_for(projection.model_type())
         self._store = MemoryStore.fresh(0, 0)
         self._fold = Fold(projection, self._serde, self._store)
@@ -57,7 +59,7 @@ class Scenario:
         self._fold.carefully = True
         try:
             if left:
-                feed(self.log.codec, left, (self._fold,))
+                feed(self._codec, left, (self._fold,))
             self._fold.commit()
         except BaseException:
             self._fold.discard()

@@ -6,7 +6,8 @@ one after the other, in rounds (so that a noisy minute hits all of them):
 - `bound`: the same job with nothing done: join a group, read the topic to its end, parse, leave. The best round.
 - `steady`: reading and parsing alone, between the first and the last record. The best round.
 - `refold`: one agent, `rebuild_from_beginning()`, RocksDB state and checkpoints. The median.
-- `refold_2`, `refold_4`: the same with two and four agents, each in a process of its own.
+- `refold_typed`: the same with the type of the events stated (docs/events.md).
+- `refold_2`, `refold_4`: `refold` with two and four agents, each in a process of its own.
 - `quix`, `kafka_streams`, `faust_table`: the same fold with their own durable state. The median; null
   where the peer is not installed.
 
@@ -50,6 +51,7 @@ CONTENDERS = (
     Entry("bound", best=True),
     Entry("steady", best=True),
     Entry("refold"),
+    Entry("refold_typed"),
     Entry("refold_2"),
     Entry("refold_4"),
     Entry("kafka_streams"),
