@@ -127,10 +127,10 @@ def test_the_readmes_test_passes_and_finds_a_fold_that_is_wrong(tmp_path: Path) 
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False).stdout
 
     assert "2 passed" in run()
-    wrong = fenced("file: shop.py").replace("basket.items +=", "basket.items -=")
+    wrong = fenced("file: shop.py").replace("basket.items +", "basket.items -")
     (tmp_path / "shop.py").write_text(wrong)
     assert "model 'basket-1' is not as expected" in run()
-    wrong = fenced("file: shop.py").replace('event.data["cents"]', 'event.data["cents"] + id(event) % 7')
+    wrong = fenced("file: shop.py").replace("+ quantity * cents", "+ quantity * cents + id(event) % 7")
     (tmp_path / "shop.py").write_text(wrong)
     assert "The fold is not pure" in run()
 
