@@ -118,7 +118,7 @@ class CqrsProjection(ABC, Generic[ReadModel, Data]):
     Name the types of the events' data behind it: `class Orders(CqrsProjection[Order, OrderPlaced | OrderPaid])`, where
     each is a `msgspec.Struct`, a dataclass or a pydantic model. An event is of the class that has its type for a name
     (or for its `event_type`, or a Struct's tag), and `event.data` is an object of it. An event whose data does not fit
-    is no event: the error names the field. Structs and dataclasses are read at once, faster than plain JSON.
+    is no event: the error names the field.
 
     Purity is the whole contract: given the same events, `apply_to_model` gives the same models. It must not
     read clocks, random numbers or databases, and must have no effects: during a rebuild it is called again

@@ -111,7 +111,7 @@ class _Readers(dict[str, Callable[[Any], Any]]):
 
 
 class _TypedJson:
-    """The same for plain JSON, by far quicker: the data is never a dict.
+    """The same for plain JSON, where the data is never a dict.
 
     The envelope is read with the data left as JSON, and that at once as what it is. Whatever does not go that way, for
     want of an id, say, or because it does not fit, goes the other one, by itself.
