@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime
@@ -165,13 +166,14 @@ class CqrsProjection(ABC, Generic[ReadModel, Data]):
     def __init_subclass__(cls, **options: Any) -> None:
         """Decline events of unknown types before the projection's own code sees them."""
         super().__init_subclass__(**options)
-        own = vars(cls).get("extract_model_id")
-        if own is not None and cls.event_types() is not None:
-            if not isinstance(own, FunctionType):
-                raise TypeError(
-                    f"{cls.__qualname__}: write extract_model_id as a plain method, where events have types"
-                )
-            cls.extract_model_id = passing_unknown(own)  # type: ignore[assignment, method-assign]
+        if cls.event_types() is None:
+            return
+        found = inspect.getattr_static(cls, "extract_model_id")  # its own, or a base's that knows of no types
+        if getattr(found, "passes_unknown", False) or getattr(found, "__isabstractmethod__", False):
+            return
+        if not isinstance(found, FunctionType):
+            raise TypeError(f"{cls.__qualname__}: write extract_model_id as a plain method, where events have types")
+        cls.extract_model_id = passing_unknown(found)  # type: ignore[assignment, method-assign]
 
     @abstractmethod
     def extract_model_id(self, event: Event[Data]) -> str | None:

@@ -78,4 +78,5 @@ def passing_unknown(extract: Callable[[Any, Any], str | None]) -> Callable[[Any,
     def declining(self: Any, event: Any) -> str | None:
         return None if type(event.data) is UnknownEvent else extract(self, event)
 
+    vars(declining)["passes_unknown"] = True
     return declining

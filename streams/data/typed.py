@@ -203,16 +203,16 @@ def _reader(kind: type) -> Callable[[Any], Any]:
 
 
 def _converter(kind: type) -> Callable[[Any], Any]:
-    """Give what makes one of a type from decoded JSON; what is one already stays as it is.
+    """Give what makes one of a type from decoded JSON; one that is there already stays, and no data is an empty object.
 
     Raises:
         ConfigError: It cannot be read.
     """
     read = _reader(kind)
     if issubclass(kind, pydantic.BaseModel):
-        return lambda data: data if isinstance(data, kind) else read(orjson.dumps(data))
+        return lambda data: data if isinstance(data, kind) else read(orjson.dumps({} if data is None else data))
     convert = partial(msgspec.convert, type=kind, str_keys=True)
-    return lambda data: data if isinstance(data, kind) else convert(data)
+    return lambda data: data if isinstance(data, kind) else convert({} if data is None else data)
 
 
 def _line(error: Exception) -> str:

@@ -132,7 +132,8 @@ def test_each_is_of_the_class_that_its_type_names(codec: EventCodec, name: str, 
     [
         ("ItemAdded", {"sku": 1}, "as 'ItemAdded' it does not fit ItemAdded: Expected `str`, got `int` - at `$.sku`"),
         ("ItemAdded", {}, "Object missing required field `sku`"),
-        ("ItemAdded", None, "Expected `object`, got `null`"),
+        ("ItemAdded", None, "Object missing required field `sku`"),
+        ("ItemAdded", [], "Expected `object`, got `array`"),
         ("basket-emptied", {"at": "now"}, "Invalid RFC3339 encoded datetime - at `$.at`"),
         (
             "Noted",
@@ -153,6 +154,29 @@ def test_error_says_where_and_what_and_what_to_do() -> None:
     assert said.startswith("orders[3]@7 is no event: as 'ItemAdded' it does not fit ItemAdded")
     assert '"sku":1' in said
     assert "--on-error" in said
+
+
+class Closed(msgspec.Struct):
+    pass
+
+
+def test_no_data_is_enough_for_a_type_without_fields() -> None:
+    for value in ({"id": "1", "type": "Closed"}, {"id": "1", "type": "Closed", "data": None}, {"type": "Closed"}):
+        assert data_of(read(value, stating(Closed)())) == Closed()
+
+
+def test_base_that_knows_of_no_types_is_given_no_unknown_event_either() -> None:
+    class Anything:
+        def extract_model_id(self, event: Event[Any]) -> str | None:
+            assert not isinstance(event.data, UnknownEvent)
+            return event.stream
+
+    class Mixed(Anything, Baskets):
+        name = "baskets"
+
+    unknown = read({"id": "1", "type": "BasketPaid"}, Mixed())
+    assert isinstance(unknown, Event)
+    assert Mixed().extract_model_id(unknown) is None
 
 
 def test_unknown_types_are_declined_or_refused() -> None:
