@@ -32,6 +32,7 @@ _ASK_WHY_S = 2.0
 """Longer than a client waits between two attempts to connect."""
 _SILENT = {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}
 _MOVING = {
+    KafkaError._NOENT,  # "No leaders found", as librdkafka says between two leaders
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.NOT_COORDINATOR,
