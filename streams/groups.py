@@ -158,14 +158,6 @@ class Groups:
         rest.check_reachable()
         return rest._described_members(group)
 
-    def is_stable(self, group: str) -> bool:
-        """Say whether a group is not being rebalanced; so it is where nobody can be asked."""
-        warnings.filterwarnings("ignore", message=r"list_groups\(\) is deprecated", category=DeprecationWarning)
-        with contextlib.suppress(KafkaException):
-            found = self._calls.admin.list_groups(group, timeout=min(_EVERY_BROKER_S, self._calls.timeout_s))
-            return all(one.state in ("Stable", "Empty", "Dead") for one in found)
-        return True
-
     def _described_members(self, group: str) -> list[Member]:
         return list(self.describe(group).members)
 

@@ -26,7 +26,8 @@ _STATISTICS_MS = 100
 """How often librdkafka tells its state, which is looked at when the group is to be left."""
 _REFRESH_MS = 10_000
 """How often it is asked whether the topic has more partitions; librdkafka's default is five minutes."""
-_OUT = 2
+_LEAVABLE = ("steady", "wait-join", "wait-sync")
+"""What librdkafka calls the states in which it does not wait for an answer of ours."""
 _HEARTBEAT_MS = 300
 """A member learns by its heartbeat's answer that the group is being rebalanced, and a hand-over takes two such rounds:
 at Kafka's 3 s, six seconds in which one agent does the work of two."""
@@ -80,7 +81,6 @@ class Subscription:
         self._kafka = store.kafka
         self._group = group
         self._instance = instance
-        self._cluster = store.cluster.within(_ASK_S)
         self._listener = listener
         self._refused: set[int] = set()
         self.refusals = 0
@@ -190,28 +190,29 @@ class Subscription:
     def close(self, *, stays: bool = False) -> None:
         """Leave the group. A broker that does not answer is not waited for: it drops this member by itself.
 
-        Not while joining, be it for the first time or in a rebalance: librdkafka, closed then without partitions, does
-        not tell the group, which waits for this member's session.
+        Not by closing alone: librdkafka, closed while the group is being rebalanced, does not tell it, and the group
+        waits for this member's session. Unsubscribed, it leaves at once, also while it waits for the others to join.
 
         Args:
             stays: Do not leave, where the group would know this member again: it is about to come back.
         """
-        if self._instance and stays:
-            self._polling.close(_LAST_WORD_S)
-            return
-        deadline = time.monotonic() + _LAST_WORD_S
-        self._statistics = ""
-        # While the group is being rebalanced, a member that has not noticed yet is about to join again.
-        while not (self._is_settled() and self._cluster.is_stable(self._group)) and time.monotonic() < deadline:
-            self._consumer.poll(_JOIN_S)
-        if self._instance:  # closed as it is, it would not leave
-            try:
-                self._consumer.unsubscribe()
-                self._poll_until_out(deadline)
-            except KafkaException as error:  # somebody else has joined as this member, so there is nothing to leave
-                log.debug("group.not_left", group=self._group, why=error.args[0].str())
+        if not (self._instance and stays):
+            deadline = time.monotonic() + _LAST_WORD_S
+            self._statistics = ""
+            while not self._may_leave() and time.monotonic() < deadline:
+                self._consumer.poll(_JOIN_S)
+            if self._instance or self._may_leave():
+                self._leave(deadline)
         if not self._polling.close(_LAST_WORD_S):
             log.warning("group.leave_unanswered", group=self._group, within_s=_LAST_WORD_S)
+
+    def _leave(self, deadline: float) -> None:
+        try:
+            self._consumer.unsubscribe()
+            while self._consumer.memberid() and time.monotonic() < deadline:  # which it forgets as it leaves
+                self._consumer.poll(_JOIN_S)
+        except KafkaException as error:  # somebody else has joined as this member, so there is nothing to leave
+            log.debug("group.not_left", group=self._group, why=error.args[0].str())
 
     # Called by librdkafka from within poll. What is raised here would be lost on the way through C, so it is
     # kept and raised by poll itself.
@@ -240,23 +241,11 @@ class Subscription:
     def _on_statistics(self, statistics: str) -> None:
         self._statistics = statistics
 
-    def _is_settled(self) -> bool:
-        """Say whether this member is in the group and not being rebalanced, as librdkafka says of itself."""
-        return self._join_state() == "steady"
-
-    def _join_state(self) -> str:
-        if not self._statistics:
-            return ""
-        return str(orjson.loads(self._statistics).get("cgrp", {}).get("join_state", ""))
-
-    def _poll_until_out(self, deadline: float) -> None:
-        """Wait until librdkafka says for the second time that it is in no group: by then the group has heard of it."""
-        out = 0
-        while out < _OUT and time.monotonic() < deadline:
-            self._statistics = ""
-            while not self._statistics and time.monotonic() < deadline:
-                self._consumer.poll(_JOIN_S)
-            out += self._join_state() == "init"
+    def _may_leave(self) -> bool:
+        """Say whether the group knows this member, and nothing of a rebalance waits to be done here."""
+        if not self._statistics or not self._consumer.memberid():
+            return False
+        return orjson.loads(self._statistics).get("cgrp", {}).get("join_state") in _LEAVABLE
 
     def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         failed = error or next((where.error for where in offsets if where.error is not None), None)
