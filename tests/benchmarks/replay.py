@@ -4,6 +4,7 @@ One topic of JSON events, produced here; one run of the benchmark; every contend
 one after the other, in rounds (so that a noisy minute hits all of them):
 
 - `bound`: the same job with nothing done: join a group, read the topic to its end, parse, leave. The best round.
+- `plain`: the fold in plain Python, into a dict, nothing kept: what no fold in Python is faster than. The best round.
 - `steady`: reading and parsing alone, between the first and the last record. The best round.
 - `refold`: one agent, `rebuild_from_beginning()`, RocksDB state and checkpoints. The median.
 - `refold_typed`: the same with the type of the events stated (docs/events.md).
@@ -49,6 +50,7 @@ class Entry(NamedTuple):
 
 CONTENDERS = (
     Entry("bound", best=True),
+    Entry("plain", best=True),
     Entry("steady", best=True),
     Entry("refold"),
     Entry("refold_typed"),

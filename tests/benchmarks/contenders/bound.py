@@ -8,14 +8,14 @@ the rate without anything of the kind see `steady`.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 
 import orjson
-from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import Consumer, KafkaError, Message
 
-from tests.benchmarks.contenders.job import Job, Outcome, peak_rss_mb
+from tests.benchmarks.contenders.job import Clock, Job, Outcome
 
-__all__ = ["run", "unavailable"]
+__all__ = ["batches", "run", "unavailable"]
 
 BATCH = 500
 
@@ -25,9 +25,8 @@ def unavailable() -> str | None:
     return None
 
 
-def run(job: Job) -> Outcome:
-    """Read the topic once and parse every value."""
-    started = time.perf_counter()
+def batches(job: Job) -> Iterator[list[Message]]:
+    """Join a group, yield all that the topic has, and leave."""
     consumer = Consumer(
         {
             "bootstrap.servers": job.bootstrap_servers,
@@ -43,20 +42,29 @@ def run(job: Job) -> Outcome:
         }
     )
     consumer.subscribe([job.topic])
-    events, open_partitions = 0, set(job.ends)
-    loads = orjson.loads
+    open_partitions = set(job.ends)
     while open_partitions:
         # Wait for one and take what else is there: to wait for a full batch costs a second at the end.
         first = consumer.poll(1.0)
         batch = [] if first is None else [first, *consumer.consume(BATCH - 1, 0)]
-        for message in batch:
-            error = message.error()
-            if error is None:
-                loads(message.value())
-                events += 1
-            elif error.code() == KafkaError._PARTITION_EOF:
-                open_partitions.discard(message.partition())
-            else:
-                raise RuntimeError(f"{job.topic}: {error}")
+        if any(map(Message.error, batch)):
+            for message in batch:
+                error = message.error()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    raise RuntimeError(f"{job.topic}: {error}")
+                if error is not None:
+                    open_partitions.discard(message.partition())
+            batch = [message for message in batch if message.error() is None]
+        yield batch
     consumer.close()
-    return Outcome(events=events, seconds=time.perf_counter() - started, rss_mb=peak_rss_mb())
+
+
+def run(job: Job) -> Outcome:
+    """Read the topic once and parse every value."""
+    clock = Clock()
+    events, loads = 0, orjson.loads
+    for batch in batches(job):
+        for message in batch:
+            loads(message.value())
+        events += len(batch)
+    return clock.outcome(events)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 
-__all__ = ["Job", "Outcome", "peak_rss_mb"]
+__all__ = ["Clock", "Job", "Outcome", "peak_rss_mb"]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,9 +44,25 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None = None
     """Of the models, see `workload.digest`; None where the contender has none."""
     models: int = 0
+    timed_cpu_seconds: float = 0.0
+    """Processor time of all of the process's threads within what is timed; 0.0 where a contender does not say."""
+    stages: dict[str, float] = {}
+    """By stage, the processor time that it took within that, in seconds; see `refold_stages`."""
     cpu_seconds: float = 0.0
     """Processor time of the whole process from start to exit, reading the models back included; filled in by
     the runner. Where a figure is low, it tells whether the machine was busy with something else."""
+
+
+class Clock:
+    """Begins with what is timed."""
+
+    def __init__(self) -> None:
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
+
+    def outcome(self, events: int) -> Outcome:
+        """Give what is known at the end of what is timed."""
+        seconds, cpu_seconds = time.perf_counter() - self._began, time.process_time() - self._cpu_began
+        return Outcome(events=events, seconds=seconds, timed_cpu_seconds=cpu_seconds, rss_mb=peak_rss_mb())
 
 
 def peak_rss_mb() -> float:

@@ -7,14 +7,13 @@ starts, joining its group, the last checkpoint and leaving are all counted.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import msgspec
 
 import streams
 from projections.contract import CqrsProjection, Event
-from tests.benchmarks.contenders.job import Job, Outcome, peak_rss_mb
+from tests.benchmarks.contenders.job import Clock, Job, Outcome
 from tests.benchmarks.workload import digest
 
 __all__ = ["ByModel", "OrderSummary", "run", "unavailable"]
@@ -92,14 +91,13 @@ def run(
         **({"settings": api.FoldSettings(**settings)} if settings else {}),
     )
 
-    async def rebuild() -> float:
-        started = time.perf_counter()
+    async def rebuild() -> Outcome:
+        clock = Clock()
         await coordinator.rebuild_from_beginning()
-        return time.perf_counter() - started
+        return clock.outcome(0)
 
-    seconds = asyncio.run(rebuild())
-    rss_mb = peak_rss_mb()  # of this process alone, where there are several
+    outcome = asyncio.run(rebuild())  # its memory and processor time are of this process alone, where there are several
     with store.reader(projection) as reader:
         events = sum(state.events for state in reader.states().values())
         sha, count = digest((model_id, msgspec.to_builtins(model)) for model_id, model in reader.items())
-    return Outcome(events=events, seconds=seconds, rss_mb=rss_mb, digest=sha, models=count)
+    return msgspec.structs.replace(outcome, events=events, digest=sha, models=count)
