@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -40,16 +41,18 @@ def test_replay_reports_every_contender_that_is_installed_and_their_models_are_e
     assert report["rss_mb"] > 0
 
 
-def test_growth_reports_two_sizes_and_their_ratios(bootstrap_servers: str, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--small", "2500", "--large", "10000", "--keys", "1000", "--repeat", "1"]
-    status = growth.main([*sizes, "--json", "--bootstrap-servers", bootstrap_servers])
+def test_growth_measures_along_each_axis_and_draws_it(
+    bootstrap_servers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--events", "3000", "--keys", "500", "--points", "3,400", "--repeat", "1", "--plot", str(tmp_path)]
+    status = growth.main([*sizes, "--json", "--bootstrap-servers", bootstrap_servers, "--along", "models,size"])
     report = json.loads(capsys.readouterr().out)
     assert status == 0
-    assert report["events"] == [2500, 10_000]
-    assert len(report["seconds"]) == len(report["rss_mb"]) == 2
-    assert report["time_ratio"] > 0
-    assert report["rss_ratio"] > 0
     assert report["models_equal"] is True
+    assert [point["models"] for point in report["axes"]["models"]] == [3, 400]
+    assert report["models_growth"]["of_seconds"] > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"growth-models.svg", "growth-size.svg"}
+    assert "peak memory" in (tmp_path / "growth-size.svg").read_text()
 
 
 def test_repair_reports_what_it_costs_to_mend_a_part(

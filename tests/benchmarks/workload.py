@@ -28,6 +28,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     keys: int
     partitions: int
     seed: int = 1
+    padding: int = 0
+    """So many bytes more has each event, which no fold reads."""
 
     def first(self, events: int) -> Workload:
         """Give the workload of the first events of this one (all, where it has no more)."""
@@ -36,6 +38,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     def records(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield each record's key and value, in the order in which they are produced."""
         rng = random.Random(self.seed)
+        note = {"note": "n" * self.padding} if self.padding else {}
         for number in range(self.events):
             key = b"order-%07d" % rng.randrange(self.keys)
             minute, second = divmod(number // 1000 % 3600, 60)
@@ -51,7 +54,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
                             "quantity": rng.randrange(1, 5),
                             "price_cents": rng.randrange(100, 9999),
                             "customer": f"c{rng.randrange(5000)}",
-                        },
+                        }
+                        | note,
                     }
                 ),
             )
