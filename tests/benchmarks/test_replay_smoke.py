@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import generations, growth, repair, replay
+from tests.benchmarks import generations, growth, live, repair, replay, stages
 
 KEYS = {
     "events",
@@ -85,3 +85,25 @@ def test_replay_refuses_a_contender_that_it_does_not_know(capsys: pytest.Capture
     with pytest.raises(SystemExit):
         replay.main(["--skip", "spark"])
     assert "no such contender: spark" in capsys.readouterr().err
+
+
+def test_stages_tell_where_processor_time_goes(bootstrap_servers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--events", "20000", "--keys", "1000", "--repeat", "1"]
+    status = stages.main([*sizes, "--json", "--bootstrap-servers", bootstrap_servers])
+    report = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert report["models_equal"] is True
+    took = report["stages_us"]
+    assert all(took[stage] > 0 for stage in ("consume", "decode", "fold", "remember", "encode", "write", "rest"))
+    assert took["decode"] + took["fold"] < report["cpu_us"]["refold"] * 3  # of another run
+
+
+def test_live_tells_of_lag_and_pauses(bootstrap_servers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--events", "5000", "--keys", "1000", "--rates", "500", "--seconds", "2"]
+    status = live.main([*sizes, "--json", "--bootstrap-servers", bootstrap_servers])
+    report = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert report["models_equal"] is True
+    (found,) = report["rates"]
+    assert found["pauses"] > 0
+    assert found["pause_p50_ms"] <= found["pause_max_ms"]
