@@ -1,4 +1,4 @@
-"""A Python environment of the peers' own, made when it is first needed.
+"""Python environments of the peers' own, each made when it is first needed.
 
 Quix Streams pins an older confluent-kafka than refold needs, and what a peer needs must not hold the product back.
 """
@@ -15,23 +15,28 @@ from pathlib import Path
 
 __all__ = ["PACKAGES", "PeerUnavailable", "peers_python"]
 
-PACKAGES = {"quixstreams": "3.28.1", "msgspec": "0.22.0", "orjson": "3.13.0", "rocksdict": "0.3.29"}
+_OURS = {"msgspec": "0.22.0", "orjson": "3.13.0"}
+PACKAGES = {
+    "quixstreams": {"quixstreams": "3.28.1", "rocksdict": "0.3.29", **_OURS},
+    "bytewax": {"bytewax": "0.21.1", "confluent-kafka": "2.16.1", **_OURS},
+}
+"""By peer, what is installed for it."""
 _PIP_TIMEOUT_S = 300.0
 
 
 class PeerUnavailable(RuntimeError):
-    """The peers' packages cannot be installed here."""
+    """A peer's packages cannot be installed here."""
 
 
-def peers_python() -> str:
-    """Give the interpreter of the peers' environment, making it if it is not there yet.
+def peers_python(peer: str) -> str:
+    """Give the interpreter of a peer's environment, making it if it is not there yet.
 
     Raises:
         PeerUnavailable: It cannot be made; what pip said last is in the message.
     """
-    wanted = hashlib.sha256(f"{sys.version} {PACKAGES}".encode()).hexdigest()[:12]
+    wanted = hashlib.sha256(f"{sys.version} {PACKAGES[peer]}".encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "refold"
-    directory = cache / f"peers-{wanted}"
+    directory = cache / f"{peer}-{wanted}"
     python = directory / "bin" / "python"
     if python.exists():
         return str(python)
@@ -47,7 +52,7 @@ def peers_python() -> str:
                 "pip",
                 "install",
                 "--quiet",
-                *(f"{name}=={version}" for name, version in PACKAGES.items()),
+                *(f"{name}=={version}" for name, version in PACKAGES[peer].items()),
             ],
             check=True,
             capture_output=True,
@@ -60,5 +65,5 @@ def peers_python() -> str:
         if python.exists():  # another process was faster
             return str(python)
         last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
-        raise PeerUnavailable(f"the peers' packages cannot be installed: {' '.join(last)}") from error
+        raise PeerUnavailable(f"{peer} cannot be installed: {' '.join(last)}") from error
     return str(python)

@@ -9,7 +9,7 @@ one after the other, in rounds (so that a noisy minute hits all of them):
 - `refold`: one agent, `rebuild_from_beginning()`, RocksDB state and checkpoints. The median.
 - `refold_typed`: the same with the type of the events stated (docs/events.md).
 - `refold_2`, `refold_4`: `refold` with two and four agents, each in a process of its own.
-- `quix`, `kafka_streams`, `faust_table`: the same fold with their own durable state. The median; null
+- `quix`, `bytewax`, `kafka_streams`, `faust_table`: the same fold with their own durable state. The median; null
   where the peer is not installed.
 
 What is timed is told in `tests.benchmarks.contenders`, and what is set, in each contender's module. The
@@ -58,6 +58,7 @@ CONTENDERS = (
     Entry("refold_4"),
     Entry("kafka_streams"),
     Entry("quix"),
+    Entry("bytewax"),
     Entry("faust_table", rounds=1),
 )
 _SHORT = {"faust": "faust_table", "streams": "kafka_streams", "kstreams": "kafka_streams"}
@@ -164,7 +165,7 @@ def _versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found | {"quixstreams": PACKAGES["quixstreams"]}
+    return found | {peer: packages[peer] for peer, packages in PACKAGES.items()}
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ _STATE_KEY = "model"
 def unavailable() -> str | None:
     """Say so where it cannot be installed."""
     try:
-        peers_python()
+        peers_python("quixstreams")
     except PeerUnavailable as error:
         return str(error)
     return None
@@ -33,7 +33,7 @@ def unavailable() -> str | None:
 
 def python() -> str:
     """Give the interpreter that has it."""
-    return peers_python()
+    return peers_python("quixstreams")
 
 
 def run(job: Job) -> Outcome:
