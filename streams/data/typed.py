@@ -127,6 +127,7 @@ class _TypedJson:
         self._is_whole = codec.data is None
         self._streams_are_keys = codec.streams_are_keys
         self._open = msgspec.json.Decoder(envelope).decode
+        self._fields = attrgetter(*envelope.__struct_fields__)
         self._readers = _Readers(kinds)
         self._whole = whole
 
@@ -142,15 +143,16 @@ class _TypedJson:
     def _decode(self, records: Sequence[Record]) -> Sequence[Outcome]:
         kind, readers = type(records[0]), self._readers
         values = list(map(kind.value, records))
-        envelopes = list(map(self._open, values))  # type: ignore[arg-type]
-        ids, times, names = (list(map(attrgetter(name), envelopes)) for name in ("id", "time", "type"))
-        raws: Sequence[Any] = values if self._is_whole else list(map(attrgetter("data"), envelopes))
+        envelopes = map(self._open, values)  # type: ignore[arg-type]
+        names, ids, times, metadata, *rest = zip(*map(self._fields, envelopes), strict=True)
+        raws: Sequence[Any] = values if self._is_whole else rest[0]
         if self._streams_are_keys:
-            streams = list(map(bytes.decode, map(kind.key, records)))  # type: ignore[arg-type]
+            streams: Sequence[Any] = list(map(bytes.decode, map(kind.key, records)))  # type: ignore[arg-type]
         else:
-            streams = list(map(attrgetter("stream"), envelopes))
+            streams = rest[-1]
         if None in ids or None in times or set(map(type, streams)) != {str}:
             raise ValueError("not as nearly all are")
+        is_of_one = names.count(names[0]) == len(names)
         return list(
             map(
                 Event,
@@ -158,8 +160,8 @@ class _TypedJson:
                 names,
                 streams,
                 times,
-                [readers[name](raw) for name, raw in zip(names, raws, strict=True)],
-                map(attrgetter("metadata"), envelopes),
+                map(readers[names[0]], raws) if is_of_one else _read(readers, names, raws),
+                metadata,
                 repeat(records[0].topic()),
                 repeat(records[0].partition()),
                 map(kind.offset, records),
@@ -181,6 +183,10 @@ def _envelope(codec: JsonCodec) -> type[msgspec.Struct] | None:
     if len(set(names.values())) < len(names):
         return None
     return msgspec.defstruct("Envelope", fields, rename=names, gc=False)
+
+
+def _read(readers: _Readers, names: Sequence[str], raws: Sequence[Any]) -> list[Any]:
+    return [readers[name](raw) for name, raw in zip(names, raws, strict=True)]
 
 
 def _nothing(_raw: object) -> UnknownEvent:
