@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks.instructions`: the processor's instructions for an event, counted by Valgrind.
 
-Where time is noise on a shared machine, instructions are not: two runs differ by less than a hundredth. So a change that
-makes the way from records to models longer is seen where it is made. What is counted is that way alone, with real
+Where time is noise on a shared machine, instructions are not: two runs differ by less than a hundredth. So a change
+that makes the way from records to models longer is seen where it is made. What is counted is that way alone, with real
 records, real models and a real store, and without a broker: two runs of one process, one of which folds more events,
 subtracted.
 
