@@ -48,6 +48,11 @@ def pods(plane: ControlPlane, namespace: str) -> dict[str, dict[str, Any]]:
     return {one["metadata"]["name"]: one for one in found}
 
 
+def endpoints(plane: ControlPlane, namespace: str) -> int:
+    found = plane.get("endpointslices", "-n", namespace, "-l", "kubernetes.io/service-name=r-refold")["items"]
+    return sum(len(one["endpoints"] or ()) for one in found)
+
+
 def is_ready(pod: dict[str, Any]) -> bool:
     conditions = pod.get("status", {}).get("conditions", [])
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions) and (
@@ -75,8 +80,10 @@ def test_it_is_installed_scaled_rolled_out_and_removed_and_its_volumes_stay(
     ):
         assert "r-refold" in plane.kubectl("get", kind, "-n", namespace, "-o", "name")
     plane.helm("test", "r", "-n", namespace, "--timeout", "60s")
-    ends = plane.get("endpointslices", "-n", namespace, "-l", "kubernetes.io/service-name=r-refold")["items"]
-    assert sum(len(one["endpoints"]) for one in ends) == 3
+    deadline = time.monotonic() + 60
+    while endpoints(plane, namespace) != 3:  # they come a moment after the pods are ready
+        assert time.monotonic() < deadline, endpoints(plane, namespace)
+        time.sleep(0.2)
 
     # A command of the admin's, from what the chart keeps ready.
     plane.kubectl("create", "job", "-n", namespace, "--from=cronjob/r-refold-rebuild-order-summary", "once")
