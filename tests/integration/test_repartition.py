@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import random
@@ -28,7 +29,7 @@ from streams.data.repartition import Repartitioner
 from streams.data.routed import ORIGIN, Origin
 from streams.data.stamp import Stamp
 from streams.data.transactions import Transactions, Undone
-from streams.errors import EventError, ForeignOffset, HistoryIncomplete, ProjectionError
+from streams.errors import BrokerUnavailable, EventError, ForeignOffset, HistoryIncomplete, ProjectionError
 from streams.types import Committed
 from tests.integration.by_model import Remainders
 from tests.integration.kit import Kit, produce, read_log, tally_events, until
@@ -93,7 +94,14 @@ class Source:
     def until_done(self, deadline_s: float = 60.0) -> None:
         """Wait until the group has passed all that there is."""
         ends = self.kit.ends()
-        until("all was repartitioned", lambda: self.positions() == ends, deadline_s)
+
+        def is_done() -> bool:
+            # Kafka does not tell them while a transaction waits for its end, and one may be left to its timeout.
+            with contextlib.suppress(BrokerUnavailable):
+                return self.positions() == ends
+            return False
+
+        until("all was repartitioned", is_done, deadline_s)
 
 
 @pytest.fixture
@@ -273,6 +281,8 @@ def test_one_that_is_away_for_too_long_writes_nothing_more(source: Source) -> No
         produce(kit.bootstrap, kit.topic, tally_events(2_000, first=4_000))
         source.until_done()
     finally:
+        if first.pid is not None:
+            os.kill(first.pid, signal.SIGCONT)  # one that is stopped would not end
         for one in (first, second):
             one.stop()
         for one in (first, second):
