@@ -218,12 +218,18 @@ class Fold:
 
     def _fold(self, events: Sequence[Event]) -> None:
         """Fold events, but for those that have to wait behind others."""
+        if self.rescue is None:
+            self._fold_free(events, ())
+            return
         while events:
-            free, waiting = (events, ()) if self.rescue is None else self.rescue.letters.sort(events)
-            if self._fold_free(free, waiting) or self._interrupts:
+            portion = events[:_GUARDED] if self.rescue.is_guarding(self.events) else events
+            free, waiting = self.rescue.letters.sort(portion)
+            if self._fold_free(free, waiting):
+                events = events[len(portion) :]
+            else:  # some of the others may have to wait behind the one that has failed
+                events = events[bisect_left(events, self.position, key=_offset) :]
+            if self._interrupts:
                 return
-            # Some of the others may have to wait behind the one that has failed.
-            events = events[bisect_left(events, self.position, key=_offset) :]
 
     def _fold_free(self, events: Sequence[Event], waiting: Sequence[Event]) -> bool:
         """Fold events, as far as none fails that is not to be gone on without. False: one has failed.

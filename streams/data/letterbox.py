@@ -187,7 +187,7 @@ class Letterbox:
                         "enable.idempotence": True,
                         "acks": "all",
                         "compression.type": "lz4",
-                        "linger.ms": 5,
+                        "linger.ms": 50,
                         "queue.buffering.max.kbytes": _QUEUED_KBYTES,
                         "message.max.bytes": 1_000_000_000,  # the topic says what is too large
                         "message.timeout.ms": int(self._kafka.request_timeout_s * 1000),

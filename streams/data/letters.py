@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
+from operator import attrgetter, not_
 from typing import Any
 
 import msgspec
@@ -23,6 +25,7 @@ log = get_logger(__name__)
 _OFFSET_BYTES = 8
 _SAID_BYTES = 2000
 _STAGED_BYTES = 700
+_stream = attrgetter("stream")
 
 
 class Letters:
@@ -71,6 +74,8 @@ class Letters:
         """By id of a model, how many letters wait of it."""
         self.streams: Counter[str] = Counter()
         """The same by stream, for letters whose model cannot be told."""
+        self._names: set[str] = set()
+        """All of both."""
         self.dropped = {int.from_bytes(key[1:], "big") for key, _ in self._store.beside(DROPPED)}
         """Offsets that are never to be folded."""
         for key, raw in self._store.beside(LETTER):
@@ -107,18 +112,21 @@ class Letters:
 
     def sort(self, events: Sequence[Event]) -> tuple[Sequence[Event], Sequence[Event]]:
         """Give those events that are to be folded, and those that are not, now or ever; each in their order."""
-        models, streams, dropped = self.models, self.streams, self.dropped
-        if not (models or streams or dropped):
+        if not self.is_sorting:
             return events, ()
-        # By their streams nearly all are free, which is seen at once.
         suspects = events
-        if self._is_keyed and not dropped:
-            suspects = [event for event in events if event.stream in models or event.stream in streams]
-        left_out = {event.offset for event in suspects if event.offset in dropped or self.holds(event)}
-        if not left_out:
-            return events, ()
-        free = [event for event in events if event.offset not in left_out]
-        return free, [event for event in suspects if event.offset in left_out]
+        suspected: Sequence[bool] = ()
+        if self._is_keyed and not self.dropped:
+            # By their streams nearly all are free, which is seen at once.
+            suspected = [*map(self._names.__contains__, map(_stream, events))]
+            if True not in suspected:
+                return events, ()
+            suspects = [*compress(events, suspected)]
+        left_out = [event for event in suspects if self.leaves_out(event)]
+        if suspected and len(left_out) == len(suspects):
+            return [*compress(events, map(not_, suspected))], left_out
+        offsets = {event.offset for event in left_out}
+        return [event for event in events if event.offset not in offsets], left_out
 
     def _is_declined(self, outcome: Event | Tombstone) -> bool:
         if isinstance(outcome, Tombstone):
@@ -192,6 +200,7 @@ class Letters:
             blocked[name] += by
             if blocked[name] <= 0:
                 del blocked[name]
+            (self._names.add if name in self.models or name in self.streams else self._names.discard)(name)
 
     # The topic
 
