@@ -186,21 +186,28 @@ class Calls:
         *,
         needs: Iterable[Need] = (),
     ) -> Any:
-        """Call a consumer that knows the group and is no member of it; it is kept, for it knows the group's broker."""
+        """Call a consumer that knows the group and is no member of it.
+
+        It is kept, for it knows the group's broker; but not where that has not answered: another one looks for it anew.
+        """
         with self._guard:
             consumer = self._outsiders.get(group)
             if consumer is None:
                 consumer = self._outsiders[group] = Consumer(
                     self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False})
                 )
+        asked: Consumer = consumer
 
         def called() -> Any:
             try:
-                return call(consumer)
+                return call(asked)
             except KafkaException as failure:
                 if failure.args[0].code() == KafkaError._TIMED_OUT:
+                    with self._guard:
+                        if self._outsiders.get(group) is asked:
+                            del self._outsiders[group]
                     # That it may not ask who coordinates the group, librdkafka tells beside the call, which waits on.
-                    told = consumer.poll(0)
+                    told = asked.poll(0)
                     if told is not None and told.error() is not None and is_denial(told.error()):
                         raise KafkaException(told.error()) from failure
                 raise

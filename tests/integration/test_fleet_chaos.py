@@ -20,11 +20,13 @@ from typing import Any
 import orjson
 import psycopg
 import pytest
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from projections.contract import CqrsProjection
 from streams.adapters.postgres.stores import Postgres
 from streams.broker import EmbeddedBroker
 from streams.broker.postgres import EmbeddedPostgres
+from streams.control.place import filling_group
 from streams.control.record import Generation
 from streams.data.files import FILES
 from tests.integration.by_model import BY_MODEL, Remainders
@@ -211,9 +213,9 @@ class Chaos:
         for worker in self.running.values():
             assert worker.process.poll() is None, worker.output()[-4000:]
         first = next(iter(self.running.values()))
-        until("no rebuild to run any more", self.rests, deadline_s=120)
-        self.workers.ready(*self.running.values())
         try:
+            until("no rebuild to run any more", self.rests, deadline_s=120)
+            self.workers.ready(*self.running.values())
             until("the fold to be served", lambda: self.workers.models(first, 500) == expected, deadline_s=60)
         except AssertionError:
             self.tell(first)
@@ -246,6 +248,25 @@ class Chaos:
         print("stable", {number: marks.high for number, marks in cluster.watermarks(topic).items()})
         print("ends", cluster.ends(topic), "written", self.kit.ends())
         print("status", orjson.dumps(worker.status()["projections"], option=orjson.OPT_INDENT_2).decode())
+        for one in self.workers.record().generations:
+            filling = filling_group(one)
+            asked = (
+                [(one.group, one.topic)] if filling is None else [(one.group, one.topic), (filling[1], filling[0].name)]
+            )
+            for group, name in asked:
+                for level in ("read_committed", "read_uncommitted"):
+                    print(group, level, self.offsets(group, name, level))
+        print(self.broker.log_tail(200))
+
+    def offsets(self, group: str, topic: str, level: str) -> str:
+        """Ask, by a client that nobody has used, for what a group has committed."""
+        settings = {"bootstrap.servers": self.kit.bootstrap, "group.id": group, "isolation.level": level}
+        with contextlib.closing(Consumer(settings)) as consumer:
+            try:
+                found = consumer.committed([TopicPartition(topic, number) for number in range(PARTITIONS)], timeout=5)
+            except KafkaException as error:
+                return str(error)
+        return str([(one.partition, one.offset, one.metadata) for one in found])
 
     def rests(self) -> bool:
         """Say whether nothing is under way, and all is given to somebody."""
