@@ -152,6 +152,10 @@ class BrokerUnavailable(BrokerError, ConnectionError):
     """No broker answered within the deadline. State and positions are as they were committed last."""
 
 
+class OffsetsPending(BrokerUnavailable):
+    """A transaction that has not ended may move a group's offsets, so nobody is told them (KIP-447). Ask again."""
+
+
 class AccessDenied(BrokerError, PermissionError):
     """The cluster does not allow it; the message names the ACL that is missing, or what it did not accept."""
 
@@ -258,6 +262,10 @@ class ForeignOffset(CheckpointError):
 
 class RebuildError(CqrsError):
     """A rebuild could not start or could not finish."""
+
+
+class TransactionHangs(RebuildError):
+    """A transaction that has filled a generation's own topic never ends: Kafka has lost that it did. Rebuild again."""
 
 
 class GroupActive(RebuildError):

@@ -16,8 +16,9 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from streams.calls import MISSING, Calls, broker_error, check_client_settings
 from streams.config import KafkaSettings
 from streams.denied import Need
-from streams.errors import GroupActive, at
+from streams.errors import BrokerUnavailable, GroupActive, at
 from streams.types import Committed, GroupDescription, Member, TopicInfo
+from streams.unended import offsets_pending
 
 __all__ = ["Groups"]
 
@@ -105,15 +106,22 @@ class Groups:
         Args:
             group: The group.
             topics: Each topic's number of partitions.
+
+        Raises:
+            OffsetsPending: A transaction has not ended that may move them.
+            BrokerUnavailable, BrokerError: From Kafka.
         """
         wanted = [TopicPartition(topic, partition) for topic, count in topics.items() for partition in range(count)]
         doing = f"read the offsets of group {group!r}"
-        found: list[TopicPartition] = self._calls.outside(
-            group,
-            doing,
-            lambda consumer: consumer.committed(wanted, timeout=self._calls.timeout_s),
-            needs=[Need("Describe", "group", group)],
-        )
+        try:
+            found: list[TopicPartition] = self._calls.outside(
+                group,
+                doing,
+                lambda consumer: consumer.committed(wanted, timeout=self._calls.timeout_s),
+                needs=[Need("Describe", "group", group)],
+            )
+        except BrokerUnavailable as error:
+            raise offsets_pending(self.settings, group, wanted) or error from error.__cause__
         for where in found:
             if where.error is not None:
                 needs = [Need("Describe", "group", group), Need("Describe", "topic", where.topic)]

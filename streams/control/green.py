@@ -18,7 +18,7 @@ from streams.control.folding import Folding
 from streams.control.place import topic_of
 from streams.control.record import Generation, Rebuild, Record, facts_of
 from streams.control.registry import Watch
-from streams.control.repartitioning import check_source, filling_of, make_topic, staged
+from streams.control.repartitioning import Filling, check_source, filling_of, make_topic, staged
 from streams.control.replay import Replay
 from streams.control.retire import retire
 from streams.control.run import note_end
@@ -36,10 +36,12 @@ from streams.errors import (
     CqrsError,
     DiskFull,
     NotReady,
+    OffsetsPending,
     ProjectionError,
     RebuildCancelled,
     RebuildRunning,
     StorageError,
+    TransactionHangs,
 )
 from streams.log import get_logger
 from streams.types import RebuildProgress
@@ -99,7 +101,7 @@ class Green:
         self._folding: Folding
         self._behind: CaughtUp | None = None
         self._finishing = Finishing()
-        self._filling: Replay | None = None
+        self._filling: Filling | None = None
         """How far the new generation's own topic is filled, where it has one."""
         self._record: Record
         self._id = ""
@@ -223,9 +225,11 @@ class Green:
 
     def _repartition(self, rebuild: Rebuild, green: Generation) -> bool:
         """Have the new generation's own topic filled up to the pinned ends; then its state is made."""
-        filling = self._fill(green)
+        self._fill(green)
         self._look_after()
-        filling.look()
+        filling = self._filled(green)
+        if filling is None:
+            return True
         self._progress = staged(filling.progress, 1)
         why = filling.halted()
         if why:
@@ -324,21 +328,28 @@ class Green:
             self._progress = self._staged(self._behind.observe(self._folding.status), green)
         return self._behind
 
-    def _fill(self, green: Generation) -> Replay:
+    def _fill(self, green: Generation) -> None:
         """Have the new generation's own topic filled, from where that is."""
         if self._filling is None:
             self._folding = Folding(self._site.ground(self._site.place(green)), self._make_runner)
             self._folding.fill()
-            self._filling = Replay(self._site.events.cluster, filling_of(green))
-        return self._filling
+            self._filling = Filling(self._site.events.cluster, green)
+
+    def _filled(self, green: Generation) -> Replay | None:
+        """Look at how far the new generation's own topic is filled; None where nobody is told just now."""
+        if self._filling is None:
+            self._filling = Filling(self._site.events.cluster, green)
+        try:
+            return self._filling.look()
+        except OffsetsPending as why:
+            self._say(str(why))
+            return None
 
     def _is_caught_up(self, behind: CaughtUp, green: Generation) -> bool:
         """Say whether the new generation keeps up with the event topic."""
         if green.source is not None:
-            if self._filling is None:
-                self._filling = Replay(self._site.events.cluster, filling_of(green))
-            self._filling.look()
-            if not self._filling.is_caught_up():
+            filling = self._filled(green)
+            if filling is None or not filling.is_caught_up():
                 return False
         return behind.is_caught_up()
 
@@ -377,7 +388,7 @@ class Green:
             self.is_orphan = all(member.pid in ours for member in cluster.members(green.group))
 
     def _failed(self, error: CqrsError) -> None:
-        """Note what has stopped it; where nothing was made yet, give it up."""
+        """Note what has stopped it; where nothing was made yet, or nothing ever will, give it up."""
         if isinstance(error, (RebuildCancelled, RebuildRunning)):
             return
         may_pass = isinstance(error, (BrokerUnavailable, StorageError)) and not isinstance(error, DiskFull)
@@ -385,7 +396,8 @@ class Green:
             record = self._site.record()
             running = record.running
             green = None if running is None or running.id != self._id else record.find(running.generation)
-            if green is not None and green.phase == "new" and not may_pass:
+            is_over = isinstance(error, TransactionHangs) or (green is not None and green.phase == "new")
+            if green is not None and is_over and not may_pass:
                 self._site.update(lambda record: wishes.cancelled(record, str(error)))
                 retire(self._site, green.id, str(error))
             elif green is not None:

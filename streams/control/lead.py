@@ -20,7 +20,7 @@ from streams.control.compare import Report
 from streams.control.in_place import completed
 from streams.control.place import topic_of
 from streams.control.record import Generation, Rebuild, Record
-from streams.control.repartitioning import check_source, filling_of, make_topic, remove_topic, staged
+from streams.control.repartitioning import Filling, check_source, filling_of, make_topic, remove_topic, staged
 from streams.control.replay import Replay
 from streams.control.setting_back import SettingBack
 from streams.control.showing import Finishing
@@ -40,6 +40,7 @@ from streams.errors import (
     StoreAway,
     StoreLocked,
     TopicChanged,
+    TransactionHangs,
 )
 from streams.log import get_logger
 from streams.types import RebuildProgress
@@ -82,7 +83,7 @@ class Lead:
         self._is_leading = is_leading
         self._replay: Replay | None = None
         self._of = ("", 0)
-        self._filling: Replay | None = None
+        self._filling: Filling | None = None
         """How far the new generation's own topic is filled, where it has one."""
         self._filling_of = ""
         self._newest: Record | None = None
@@ -94,9 +95,11 @@ class Lead:
     @property
     def progress(self) -> RebuildProgress | None:
         """The figures of the replay that is under way; None where none is."""
-        if self._filling is not None:
-            return staged(self._filling.progress, 1) if self._replay is None else staged(self._replay.progress, 2)
-        return None if self._replay is None else self._replay.progress
+        if self._filling is None:
+            return None if self._replay is None else self._replay.progress
+        if self._replay is not None:
+            return staged(self._replay.progress, 2)
+        return None if self._filling.progress is None else staged(self._filling.progress, 1)
 
     def step(self, record: Record) -> None:
         """Take the step that is due, if one is.
@@ -302,9 +305,8 @@ class Lead:
     def _filled(self, green: Generation) -> Replay:
         """Look at how far the new generation's own topic is filled."""
         if self._filling is None or self._filling_of != green.topic_id:
-            self._filling, self._filling_of = Replay(self._site.events.cluster, filling_of(green)), green.topic_id
-        self._filling.look()
-        return self._filling
+            self._filling, self._filling_of = Filling(self._site.events.cluster, green), green.topic_id
+        return self._filling.look()
 
     def _is_caught_up(self, green: Generation, replay: Replay) -> bool:
         return replay.is_caught_up() and (green.source is None or self._filled(green).is_caught_up())
@@ -325,8 +327,8 @@ class Lead:
             self._update(lambda record: to.noted(record, running.id, why))
 
     def _failed(self, running: Rebuild, green: Generation, error: CqrsError) -> None:
-        """Give up a rebuild that cannot be begun; note what stops another one."""
-        if green.phase == "new" or green.reset is not None:
+        """Give up a rebuild that cannot be begun, or never ends; note what stops another one."""
+        if green.phase == "new" or green.reset is not None or isinstance(error, TransactionHangs):
             self._update(lambda record: wishes.cancelled(record, str(error)))
             log.warning("rebuild.given_up", generation=green.id, why=str(error))
         elif str(error) != running.why:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from dataclasses import replace
 
 import msgspec
@@ -12,11 +14,14 @@ from streams.control.replay import Replay
 from streams.control.site import Site
 from streams.data.history import check_complete
 from streams.data.job import mark_of
-from streams.errors import TopicChanged
+from streams.errors import OffsetsPending, TopicChanged, TransactionHangs
 from streams.types import RebuildProgress, TopicInfo, Watermarks
 
-__all__ = ["check_source", "filling_of", "make_topic", "remove_topic", "staged", "Stages"]
+__all__ = ["HANGS_S", "Filling", "Stages", "check_source", "filling_of", "make_topic", "remove_topic", "staged"]
 
+HANGS_S = 60.0
+"""No transaction takes so long: Kafka ends one after 10 s (`transaction.timeout.ms`), and looks every 10 s for such
+(`transaction.abort.timed.out.transaction.cleanup.interval.ms`)."""
 _FOREVER = str(2**63 - 1)
 _ROOM_BYTES = 64 << 10
 _OLDEST = "message.timestamp.before.max.ms"
@@ -102,6 +107,50 @@ def filling_of(generation: Generation) -> Generation:
     )
 
 
+class Filling:
+    """Looks at how far a generation's own topic is filled, and bears with a transaction for as long as one may last.
+
+    Args:
+        cluster: Kafka.
+        generation: The one whose topic it is.
+    """
+
+    def __init__(self, cluster: Cluster, generation: Generation) -> None:
+        self._cluster = cluster
+        self._of = generation
+        self._replay: Replay | None = None
+        self._since_s: float | None = None
+
+    def look(self) -> Replay:
+        """Ask Kafka, and give what it says.
+
+        Raises:
+            OffsetsPending: A transaction that has not ended may move it.
+            TransactionHangs: It has not for longer than any may last.
+            BrokerError: From Kafka; where that was asked before, nothing is known anew, and nothing is raised.
+        """
+        try:
+            if self._replay is None:
+                self._replay = Replay(self._cluster, filling_of(self._of))
+            self._replay.look()
+        except OffsetsPending as why:
+            now = time.monotonic()
+            self._since_s = now if self._since_s is None else self._since_s
+            if now - self._since_s < HANGS_S:
+                raise
+            raise TransactionHangs(
+                f"The topic of {self._of.id} cannot be filled any further: {why} It has not ended for {HANGS_S:g} s. "
+                "Nothing else is changed: rebuild again, which makes another topic."
+            ) from why
+        self._since_s = None
+        return self._replay
+
+    @property
+    def progress(self) -> RebuildProgress | None:
+        """The figures as of the last look; None before the first."""
+        return None if self._replay is None else self._replay.progress
+
+
 class Stages:
     """Follows a generation's rebuild through its stages, from outside; see `Replay`.
 
@@ -131,7 +180,8 @@ class Stages:
             return
         if self._replay is None or self._of != (one.group, one.epoch):
             self._replay, self._of = Replay(self._cluster, one), (one.group, one.epoch)
-        self._replay.look()
+        with suppress(OffsetsPending):
+            self._replay.look()
         progress = self._replay.progress
         self.progress = progress if generation.source is None else staged(progress, 1 + is_filled)
 

@@ -11,7 +11,7 @@ from streams.control.progress import ProgressTracker
 from streams.control.record import Generation
 from streams.data.partition import PartitionStatus, Phase
 from streams.data.stamp import Stamp
-from streams.errors import BrokerError
+from streams.errors import BrokerError, OffsetsPending
 from streams.types import Committed, Lag, Member, RebuildProgress, TopicInfo, Watermarks
 
 __all__ = ["Replay", "figures_of"]
@@ -69,7 +69,11 @@ class Replay:
         return self._tracker.snapshot
 
     def look(self) -> None:
-        """Ask Kafka how far it is, at most five times a second. While no broker answers, nothing is known anew."""
+        """Ask Kafka how far it is, at most five times a second. While no broker answers, nothing is known anew.
+
+        Raises:
+            OffsetsPending: A transaction that has not ended may move it.
+        """
         if time.monotonic() - self._asked_s < _ASK_S:
             return
         self._asked_s = time.monotonic()
@@ -77,6 +81,9 @@ class Replay:
             self._take(self._cluster.committed(self._generation.group, self._topic))
             self._members = self._cluster.members(self._generation.group)
             self._marks = self._cluster.watermarks(self._topic)
+        except OffsetsPending:
+            self._marks = {}
+            raise
         except BrokerError as error:
             self._marks = {}
             self._tracker.observe(self._figures, f"a broker to answer: {error}")

@@ -32,6 +32,8 @@ _SILENT_S = 1.0
 """How long after nobody has answered nobody is asked, so that several partitions do not wait one after the other."""
 _ALONG = 0.1
 """Where one fold has no more room, those go along whose changed models take more than this share of theirs."""
+_IN_TURN = 500
+"""Of so many changed models on, live partitions are committed one after the other, so that each pause is short."""
 _MANY = 5000
 """So many models take longer to read from a log than whoever asks for one of them should wait."""
 
@@ -70,6 +72,10 @@ class Commits:
         self._splits = SplitWatch(job.build)
         self._is_behind = True
         self._has_caught_up = False
+        self._turns: list[int] = []
+        """Partitions that the checkpoint under way has yet to come to, where it takes one after the other."""
+        self._turn_s = 0.0
+        self._turn_models = 0
         self._models_bytes = job.settings.models_bytes
         self._told_full_s = -_TELL_FULL_S
         self._silent_to_s = 0.0
@@ -98,14 +104,23 @@ class Commits:
         moved = [fold for fold in folds if fold.has_moved]
         fullness = {fold: fold.keep_to(share) for fold in folds}
         self._send()
-        if moved:
+        if self._turns:
+            self._next_turn()
+            while idle and self._turns:
+                self._next_turn()
+        elif moved:
             pending = sum(fold.pending for fold in moved)
             changed = sum(fold.changed for fold in moved)
             newest_ms = max(fold.record_ms or 0 for fold in moved)
             # At the end of a backlog nothing waits either, and others wait to see that it is over.
             is_live = time.time() * 1000 - newest_ms < _LIVE_MS or self._is_at_ends()
             if self._pace.is_due(pending, changed, idle=idle, is_live=is_live):
-                self.all()
+                if is_live and changed >= _IN_TURN and self._pace.every is None:
+                    self._turns = [number for number, held in self._held.items() if held.fold in moved]
+                    self._turn_s, self._turn_models = 0.0, changed
+                    self._next_turn()
+                else:
+                    self.all()
                 self._note_live(is_live=is_live)
             elif max(fullness.values()) > 1:
                 self._take([held for held in self._held.values() if held.fold and fullness[held.fold] > _ALONG])
@@ -115,6 +130,15 @@ class Commits:
         # Where an end was set, whoever set it compares, at it.
         if not moved and idle and self._splits.is_behind and self._job.until is None:
             self._splits.compare({one.number: one.store.ids() for one in self._held.values() if one.store is not None})
+
+    def _next_turn(self) -> None:
+        """Commit one partition of the checkpoint under way: events of all of them are folded again in between."""
+        before_s, held = self.taken_s, self._held.get(self._turns.pop())
+        if held is not None and held.fold is not None and held.fold.has_moved:
+            self._take([held])
+        self._turn_s += self.taken_s - before_s
+        if not self._turns:
+            self._pace.taken(time.monotonic() - self._turn_s, self._turn_models)
 
     def _note_live(self, *, is_live: bool) -> None:
         self._has_caught_up = self._has_caught_up or (is_live and self._is_behind)
@@ -137,6 +161,7 @@ class Commits:
         """
         began = time.monotonic()
         models = sum(fold.changed for fold in self.folds())
+        self._turns = []
         self._take(self._held.values())
         self._pace.taken(began, models)
 

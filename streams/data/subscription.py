@@ -14,6 +14,7 @@ from streams.data.polling import Polling, Slice, bounded
 from streams.data.source import KafkaEventStore
 from streams.log import get_logger
 from streams.types import Committed
+from streams.unended import offsets_pending
 
 __all__ = ["Listener", "Subscription", "leave_for"]
 
@@ -150,13 +151,17 @@ class Subscription:
         """Give the group's offsets of partitions, once no transaction is open that may change them.
 
         Raises:
-            BrokerUnavailable: That takes too long; ask again.
-            BrokerError: From Kafka.
+            OffsetsPending: That takes too long; ask again.
+            BrokerUnavailable, BrokerError: From Kafka.
         """
+        wanted = [TopicPartition(self._topic, one) for one in partitions]
         try:
-            found = self._consumer.committed([TopicPartition(self._topic, one) for one in partitions], timeout=_ASK_S)
-        except KafkaException as error:
-            raise broker_error(error.args[0], f"read the offsets of group {self._group!r}", self._kafka) from error
+            found = self._consumer.committed(wanted, timeout=_ASK_S)
+        except KafkaException as failure:
+            error: KafkaError = failure.args[0]
+            is_late = error.code() == KafkaError._TIMED_OUT
+            why = offsets_pending(self._kafka, self._group, wanted) if is_late else None
+            raise why or broker_error(error, f"read the offsets of group {self._group!r}", self._kafka) from failure
         for where in found:
             if where.error is not None:
                 raise broker_error(where.error, f"read the offsets of group {self._group!r}", self._kafka)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from projections.contract import CqrsProjection
 from streams import Registry
@@ -225,6 +227,58 @@ def test_a_rebuild_that_is_given_up_leaves_nothing(kit: Kit, phase: str) -> None
         kit.refold("cancel", projection=FIXED)
         nothing_is_left(kit, green)
         assert live.terminate() == 0
+
+
+@contextmanager
+def hanging(kit: Kit, group: str) -> Iterator[None]:
+    """Have a transaction move a group's offset and never end, as where Kafka has lost its end."""
+    config = {"transactional.id": f"{group}/gone", "transaction.timeout.ms": 600_000}
+    producer = Producer({"bootstrap.servers": kit.bootstrap, **config})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    with closing(Consumer({"bootstrap.servers": kit.bootstrap, "group.id": group})) as nobody:
+        membership = nobody.consumer_group_metadata()
+        producer.send_offsets_to_transaction([TopicPartition(kit.topic, 0, 0)], membership, 30)
+        yield
+
+
+def test_a_transaction_that_never_ends_is_told_and_the_rebuild_given_up(kit: Kit) -> None:
+    produce(kit.bootstrap, kit.topic, tally_events(3_000, streams=100))
+    with kit.process(projection=BY_MODEL, env=QUICKLY) as live:
+        wait_for_log(live, ["run.started"])
+        until("the first generation to be there", lambda: is_registered(kit))
+        with kit.process("--yes", command="rebuild", projection=SLOW, env=QUICKLY) as driver:
+            green = until("its topic to be filled", partial(_is_at, kit, "repartitioning"))
+            assert green is not None
+            with hanging(kit, green.topic):
+                driver.process.wait(150)
+                said = driver.output()
+        assert re.search(rf"{re.escape(kit.topic)}\[0\]: a transaction .* rebuild again", said), said
+        nothing_is_left(kit, green)
+        check(kit)
+        assert live.terminate() == 0
+
+
+def test_workers_give_up_a_rebuild_whose_transaction_never_ends(kit: Kit) -> None:
+    """The one after it makes another topic, and is active in the end."""
+    produce(kit.bootstrap, kit.topic, tally_events(3_000, streams=100))
+    with fleet(kit, projection=BY_MODEL, projection_object=Remainders()) as workers:
+        worker = workers.start("one")
+        workers.ready(worker)
+        rebuild = partial(worker.ask, "POST", "/v1/projections/remainders/rebuild", {"policy": "none"})
+        assert rebuild()[0] in (200, 202)
+        green = until("it to be begun", partial(_is_at, kit, "new"))
+        assert green is not None
+        with hanging(kit, green.topic):
+            until("it to be given up", lambda: record_of(kit).running is None, deadline_s=150)
+            assert record_of(kit).active == "remainders.v1"
+            assert "rebuild again" in worker.output()
+            until("it to be gone", lambda: len(record_of(kit).generations) == 1, deadline_s=60)
+            assert green.topic not in {*kit.cluster.topics(), *kit.cluster.groups()}
+        assert rebuild()[0] in (200, 202)
+        until("another one to be active", lambda: record_of(kit).active == "remainders.v1-3", deadline_s=60)
+        workers.ready(worker)
+        until("all to be served", lambda: workers.models(worker, 500) == as_json(expected(kit), Remainders()))
 
 
 def _is_at(kit: Kit, phase: str) -> Generation | None:

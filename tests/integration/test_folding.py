@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
@@ -568,3 +569,23 @@ def test_what_was_fetched_before_a_store_is_opened_anew_is_not_folded_over_the_g
         agent.stop()
         thread.join()
     assert kit.check() > 500
+
+
+def test_live_partitions_are_committed_one_after_the_other_where_many_models_changed(new_kit: NewKit) -> None:
+    """Each pause is short then; whichever was committed when the process dies, nothing is lost or doubled."""
+    kit = new_kit(partitions=4)
+    produce(kit.bootstrap, kit.topic, tally_events(4000, streams=2000))
+    env = {"REFOLD_LOG": "streams.data.commits=debug", "REFOLD_SESSION_TIMEOUT_S": "6"}
+    with kit.process(env=env) as live:
+        wait_for_log(live, ["run.started"])
+        until("all to be folded", lambda: kit.lag() == 0)
+        for number in range(1, 11):
+            produce(kit.bootstrap, kit.topic, tally_events(4000, streams=2000, first=4000 * number))
+        until("all to be folded", lambda: kit.lag() == 0)
+        saved = [orjson.loads(line)["models"] for line in live.output().splitlines() if "checkpoint.saved" in line]
+        assert sum(100 < models < 1000 for models in saved) >= 4, saved  # of one partition each
+        for number in range(11, 16):
+            produce(kit.bootstrap, kit.topic, tally_events(4000, streams=2000, first=4000 * number))
+        live.kill()
+    kit.fold_all()
+    assert kit.check() == 64_000
