@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
 from streams.data.cache import ModelCannotBeStored
@@ -108,28 +108,31 @@ class Commits:
             self._next_turn()
             while idle and self._turns:
                 self._next_turn()
-        elif moved:
-            pending = sum(fold.pending for fold in moved)
-            changed = sum(fold.changed for fold in moved)
-            newest_ms = max(fold.record_ms or 0 for fold in moved)
-            # At the end of a backlog nothing waits either, and others wait to see that it is over.
-            is_live = time.time() * 1000 - newest_ms < _LIVE_MS or self._is_at_ends()
-            if self._pace.is_due(pending, changed, idle=idle, is_live=is_live):
-                if is_live and changed >= _IN_TURN and self._pace.every is None:
-                    self._turns = [number for number, held in self._held.items() if held.fold in moved]
-                    self._turn_s, self._turn_models = 0.0, changed
-                    self._next_turn()
-                else:
-                    self.all()
-                self._note_live(is_live=is_live)
-            elif max(fullness.values()) > 1:
-                self._take([held for held in self._held.values() if held.fold and fullness[held.fold] > _ALONG])
+        elif moved and not self._took(moved, idle=idle) and max(fullness.values()) > 1:
+            self._take([held for held in self._held.values() if held.fold and fullness[held.fold] > _ALONG])
         for held in self._held.values():
             if held.fold is not None and not held.fold.has_moved:
                 self._settle(held, 0)  # its last commit may have come before its end was seen
         # Where an end was set, whoever set it compares, at it.
         if not moved and idle and self._splits.is_behind and self._job.until is None:
             self._splits.compare({one.number: one.store.ids() for one in self._held.values() if one.store is not None})
+
+    def _took(self, moved: Sequence[Fold], *, idle: bool) -> bool:
+        """Take a checkpoint where its time has come, or begin to; say whether it had."""
+        changed = sum(fold.changed for fold in moved)
+        newest_ms = max(fold.record_ms or 0 for fold in moved)
+        # At the end of a backlog nothing waits either, and others wait to see that it is over.
+        is_live = time.time() * 1000 - newest_ms < _LIVE_MS or self._is_at_ends()
+        if not self._pace.is_due(sum(fold.pending for fold in moved), changed, idle=idle, is_live=is_live):
+            return False
+        if is_live and not self._is_behind and self._pace.every is None and changed >= _IN_TURN:
+            self._turns = [number for number, held in self._held.items() if held.fold in moved]
+            self._turn_s, self._turn_models = 0.0, changed
+            self._next_turn()
+        else:
+            self.all()
+        self._note_live(is_live=is_live)
+        return True
 
     def _next_turn(self) -> None:
         """Commit one partition of the checkpoint under way: events of all of them are folded again in between."""
