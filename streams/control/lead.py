@@ -55,6 +55,7 @@ Compare = Callable[[Record, Generation, Callable[[], None]], Report]
 
 _ASK_S = 1.0
 _UNSERVED_S = 5.0
+_TELL_S = 10.0
 _FORGET_S = 60.0
 _ANSWER_S = 120.0
 """For so long a comparison is tried again where those who fold do not answer; then a person is to look."""
@@ -76,6 +77,7 @@ class Lead:
         self._site = site
         self._why_unserved = why_unserved
         self._unserved_s: float | None = None
+        self._told, self._told_s = "", float("-inf")
         self._forget_s = 0.0
         self._unanswered_s: float | None = None
         """Since when those who fold do not answer who compares."""
@@ -319,7 +321,11 @@ class Lead:
         now = time.monotonic()
         if self._unserved_s is None:
             self._unserved_s = now
-        return f"it waits for {unserved}" if now - self._unserved_s > _UNSERVED_S else ""
+        if now - self._unserved_s <= _UNSERVED_S:
+            return ""
+        if now - self._told_s > _TELL_S:  # where its partitions are by now changes all the time
+            self._told, self._told_s = f"it waits for {unserved}", now
+        return self._told
 
     def _note(self, running: Rebuild, why: str) -> None:
         """Note what the rebuild waits for, or that it waits no more."""

@@ -7,7 +7,7 @@ to fold it.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import orjson
@@ -70,33 +70,49 @@ class Serving:
         return f"partitions {', '.join(map(str, missing))} to be served" + (f" ({'; '.join(why)})" if why else "")
 
     async def asked(self, request: web.Request) -> web.Response:
-        """Name the partitions of a generation that are served here; they are open by then."""
+        """Name the partitions of a generation that are served here, which are open by then; and why others are not.
+
+        Only to who asks for that: workers of before `why` expect a list.
+        """
         tending = self._worker.tendings.get(request.match_info["name"])
         tended = None if tending is None else tending.tended.get(request.match_info["generation"])
         if tended is None or tended.job is None:
             raise Problem(421, "misdirected", f"{request.match_info['generation']} is not folded here.")
-        served = await asyncio.to_thread(self._served, tended)
-        return web.Response(body=orjson.dumps(served), content_type="application/json")
+        served, why_not = await asyncio.to_thread(self._served, tended)
+        answer: Any = {"served": served, "why_not": why_not} if "why" in request.query else served
+        return web.Response(body=orjson.dumps(answer), content_type="application/json")
 
-    def _served(self, tended: Tended) -> list[int]:
+    def _served(self, tended: Tended) -> tuple[list[int], list[str]]:
         assert tended.job is not None
-        served = []
+        served, why_not = [], []
         for number, held in sorted(tended.status.partitions.items()):
-            if not self._worker.served.why_not(tended.generation, number, held):
-                self._worker.shelf.warm(tended.job.build, number, held.committed)
-                served.append(number)
-        return served
+            why = self._worker.served.why_not(tended.generation, number, held)
+            if why:
+                why_not.append(f"partition {number} is {why}")
+                continue
+            self._worker.shelf.warm(tended.job.build, number, held.committed)
+            served.append(number)
+        if why_not and self._worker.observing.why_not:
+            why_not.append(self._worker.observing.why_not)
+        return served, why_not
 
     async def _all(self, addresses: list[str], name: str, generation: str) -> list[tuple[set[int], str]]:
         return await asyncio.gather(*(self._ask(address, name, generation) for address in addresses))
 
     async def _ask(self, address: str, name: str, generation: str) -> tuple[set[int], str]:
-        path = f"/internal/v1/projections/{name}/serving/{generation}"
+        path = f"/internal/v1/projections/{name}/serving/{generation}?why"
         try:
             async with self._worker.peers.ask("GET", address, path, within_s=_ANSWER_S) as answer:
                 body = await answer.read()
                 if answer.status != 200:
                     return set(), f"it answered {answer.status}"
-                return set(orjson.loads(body)), ""
-        except (aiohttp.ClientError, TimeoutError, ValueError, RuntimeError) as error:  # the last one as it ends
+                told = orjson.loads(body)
+                return (set(told["served"]), "; ".join(told["why_not"])) if isinstance(told, dict) else (set(told), "")
+        except (
+            aiohttp.ClientError,
+            TimeoutError,
+            ValueError,
+            KeyError,
+            RuntimeError,
+        ) as error:  # the last one as it ends
             return set(), str(error) or type(error).__name__

@@ -218,7 +218,7 @@ class Chaos:
             self.workers.ready(*self.running.values())
             until("the fold to be served", lambda: self.workers.models(first, 500) == expected, deadline_s=60)
         except AssertionError:
-            self.tell(first)
+            self.tell()
             raise
         live = self.workers.record().live
         if live.source is not None:
@@ -241,13 +241,14 @@ class Chaos:
             rows = f"SELECT DISTINCT generation FROM {schema}.refold_builds".encode()
             until("others to be dropped", lambda: {one for (one,) in connection.execute(rows).fetchall()} <= kept)
 
-    def tell(self, worker: Worker) -> None:
+    def tell(self) -> None:
         """Print where everything is."""
         live, cluster = self.workers.record().live, self.kit.cluster
         topic = cluster.topic(live.topic)
         print("stable", {number: marks.high for number, marks in cluster.watermarks(topic).items()})
         print("ends", cluster.ends(topic), "written", self.kit.ends())
-        print("status", orjson.dumps(worker.status()["projections"], option=orjson.OPT_INDENT_2).decode())
+        for name, worker in self.running.items():
+            print("status", name, orjson.dumps(worker.status(), option=orjson.OPT_INDENT_2).decode())
         for one in self.workers.record().generations:
             filling = filling_group(one)
             asked = (
