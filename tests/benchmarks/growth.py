@@ -8,7 +8,6 @@ process of its own, timed as in `replay`; medians. `--plot` draws them.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import msgspec
 from tests.benchmarks.contenders.job import Outcome
 from tests.benchmarks.kafka import remove_all, say
 from tests.benchmarks.replay import add_common_options, positive
-from tests.benchmarks.runner import ContenderError, Runner
+from tests.benchmarks.runner import Runner, run_in_process
 from tests.benchmarks.workload import Workload
 
 __all__ = ["AXES", "main"]
@@ -64,7 +63,7 @@ AXES = {
 }
 
 
-def measure(runner: Runner, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(runner: Runner, options: argparse.Namespace, _directory: Path) -> dict[str, Any]:
     """Run all points of all axes and give the report."""
     usual = Workload(events=options.events, keys=options.keys, partitions=options.partitions, seed=options.seed)
     report: dict[str, Any] = {"models_equal": True, "axes": {}}
@@ -81,6 +80,8 @@ def measure(runner: Runner, options: argparse.Namespace) -> dict[str, Any]:
             "of_seconds": round(last["seconds"] / first["seconds"], 3),
             "of_rss": round(last["rss_mb"] / first["rss_mb"], 3),
         }
+    if options.plot is not None:
+        draw(report, options.plot)
     return report
 
 
@@ -158,26 +159,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw each axis there, as growth-AXIS.svg")
     add_common_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        with Runner.opened(options.bootstrap_servers, timeout_s=options.timeout) as runner:
-            report = measure(runner, options)
-    except ContenderError as error:
-        say(f"failed: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; what was made is removed")
-        return 130
-    if options.plot is not None:
-        draw(report, options.plot)
-    if options.json:
-        print(json.dumps(report, indent=2))
-    else:
-        for name in options.along:
-            for point in report["axes"][name]:
-                took = f"{point['seconds']:8.2f} s  {point['cpu_us']:8.2f} us CPU an event  {point['rss_mb']:6.0f} MiB"
-                print(f"{point['at']:>12,} {AXES[name].label:<18} {took}")
-        print(f"models equal: {'yes' if report['models_equal'] else 'NO'}")
-    return 0 if report["models_equal"] else 1
+    return run_in_process(_measure, options, _show)
+
+
+def _show(report: dict[str, Any]) -> None:
+    for name, points in report["axes"].items():
+        for point in points:
+            took = f"{point['seconds']:8.2f} s  {point['cpu_us']:8.2f} us CPU an event  {point['rss_mb']:6.0f} MiB"
+            print(f"{point['at']:>12,} {AXES[name].label:<18} {took}")
+    print(f"models equal: {'yes' if report['models_equal'] else 'NO'}")
 
 
 if __name__ == "__main__":

@@ -177,17 +177,26 @@ def _show_tail(log: Path) -> None:
         say(f"  | {line}")
 
 
+def show_figures(report: dict[str, Any]) -> None:
+    """Print a report, a figure a line."""
+    for name, figure in report.items():
+        print(f"{name:>24}  {figure}")
+
+
 def run_in_process(
-    measure: Callable[[Runner, argparse.Namespace, Path], dict[str, Any]], options: argparse.Namespace
+    measure: Callable[[Runner, argparse.Namespace, Path], dict[str, Any]],
+    options: argparse.Namespace,
+    show: Callable[[dict[str, Any]], None] = show_figures,
 ) -> int:
     """Measure in this process, and print the report.
 
     Args:
         measure: Given a runner, the options and an empty directory, gives the report; `models_equal` is in it.
         options: Those of `add_common_options`, and its own.
+        show: Prints the report for people.
 
     Returns:
-        The exit status: 1 where models are wrong, 130 where it was interrupted.
+        The exit status: 1 where models are wrong or a contender failed, 130 where it was interrupted.
     """
     try:
         with (
@@ -195,12 +204,14 @@ def run_in_process(
             tempfile.TemporaryDirectory(prefix="refold-bench-") as directory,
         ):
             report = measure(runner, options, Path(directory))
+    except ContenderError as error:
+        say(f"failed: {error}")
+        return 1
     except KeyboardInterrupt:
         say("interrupted; what was made is removed")
         return 130
     if options.json:
         print(json.dumps(report, indent=2))
     else:
-        for name, figure in report.items():
-            print(f"{name:>24}  {figure}")
+        show(report)
     return 0 if report["models_equal"] else 1

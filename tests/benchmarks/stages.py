@@ -7,15 +7,15 @@ One topic, in rounds: `bound`, `plain` and `refold` as in `replay`, and `refold`
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.contenders.refold_stages import STAGES
 from tests.benchmarks.kafka import say
 from tests.benchmarks.replay import add_common_options, positive
-from tests.benchmarks.runner import ContenderError, Runner
+from tests.benchmarks.runner import Runner, run_in_process
 from tests.benchmarks.workload import Workload
 
 __all__ = ["main"]
@@ -23,7 +23,7 @@ __all__ = ["main"]
 _WHOLE = ("bound", "plain", "refold")
 
 
-def measure(runner: Runner, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(runner: Runner, options: argparse.Namespace, _directory: Path) -> dict[str, Any]:
     """Run all rounds and give the report."""
     workload = Workload(events=options.events, keys=options.keys, partitions=options.partitions, seed=options.seed)
     topic = runner.topic(workload)
@@ -53,26 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.stages", description=__doc__.split("\n")[0])
     parser.add_argument("--events", type=positive, default=1_000_000, help="(default %(default)s)")
     add_common_options(parser)
-    options = parser.parse_args(arguments)
-    try:
-        with Runner.opened(options.bootstrap_servers, timeout_s=options.timeout) as runner:
-            report = measure(runner, options)
-    except ContenderError as error:
-        say(f"failed: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; what was made is removed")
-        return 130
-    if options.json:
-        print(json.dumps(report, indent=2))
-    else:
-        for name, us in report["cpu_us"].items():
-            print(f"{name:<12} {us:6.2f} us an event")
-        for name, us in report["stages_us"].items():
-            print(f"  {name:<10} {us:6.2f}")
-        print(f"refold to bound {report['refold_to_bound']}, to plain {report['refold_to_plain']}")
-        print(f"models equal: {'yes' if report['models_equal'] else 'NO'}")
-    return 0 if report["models_equal"] else 1
+    return run_in_process(_measure, parser.parse_args(arguments), _show)
+
+
+def _show(report: dict[str, Any]) -> None:
+    for name, us in report["cpu_us"].items():
+        print(f"{name:<12} {us:6.2f} us an event")
+    for name, us in report["stages_us"].items():
+        print(f"  {name:<10} {us:6.2f}")
+    print(f"refold to bound {report['refold_to_bound']}, to plain {report['refold_to_plain']}")
+    print(f"models equal: {'yes' if report['models_equal'] else 'NO'}")
 
 
 if __name__ == "__main__":
