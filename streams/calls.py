@@ -28,6 +28,9 @@ MISSING = object()
 _KEPT = 4
 _TOO_LITTLE = "Failed to create consumer"
 _ASK_AGAIN_S = 0.1
+_TRUSTED_S = 30.0
+_CLOSE_S = 60.0
+"""Longer than any call takes."""
 _ASK_WHY_S = 2.0
 """Longer than a client waits between two attempts to connect."""
 _SILENT = {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}
@@ -78,6 +81,12 @@ def broker_error(error: KafkaError, doing: str, settings: KafkaSettings, needs: 
             "REFOLD_BOOTSTRAP_SERVERS) and that the broker runs; `refold broker` starts one here."
         )
     return BrokerError(f"Kafka at {settings.bootstrap_servers} would not {doing}: {error.name()}: {error.str()}")
+
+
+def _close(consumer: Consumer) -> None:
+    """Close one that nobody gets any more, once whoever still asks it has been answered; that may take seconds."""
+    time.sleep(_CLOSE_S)
+    consumer.close()
 
 
 def check_client_settings(settings: KafkaSettings) -> None:
@@ -163,7 +172,8 @@ class Calls:
         self.settings = settings
         self.timeout_s = settings.request_timeout_s
         self._admins = _Admins(settings)
-        self._outsiders: dict[str, Consumer] = {}
+        self._outsiders: dict[str, tuple[Consumer, float]] = {}
+        """By group, and since when."""
         self._guard = threading.Lock()
 
     def within(self, timeout_s: float) -> Calls:
@@ -191,28 +201,34 @@ class Calls:
         It is kept, for it knows the group's broker; but not where that has not answered: another one looks for it anew.
         """
         with self._guard:
-            consumer = self._outsiders.get(group)
-            if consumer is None:
-                consumer = self._outsiders[group] = Consumer(
+            if group not in self._outsiders:
+                made = Consumer(
                     self.settings.client(log_level=QUIET, **{"group.id": group, "enable.auto.commit": False})
                 )
-        asked: Consumer = consumer
+                self._outsiders[group] = made, time.monotonic()
+            consumer = self._outsiders[group][0]
 
         def called() -> Any:
             try:
-                return call(asked)
+                return call(consumer)
             except KafkaException as failure:
                 if failure.args[0].code() == KafkaError._TIMED_OUT:
-                    with self._guard:
-                        if self._outsiders.get(group) is asked:
-                            del self._outsiders[group]
+                    self._give_up(group, consumer)
                     # That it may not ask who coordinates the group, librdkafka tells beside the call, which waits on.
-                    told = asked.poll(0)
+                    told = consumer.poll(0)
                     if told is not None and told.error() is not None and is_denial(told.error()):
                         raise KafkaException(told.error()) from failure
                 raise
 
         return self.again(doing, called, instead, needs=needs)
+
+    def _give_up(self, group: str, consumer: Consumer) -> None:
+        """Ask another one from now on; while brokers are away, that is no better than this one for a while."""
+        with self._guard:
+            kept, since_s = self._outsiders.get(group, (None, 0.0))
+            if kept is consumer and time.monotonic() - since_s > _TRUSTED_S:
+                del self._outsiders[group]
+                threading.Thread(target=_close, args=[consumer], name="refold-closing", daemon=True).start()
 
     def ask(
         self,
