@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,10 @@ def test_killed_while_generations_are_switched_back_and_forth_the_view_is_of_one
         live.kill()
     with ExitStack() as stack, traffic(kit, 2000), SqlReader(kit) as reader:
         folding = {code: stack.enter_context(kit.process(projection=code, env=QUICKLY)) for code in codes}
-        for _ in range(8):
+        for number in count():
+            if number >= 8 and len(reader.versions) > 2:  # where all is slow, most die before they switch
+                break
+            assert number < 40, "it is never switched"
             with kit.process(command="rollback", projection=FIXED) as switching:
                 time.sleep(seed.uniform(0.5, 2.0))
                 switching.kill()
@@ -201,7 +205,6 @@ def test_killed_while_generations_are_switched_back_and_forth_the_view_is_of_one
     assert live_now.check() > 2000
     check_view(kit, projection)
     assert reader.wrong == []
-    assert len(reader.versions) > 2, "it was switched now and then"
 
 
 @pytest.mark.slow
