@@ -5,8 +5,8 @@ another process on the same cores:
 
 - `lag_s`: the most that the group's committed offsets were behind in the second half of that time, in seconds of what
   comes. `drain_s`: from the last event until they were at the end. `is_flat`: that took less than a second.
-- `pause_p50_ms`, `pause_p99_ms`, `pause_max_ms`: how long a checkpoint takes, of all partitions and synced to disk; no
-  event is folded meanwhile. `replay_pauses_ms`: those before, while it caught up.
+- `pause_p50_ms`, `pause_p99_ms`, `pause_max_ms`: how long a commit takes, synced to disk; no event is folded
+  meanwhile. `replay_pauses_ms`: those before, while it caught up.
 
 `flat_eps` is the highest rate that stays flat: as many as came.
 """
