@@ -44,8 +44,10 @@ def offsets_pending(settings: KafkaSettings, group: str, wanted: Sequence[TopicP
                 held.append(at(where.topic, where.partition))
             if len(held) == 3:
                 break
+    if not held:
+        return None  # any more: it may be asked again
     return OffsetsPending(
-        f"Kafka does not tell where group {group!r} is in {', '.join(held) or 'its partitions'}: a transaction that "
+        f"Kafka does not tell where group {group!r} is in {', '.join(held)}: a transaction that "
         "moves it there has not ended. One whose writer is gone is ended by Kafka within 20 s: ask again then. One "
         'that does not end within a minute never does: its end was lost with a broker (docs/by-model.md, "A '
         'transaction that never ends").'

@@ -14,7 +14,7 @@ from streams.control.replay import Replay
 from streams.control.site import Site
 from streams.data.history import check_complete
 from streams.data.job import mark_of
-from streams.errors import OffsetsPending, TopicChanged, TransactionHangs
+from streams.errors import BrokerError, OffsetsPending, TopicChanged, TransactionHangs
 from streams.types import RebuildProgress, TopicInfo, Watermarks
 
 __all__ = ["HANGS_S", "Filling", "Stages", "check_source", "filling_of", "make_topic", "remove_topic", "staged"]
@@ -142,6 +142,9 @@ class Filling:
                 f"The topic of {self._of.id} cannot be filled any further: {why} It has not ended for {HANGS_S:g} s. "
                 "Nothing else is changed: rebuild again, which makes another topic."
             ) from why
+        except BrokerError:
+            self._since_s = None  # while brokers are away, nobody ends any
+            raise
         self._since_s = None
         return self._replay
 
