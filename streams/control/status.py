@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,8 @@ def view_group(
     agent: AgentStatus | None = None,
     live: Iterable[Holder] | None = None,
     filling: tuple[TopicInfo, str] | None = None,
+    watermarks: Mapping[int, Watermarks] | None = None,
+    members: Sequence[Member] | None = None,
 ) -> GroupView:
     """Look at a whole group, from any process.
 
@@ -217,13 +219,15 @@ def view_group(
         agent: What is known of the partitions that this process folds, which is the newest.
         live: The processes of this machine that fold in the build, by which members that are gone are known.
         filling: The event topic and the group of those who write it to this topic once more, where somebody does.
+        watermarks: Where the topic begins and ends; by default it is asked.
+        members: Who is in the group; by default it is asked.
 
     Raises:
         BrokerError: Kafka.
     """
-    watermarks = cluster.watermarks(topic)
+    watermarks = cluster.watermarks(topic) if watermarks is None else watermarks
     committed = cluster.committed(group, topic)
-    members = cluster.members(group)
+    members = cluster.members(group) if members is None else members
     owners = {partition: member for member in members for partition in member.partitions}
     views = []
     for number, marks in sorted(watermarks.items()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from streams.cluster import Cluster
@@ -15,11 +15,11 @@ from streams.control.site import Site
 from streams.control.status import GroupView, view_group
 from streams.data.agent import AgentStatus
 from streams.data.peek import Peek
-from streams.errors import CqrsError
+from streams.errors import CqrsError, OffsetsPending
 from streams.log import get_logger
 from streams.serve.owners import Owners
 from streams.serve.served import Served
-from streams.types import RebuildProgress, TopicInfo
+from streams.types import Member, RebuildProgress, TopicInfo, Watermarks
 
 __all__ = ["Observed", "Observing", "Subject"]
 
@@ -108,11 +108,11 @@ class Observing:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        is_settled, began_s = False, time.monotonic()
+        is_settled, started_s = False, time.monotonic()
         while not self._stopped.wait(_EVERY_S if is_settled else _SOON_S):
             self.beat_s = time.monotonic()
             seen = {}
-            why_not, is_settled = "", time.monotonic() - began_s > _STARTING_S
+            why_not, is_settled = "", time.monotonic() - started_s > _STARTING_S
             for subject in self._subjects():
                 one = subject.generation
                 if one.source is not None and not one.topic_id:
@@ -122,24 +122,41 @@ class Observing:
                 began_s = time.monotonic()
                 self._served.note(one, subject.status.partitions)
                 try:
-                    self._count(cluster, one)
-                    view = view_group(cluster, topic, one.group, agent=subject.status, filling=filling_group(one))
+                    # First what readers rest on: a group tells no offsets while a transaction holds them.
+                    marks, members = cluster.watermarks(topic), cluster.members(one.group)
+                    self._owners.note(one.id, members, began_s)
+                    ends = {number: mark.high for number, mark in marks.items()}
+                    is_settled &= self._served.look(one, subject.status.partitions, ends)
+                    seen[one.id] = self._look(cluster, subject, marks, members)
                 except CqrsError as error:
                     why_not = str(error)
-                    self._owners.note_silence()
+                    if not isinstance(error, OffsetsPending):
+                        self._owners.note_silence()
                     if one.id in self.seen:
                         seen[one.id] = self.seen[one.id]
                     continue
-                seen[one.id] = self._observed(subject, view, began_s)
-                self._owners.note(one.id, view.members, began_s)
-                ends = {part.partition: part.end for part in view.partitions}
-                is_settled &= self._served.look(one, subject.status.partitions, ends)
                 self._follow(cluster, subject)
             for gone in set(self._replays) - set(seen):
                 del self._replays[gone]
             self.seen, self.why_not = seen, why_not
         for peek in self._peeks.values():
             peek.close()
+
+    def _look(
+        self, cluster: Cluster, subject: Subject, marks: Mapping[int, Watermarks], members: Sequence[Member]
+    ) -> Observed:
+        one, now_s = subject.generation, time.monotonic()
+        self._count(cluster, one)
+        view = view_group(
+            cluster,
+            TopicInfo(name=one.topic, id=one.topic_id, partitions=one.partitions),
+            one.group,
+            agent=subject.status,
+            filling=filling_group(one),
+            watermarks=marks,
+            members=members,
+        )
+        return self._observed(subject, view, now_s)
 
     def progress(self, generation: str) -> RebuildProgress | None:
         """Give how far a generation's replay is, by what its group was told; None where it is not replayed."""

@@ -281,6 +281,20 @@ def test_workers_give_up_a_rebuild_whose_transaction_never_ends(kit: Kit) -> Non
         until("all to be served", lambda: workers.models(worker, 500) == as_json(expected(kit), Remainders()))
 
 
+def test_models_are_served_while_a_transaction_holds_the_offsets_of_those_who_write_them(kit: Kit) -> None:
+    """Also by a worker that comes then: it asks where the topic ends and who holds what, and that is told."""
+    produce(kit.bootstrap, kit.topic, tally_events(3_000, streams=100))
+    with fleet(kit, projection=BY_MODEL, projection_object=Remainders()) as workers:
+        one = workers.start("one")
+        workers.ready(one)
+        live = record_of(kit).live
+        with hanging(kit, live.topic):
+            two = workers.start("two")
+            until("both to hold some", lambda: len(set(workers.owners(live.id).values())) == 2)
+            for worker in (one, two):
+                until("all to be served", lambda: workers.models(worker, 500) == as_json(expected(kit), Remainders()))
+
+
 def _is_at(kit: Kit, phase: str) -> Generation | None:
     record = record_of(kit)
     found = None if record.rebuild is None else record.find(record.rebuild.generation)
