@@ -19,6 +19,7 @@ _OURS = {"msgspec": "0.22.0", "orjson": "3.13.0"}
 PACKAGES = {
     "quixstreams": {"quixstreams": "3.28.1", "rocksdict": "0.3.29", **_OURS},
     "bytewax": {"bytewax": "0.21.1", "confluent-kafka": "2.16.1", **_OURS},
+    "pathway": {"pathway": "0.33.0", **_OURS},
 }
 """By peer, what is installed for it."""
 _PIP_TIMEOUT_S = 300.0

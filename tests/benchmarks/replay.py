@@ -9,8 +9,8 @@ one after the other, in rounds (so that a noisy minute hits all of them):
 - `refold`: one agent, `rebuild_from_beginning()`, RocksDB state and checkpoints. The median.
 - `refold_typed`: the same with the type of the events stated (docs/events.md).
 - `refold_2`, `refold_4`: `refold` with two and four agents, each in a process of its own.
-- `quix`, `bytewax`, `kafka_streams`, `faust_table`: the same fold with their own durable state. The median; null
-  where the peer is not installed.
+- `quix`, `bytewax`, `pathway`, `kafka_streams`, `faust_table`: the same fold with their own durable state. The
+  median; null where the peer is not installed.
 
 What is timed is told in `tests.benchmarks.contenders`, and what is set, in each contender's module. The
 slow peers may fold the topic's first events only (a topic of the same seed with fewer events):
@@ -59,6 +59,7 @@ CONTENDERS = (
     Entry("kafka_streams"),
     Entry("quix"),
     Entry("bytewax"),
+    Entry("pathway"),
     Entry("faust_table", rounds=1),
 )
 _SHORT = {"faust": "faust_table", "streams": "kafka_streams", "kstreams": "kafka_streams"}

@@ -20,7 +20,7 @@ KEYS = {
     "models_equal",
     "rss_mb",
 }
-SLOW_PEERS = [] if os.environ.get("REFOLD_BENCH_ALL_PEERS") else ["--skip", "faust,kafka_streams"]
+SLOW_PEERS = [] if os.environ.get("REFOLD_BENCH_ALL_PEERS") else ["--skip", "faust,kafka_streams,pathway"]
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def test_replay_reports_every_contender_that_is_installed_and_their_models_are_e
     assert set(report) >= KEYS
     assert report["models_equal"] is True
     assert report["events"] == 20_000
-    for name in ("bound", "refold", "quix", "bytewax", "kafka_streams", "faust_table"):
+    for name in ("bound", "refold", "quix", "bytewax", "pathway", "kafka_streams", "faust_table"):
         assert (report[f"{name}_eps"] is None) == (name in report["skipped"])
     assert report["refold_eps"] > 0
     assert report["rss_mb"] > 0

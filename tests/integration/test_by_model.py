@@ -291,8 +291,9 @@ def test_models_are_served_while_a_transaction_holds_the_offsets_of_those_who_wr
         with hanging(kit, live.topic):
             two = workers.start("two")
             until("both to hold some", lambda: len(set(workers.owners(live.id).values())) == 2)
-            for worker in (one, two):
-                until("all to be served", lambda: workers.models(worker, 500) == as_json(expected(kit), Remainders()))
+            wanted = as_json(expected(kit), Remainders())
+            until("all to be served", lambda: workers.models(one, 500) == wanted)
+            assert workers.models(two, 500) == wanted
 
 
 def _is_at(kit: Kit, phase: str) -> Generation | None:
