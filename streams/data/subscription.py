@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -32,6 +33,8 @@ _LEAVABLE = ("steady", "wait-join", "wait-sync")
 _HEARTBEAT_MS = 300
 """A member learns by its heartbeat's answer that the group is being rebalanced, and a hand-over takes two such rounds:
 at Kafka's 3 s, six seconds in which one agent does the work of two."""
+_LIFT_S = 0.2
+"""For so long, once for each time that it has joined, a member waits for what lets it join again sooner."""
 
 
 class Listener(Protocol):
@@ -87,6 +90,7 @@ class Subscription:
         self.refusals = 0
         """Commits that the group has refused so far."""
         self._statistics = ""
+        self._has_joined = False
         self._polling = Polling(
             store,
             {
@@ -117,7 +121,20 @@ class Subscription:
             BrokerUnavailable, TopicNotFound: See `Polling.poll`.
             CqrsError: Whatever the listener raised.
         """
-        return self._polling.poll(timeout_s, room)
+        slices = self._polling.poll(timeout_s, room)
+        if self._has_joined:
+            self._has_joined = False
+            self._let_join_again()
+        return slices
+
+    def _let_join_again(self) -> None:
+        """Have librdkafka join again as soon as the group asks for it.
+
+        It joins no sooner than a second after it has joined, and a hand-over takes two rounds. The answer to any
+        request for metadata lifts that until it has joined the next time (rd_kafka_parse_Metadata: rkcg_join_intvl).
+        """
+        with contextlib.suppress(KafkaException):  # then it takes the second
+            self._consumer.list_topics(self._topic, timeout=_LIFT_S)
 
     @property
     def away_s(self) -> float:
@@ -225,6 +242,7 @@ class Subscription:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # Nothing is assigned to the client before it is to be read. Without this call it would be at once.
         consumer.incremental_assign([])
+        self._has_joined = True
         try:
             self._listener.assigned([where.partition for where in partitions])
         except BaseException as error:  # noqa: BLE001

@@ -20,14 +20,20 @@ ROUNDS = 4
 class _Idle:
     """Takes what it is given, and reads nothing of it."""
 
+    def __init__(self) -> None:
+        self.held: set[int] = set()
+
     def assigned(self, partitions: Sequence[int]) -> None:
         """See Listener."""
+        self.held |= set(partitions)
 
     def revoked(self, partitions: Sequence[int]) -> None:
         """See Listener."""
+        self.held -= set(partitions)
 
     def lost(self, partitions: Sequence[int]) -> None:
         """See Listener."""
+        self.held -= set(partitions)
 
 
 def _come_and_go(kit: Kit, group: str, number: int, stays_s: float, instance: str) -> float:
@@ -41,6 +47,30 @@ def _come_and_go(kit: Kit, group: str, number: int, stays_s: float, instance: st
     began = time.monotonic()
     member.close()
     return time.monotonic() - began
+
+
+def test_a_hand_over_does_not_wait_out_the_second_between_two_joins(new_kit: NewKit) -> None:
+    """librdkafka joins once a second, and whoever comes joins twice: 1.1 s by that alone, each time."""
+    kit = new_kit(partitions=4)
+    took = []
+    for number in range(ROUNDS):
+        listeners = [_Idle(), _Idle()]
+        members: list[Subscription] = []
+        for one, listener in enumerate(listeners):
+            began = time.monotonic()
+            members.append(
+                Subscription(
+                    kit.events, f"{kit.group}-{number}", listener, client_id=f"member-{one}", session_timeout_s=45.0
+                )
+            )
+            while [len(held.held) for held in listeners[: one + 1]] != [4 // (one + 1)] * (one + 1):
+                assert time.monotonic() < began + 30
+                for member in members:
+                    member.poll(0.02)
+        took.append(time.monotonic() - began)
+        for member in members:
+            member.close()
+    assert min(took) < 1, took
 
 
 @pytest.mark.parametrize("is_static", [False, True])
