@@ -44,8 +44,15 @@ _MOVING = {
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.UNKNOWN_LEADER_EPOCH,
 }
-_STALE = {KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.NOT_LEADER_FOR_PARTITION}
-"""What a broker says to a client that knows an older leader; librdkafka does not always ask for the new one then."""
+_STALE = {
+    KafkaError._NOENT,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+}
+"""What is said to a client that knows an older leader, or knows that there is none. librdkafka does not always ask for
+the new one then: that there is none, it believes until its metadata is 15 minutes old (metadata.max.age.ms)."""
 _AWAY = {
     *_MOVING,
     KafkaError._TRANSPORT,
@@ -274,9 +281,10 @@ class Calls:
                     return instead[error.code()]
                 if error.code() in _SILENT:
                     self._check_let_in(doing)
-                if error.code() == KafkaError._TIMED_OUT:
+                is_over = error.code() not in _MOVING or time.monotonic() > deadline
+                if error.code() == KafkaError._TIMED_OUT or (is_over and error.code() in _STALE):
                     self._admins.renew()
-                if error.code() not in _MOVING or time.monotonic() > deadline:
+                if is_over:
                     raise broker_error(error, doing, self.settings, needs) from failure
                 if error.code() in _STALE:
                     self._refresh()

@@ -36,6 +36,22 @@ def test_a_leader_is_waited_for(code: int) -> None:
 
 
 @pytest.mark.parametrize("code", BETWEEN_LEADERS)
+def test_who_leads_is_asked_anew_before_and_by_another_client_where_that_did_not_help(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """librdkafka's admin client believes for 15 minutes what it heard while a broker came up: that nobody leads."""
+    calls = Calls(KafkaSettings(bootstrap_servers="127.0.0.1:9", request_timeout_s=0.3))
+    asked = []
+    monkeypatch.setattr(calls, "_refresh", lambda: asked.append(calls.admin))
+    before = calls.admin
+    with pytest.raises(BrokerUnavailable):
+        calls.ask("list offsets", _Broker([code] * 1000).ask)
+    assert asked
+    assert set(asked) == {before}
+    assert calls.admin is not before
+
+
+@pytest.mark.parametrize("code", BETWEEN_LEADERS)
 def test_a_leader_that_does_not_come_is_told_as_a_broker_that_is_away(code: int) -> None:
     calls = Calls(KafkaSettings(bootstrap_servers="127.0.0.1:9", request_timeout_s=0.3))
     with pytest.raises(BrokerUnavailable, match="No leaders found"):
