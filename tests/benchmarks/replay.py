@@ -8,7 +8,7 @@ one after the other, in rounds (so that a noisy minute hits all of them):
 - `steady`: reading and parsing alone, between the first and the last record. The best round.
 - `refold`: one agent, `rebuild_from_beginning()`, RocksDB state and checkpoints. The median.
 - `refold_typed`: the same with the type of the events stated (docs/events.md).
-- `refold_2`, `refold_4`: `refold` with two and four agents, each in a process of its own.
+- `refold_2`, `refold_4`: `refold` with two and four agents, each in a process of its own; `refold_typed_2` is typed.
 - `quix`, `bytewax`, `pathway`, `kafka_streams`, `faust_table`: the same fold with their own durable state. The
   median; null where the peer is not installed.
 
@@ -56,6 +56,7 @@ CONTENDERS = (
     Entry("refold_typed"),
     Entry("refold_2"),
     Entry("refold_4"),
+    Entry("refold_typed_2"),
     Entry("kafka_streams"),
     Entry("quix"),
     Entry("bytewax"),
