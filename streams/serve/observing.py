@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 _EVERY_S = 1.0
 _SOON_S = 0.25
-"""The same while something that is held here is not served yet, and at first."""
+"""The same at first, and while something that is held here is not served yet."""
 _STARTING_S = 10.0
 _ASK_S = 3.0
 _COUNT_S = 10.0
@@ -108,11 +108,13 @@ class Observing:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        is_settled, started_s = False, time.monotonic()
-        while not self._stopped.wait(_EVERY_S if is_settled else _SOON_S):
+        is_settled, started_s, looked_s = False, time.monotonic(), 0.0
+        while not self._stopped.wait(_SOON_S):
             self.beat_s = time.monotonic()
-            seen = {}
-            why_not, is_settled = "", time.monotonic() - started_s > _STARTING_S
+            if is_settled and self.beat_s - looked_s < _EVERY_S and not self._is_anything_new():
+                continue
+            looked_s, seen = self.beat_s, {}
+            why_not, is_settled = "", self.beat_s - started_s > _STARTING_S
             for subject in self._subjects():
                 one = subject.generation
                 if one.source is not None and not one.topic_id:
@@ -141,6 +143,10 @@ class Observing:
             self.seen, self.why_not = seen, why_not
         for peek in self._peeks.values():
             peek.close()
+
+    def _is_anything_new(self) -> bool:
+        """Say whether agents hold something that is not served yet, or hold something no more."""
+        return not all(self._served.is_all(one.generation, one.status.partitions) for one in self._subjects())
 
     def _look(
         self, cluster: Cluster, subject: Subject, marks: Mapping[int, Watermarks], members: Sequence[Member]
