@@ -25,10 +25,8 @@ __all__ = ["Observed", "Observing", "Subject"]
 
 log = get_logger(__name__)
 
-_EVERY_S = 1.0
-_SOON_S = 0.25
-"""The same at first, and while something that is held here is not served yet."""
-_STARTING_S = 10.0
+_EVERY_S = 0.25
+"""So that who is ready, and who holds what, is known as soon as a group has settled."""
 _ASK_S = 3.0
 _COUNT_S = 10.0
 """How often it is looked whether a topic has more partitions."""
@@ -108,13 +106,9 @@ class Observing:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        is_settled, started_s, looked_s = False, time.monotonic(), 0.0
-        while not self._stopped.wait(_SOON_S):
+        while not self._stopped.wait(_EVERY_S):
             self.beat_s = time.monotonic()
-            if is_settled and self.beat_s - looked_s < _EVERY_S and not self._is_anything_new():
-                continue
-            looked_s, seen = self.beat_s, {}
-            why_not, is_settled = "", self.beat_s - started_s > _STARTING_S
+            seen, why_not = {}, ""
             for subject in self._subjects():
                 one = subject.generation
                 if one.source is not None and not one.topic_id:
@@ -128,7 +122,7 @@ class Observing:
                     marks, members = cluster.watermarks(topic), cluster.members(one.group)
                     self._owners.note(one.id, members, began_s)
                     ends = {number: mark.high for number, mark in marks.items()}
-                    is_settled &= self._served.look(one, subject.status.partitions, ends)
+                    self._served.look(one, subject.status.partitions, ends)
                     seen[one.id] = self._look(cluster, subject, marks, members)
                 except CqrsError as error:
                     why_not = str(error)
@@ -143,10 +137,6 @@ class Observing:
             self.seen, self.why_not = seen, why_not
         for peek in self._peeks.values():
             peek.close()
-
-    def _is_anything_new(self) -> bool:
-        """Say whether agents hold something that is not served yet, or hold something no more."""
-        return not all(self._served.is_all(one.generation, one.status.partitions) for one in self._subjects())
 
     def _look(
         self, cluster: Cluster, subject: Subject, marks: Mapping[int, Watermarks], members: Sequence[Member]

@@ -34,13 +34,7 @@ class Served:
         for number in held.keys() & ends.keys():
             targets.setdefault(number, ends[number])
         self.note(generation, held)
-        return self.is_all(generation, held)
-
-    def is_all(self, generation: Generation, held: Mapping[int, PartitionStatus]) -> bool:
-        """Say whether what agents here hold of a generation is what was looked at last, and was served then."""
-        targets = self._targets.get(f"{generation.id}/{generation.epoch}", {})
-        is_same = targets.keys() <= held.keys()
-        return is_same and all(targets.get(number) == -1 or one.is_halted for number, one in held.items())
+        return all(targets.get(number) == -1 or one.is_halted for number, one in held.items())
 
     def note(self, generation: Generation, held: Mapping[int, PartitionStatus]) -> None:
         """Take in how far what is held is by now, where nobody says how far topics are."""

@@ -65,14 +65,3 @@ def test_what_is_halted_is_served_as_it_is_and_what_is_not_open_is_not() -> None
     assert served.look(ONE, {0: at(3, Phase.HALTED)}, {0: 100})
     assert served.why_not(ONE, 0, at(3, Phase.HALTED)) == ""
     assert served.why_not(ONE, 0, at(-1)) == "opening"
-
-
-def test_it_is_looked_again_soon_where_something_has_come_or_gone() -> None:
-    served = Served()
-    assert served.is_all(ONE, {}), "nothing was held here, and nothing is"
-    assert not served.is_all(ONE, {0: at(100)}), "it has come"
-    assert served.look(ONE, {0: at(100)}, {0: 100})
-    assert served.is_all(ONE, {0: at(120)})
-    assert not served.is_all(ONE, {0: at(120), 1: at(0)}), "another one has come"
-    assert not served.is_all(ONE, {}), "it has gone, and is to catch up where it comes again"
-    assert served.is_all(ONE, {0: at(3, Phase.HALTED)})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -272,10 +274,15 @@ class PostgresPartition:
                 session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 row = session.execute("SELECT pg_export_snapshot()").fetchone()
             assert row is not None
-            new = path.with_name(f"new-{path.name}")
-            new.mkdir(exist_ok=True)
+            new = path.with_name(f"new-{path.name}-{secrets.token_hex(3)}")
+            new.mkdir()
             (new / CUT).write_text(str(row[0]))
-            new.rename(path)
+            try:
+                new.rename(path)
+            except OSError:  # where sessions ended, who folds and who asks may both have thought it theirs to copy
+                if not path.is_dir():
+                    raise
+                shutil.rmtree(new, ignore_errors=True)
         except OSError as error:
             session.close()
             raise StorageError(f"{path} cannot be made: {error.strerror}.") from error
