@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 import pytest
@@ -145,15 +145,19 @@ def test_a_partition_that_comes_to_another_machine_is_fetched_and_folded_on(new_
 def test_one_machine_that_lost_its_disk_goes_on_where_the_repository_is(new_kit: NewKit, volume: Volume) -> None:
     kit = new_kit(partitions=2)
     produce(kit.bootstrap, kit.topic, tally_events(EVENTS, streams=2000))
-    with kit.process(env=volume.variables) as run:
+
+    def newest() -> dict[int, dict[str, Any]]:
+        told = kit.refold("snapshots", "list", "--json", ok=0, **volume.variables)  # the newest first
+        return {one["partition"]: one for one in reversed([orjson.loads(line) for line in told.splitlines()])}
+
+    with kit.process(env=volume.variables) as run:  # which may send some of the middle first
         until("snapshots", lambda: run.output().count('"snapshot.sent"') >= 2)
+        until("of all", lambda: {number: one["position"] for number, one in newest().items()} == kit.ends())
         assert run.terminate() == 0
     build = kit.store.current()
     assert build is not None
-    listed = kit.refold("snapshots", "list", "--json", ok=0, **volume.variables)
-    documents = [orjson.loads(line) for line in listed.splitlines()]
-    assert {one["partition"]: one["position"] for one in documents} == kit.positions()
-    assert sum(one["models"] for one in documents) == len(kit.models())
+    assert {number: one["position"] for number, one in newest().items()} == kit.positions()
+    assert sum(one["models"] for one in newest().values()) == len(kit.models())
     shown = kit.refold("snapshots", "list", ok=0, **volume.variables)
     assert f"Of tally.v1, in file://{volume.objects}:" in shown
     told = f"file://{volume.objects} has snapshots of 2 of 2 partitions"
