@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +29,7 @@ from typing import Any, NamedTuple
 
 from tests.benchmarks.contenders.job import Outcome
 from tests.benchmarks.kafka import say
+from tests.benchmarks.machine import described
 from tests.benchmarks.peers import PACKAGES
 from tests.benchmarks.runner import ContenderError, Runner, unavailable
 from tests.benchmarks.workload import Workload
@@ -151,7 +150,7 @@ def _report(
             ]
             for name, ran in outcomes.items()
         },
-        "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.system()},
+        "machine": described(),
         "versions": _versions(),
     }
 
@@ -182,6 +181,8 @@ def _table(report: dict[str, Any]) -> str:
         of_bound = f"{eps / report['bound_eps']:.0%}" if report["bound_eps"] else "-"
         lines.append(f"{entry.name:<14} {eps:>10,} {of_bound:>9} {rss:>8.0f}   {part:,} events")
     lines.append(f"models equal: {'yes' if report['models_equal'] else 'NO'}")
+    on = report["machine"]
+    lines.append(f"{on['cpus']} cores ({on['processor']}), memory answers within {on['scattered_ns']:g} ns")
     return "\n".join(lines)
 
 
