@@ -52,6 +52,8 @@ def session(mark: str) -> list[tuple[str, str]]:
 def timeless(output: str) -> str:
     """An output without what differs from run to run, and without the blanks that fill up a table's lines."""
     output = re.sub(r" +$", "", output, flags=re.MULTILINE)
+    # How far it is, where that took longer than a second.
+    output = re.sub(r"^(None|\d+\.\d+) (None|\d+\.\d+) (None|\d{4}-.*)\n", "", output, flags=re.MULTILINE)
     output = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?=, `refold rollback)", "THEN", output)
     return re.sub(r"[\d,]+ events/s", "N events/s", re.sub(r"\d+\.\d s", "N s", output))
 
