@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from projections.table import Table
-from streams.data.store import RocksPartition, StoreState
+from streams.data.rocks_partition import RocksPartition
+from streams.data.store import StoreState
 from streams.data.store_reader import PartitionReader, read_state
 from streams.data.stores import Shown, Stores
 

@@ -13,8 +13,9 @@ from typing import Generic, TypeVar
 import msgspec
 
 from streams.data.read_models import AtomicReadModelStore, Position
+from streams.data.rocks_partition import RocksPartition
 from streams.data.serde import serde_for
-from streams.data.store import RocksPartition, StoreState
+from streams.data.store import StoreState
 from streams.errors import StorageError, StoreCorrupt
 
 __all__ = ["MemoryReadModelStore", "RocksReadModelStore"]

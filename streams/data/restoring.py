@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from streams.data.build import Build, sync_directory
 from streams.data.repository import Kept, Repository
 from streams.data.rocks import failure, held_still
+from streams.data.rocks_partition import RocksPartition
 from streams.data.scratch import Scratch
-from streams.data.store import RocksPartition, StoreState
+from streams.data.store import StoreState
 from streams.data.store_reader import read_state
 from streams.errors import DiskFull, ForeignStore, RepositoryError, StorageError, StoreCorrupt, StoreLocked, at
 from streams.log import get_logger

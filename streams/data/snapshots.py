@@ -23,7 +23,8 @@ import msgspec
 
 from streams.data.build import FORMAT, MANIFEST, Build, Manifest, read_record, sync_directory, write_record
 from streams.data.locks import FileLock, Holder, peek
-from streams.data.store import RocksPartition, StoreState
+from streams.data.rocks_partition import RocksPartition
+from streams.data.store import StoreState
 from streams.data.store_reader import read_state
 from streams.data.trees import digest_of, files_of, link_tree
 from streams.errors import CheckpointError, ConfigError, StorageError, StoreCorrupt, StoreLocked

@@ -8,7 +8,8 @@ from pathlib import Path
 from rocksdict import AccessType, Rdict
 
 from streams.data.rocks import WAY_OUT, failure, get_raw, memory_bytes, options
-from streams.data.store import MODEL, SEQUENCE, STATE, StoreState, decode_state, dropped_of, ids_of
+from streams.data.rocks_partition import SEQUENCE, STATE, dropped_of, ids_of
+from streams.data.store import MODEL, StoreState, decode_state
 from streams.errors import StorageError, StoreCorrupt
 from streams.log import get_logger
 

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from streams.control.compare import compare
-from streams.data.store import RocksPartition, StoreState
+from streams.data.rocks_partition import RocksPartition
+from streams.data.store import StoreState
 from streams.data.store_reader import read_only
 
 STATE = StoreState(directory="d", build=1, partition=0, start=0, position=0)

@@ -35,8 +35,9 @@ from streams.data.feeding import Feeding, feed_all
 from streams.data.fold import Fold
 from streams.data.json_codec import JsonCodec
 from streams.data.partition import HeldPartition
+from streams.data.rocks_partition import RocksPartition
 from streams.data.serde import serde_for
-from streams.data.store import RocksPartition, StoreState
+from streams.data.store import StoreState
 from streams.data.typed import typed
 from tests.benchmarks.contenders.refold import OrderSummary
 from tests.benchmarks.contenders.refold_typed import TypedOrderSummary

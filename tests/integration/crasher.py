@@ -35,7 +35,7 @@ from streams.data import answers, build
 from streams.data.checkpoint import KafkaCheckpointStore
 from streams.data.files import FILES
 from streams.data.letterbox import Letterbox
-from streams.data.store import RocksPartition
+from streams.data.rocks_partition import RocksPartition
 from tests.integration.kit import Kit
 from tests.integration.versions import Fixed, Mended
 

@@ -18,8 +18,8 @@ from projections.contract import CqrsProjection, Event
 from streams.config import FoldSettings
 from streams.data.agent import AgentStatus
 from streams.data.cloudevents import CloudEventsCodec
+from streams.data.rocks_partition import RocksPartition
 from streams.data.stamp import Stamp
-from streams.data.store import RocksPartition
 from streams.errors import (
     CodeChanged,
     DiskFull,

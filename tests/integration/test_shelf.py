@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from streams.data.store import RocksPartition, StoreState
+from streams.data.rocks_partition import RocksPartition
+from streams.data.store import StoreState
 from streams.data.store_reader import PartitionReader, read_only
 from streams.serve.shelf import Shelf
 from tests.integration.kit import Kit, produce, tally_events
@@ -82,7 +83,8 @@ WRITER = """
 import random, sys, time
 from pathlib import Path
 from msgspec.structs import replace
-from streams.data.store import RocksPartition, StoreState
+from streams.data.rocks_partition import RocksPartition
+from streams.data.store import StoreState
 
 store = RocksPartition.open(Path(sys.argv[1]), StoreState(directory="d", build=1, partition=0, start=0, position=0))
 for number in range(store.state.position + 1, store.state.position + int(sys.argv[2])):

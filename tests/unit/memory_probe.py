@@ -12,8 +12,9 @@ import orjson
 from projections.contract import CqrsProjection, Event
 from streams.data.fold import Fold, feed
 from streams.data.json_codec import JsonCodec
+from streams.data.rocks_partition import RocksPartition
 from streams.data.serde import serde_for
-from streams.data.store import RocksPartition, StoreState
+from streams.data.store import StoreState
 from tests.support import MadeRecord
 
 SHAPES = ("text", "numbers", "objects", "mixed")

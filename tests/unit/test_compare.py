@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from streams.control import runs as module
 from streams.control.compare import Comparison, compare
-from streams.data.store import RocksPartition, StoreState
+from streams.data.rocks_partition import RocksPartition
+from streams.data.store import StoreState
 from streams.data.store_reader import PartitionReader, read_only
 
 MODELS = st.dictionaries(st.text("abcde/\0é", min_size=1, max_size=4), st.integers(0, 3), max_size=40)

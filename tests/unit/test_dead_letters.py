@@ -28,8 +28,9 @@ from streams.data.letterbox import Letterbox
 from streams.data.letters import Letters
 from streams.data.recovery import Failure, Kind, Recovery, recovery_of
 from streams.data.rescue import Rescue, Unguarded
+from streams.data.rocks_partition import RocksPartition
 from streams.data.serde import serde_for
-from streams.data.store import LETTER, RocksPartition, StoreState
+from streams.data.store import LETTER, StoreState
 from streams.errors import BrokerUnavailable, EventError, ProjectionError
 from streams.types import TopicInfo
 from tests.integration.versions import Mended

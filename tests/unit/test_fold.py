@@ -23,8 +23,9 @@ from streams.data.cache import ModelCannotBeStored
 from streams.data.codec import Outcome, Record
 from streams.data.fold import Fold, feed
 from streams.data.json_codec import JsonCodec
+from streams.data.rocks_partition import RocksPartition
 from streams.data.serde import serde_for
-from streams.data.store import RocksPartition, StoreState
+from streams.data.store import StoreState
 from streams.data.store_reader import read_only
 from streams.errors import EventError, ProjectionError, StoreCorrupt
 from tests.support import MadeRecord, Tally, envelope, folded

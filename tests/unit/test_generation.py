@@ -384,7 +384,8 @@ def test_store_killed_while_it_is_made_is_not_there(store: RocksStore, monkeypat
     script = """
 import os, signal, sys
 from pathlib import Path
-from streams.data.store import RocksPartition, StoreState
+from streams.data.rocks_partition import RocksPartition
+from streams.data.store import StoreState
 Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 RocksPartition.open(Path(sys.argv[1]), StoreState(directory="d", build=1, partition=0, start=0, position=0))
 """

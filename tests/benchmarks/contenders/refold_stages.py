@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from streams.data import agent, cache, feeding, fold, loop, polling, store
+from streams.data import agent, cache, feeding, fold, loop, polling, rocks_partition
 from tests.benchmarks.contenders import refold
 from tests.benchmarks.contenders.job import Job, Outcome
 from tests.benchmarks.contenders.refold import unavailable
@@ -129,7 +129,7 @@ def run(job: Job) -> Outcome:
     stages.of("remember", fold.Fold, "fold")
     stages.of("fold", loop.Loop, "run")
     stages.of_all("encode", cache.ModelCache, "encoded")
-    stages.of("write", store.RocksPartition, "commit")
+    stages.of("write", rocks_partition.RocksPartition, "commit")
     gc.callbacks.append(stages.of_collections)
     outcome = refold.run(job)
     seconds = stages.seconds
