@@ -11,18 +11,15 @@ from datetime import UTC, datetime
 from streams.control import changing, wishes
 from streams.control import transitions as to
 from streams.control.aligning import wish_of
-from streams.control.caught_up import CaughtUp
 from streams.control.claim_rebuild import claim_rebuild, preflight
 from streams.control.compare import Report
-from streams.control.folding import Folding
+from streams.control.making import Making
 from streams.control.place import topic_of
 from streams.control.record import Generation, Rebuild, Record, facts_of
 from streams.control.registry import Watch
-from streams.control.repartitioning import Filling, check_source, filling_of, make_topic, staged
-from streams.control.replay import Replay
+from streams.control.repartitioning import check_source, filling_of, make_topic, staged
 from streams.control.retire import retire
 from streams.control.run import note_end
-from streams.control.showing import Finishing
 from streams.control.site import Site
 from streams.control.space import check_space
 from streams.control.strategies import FromBeginning
@@ -37,7 +34,6 @@ from streams.errors import (
     DiskFull,
     NotReady,
     OffsetsPending,
-    ProjectionError,
     RebuildCancelled,
     RebuildRunning,
     StorageError,
@@ -98,11 +94,7 @@ class Green:
         self._hands_over = hands_over
         self._stopped = threading.Event()
         self._watch: Watch
-        self._folding: Folding
-        self._behind: CaughtUp | None = None
-        self._finishing = Finishing()
-        self._filling: Filling | None = None
-        """How far the new generation's own topic is filled, where it has one."""
+        self._making: Making
         self._record: Record
         self._id = ""
         self._asked = False
@@ -154,7 +146,7 @@ class Green:
             )
         place = site.place(green)
         self._progress = RebuildProgress(started_at=datetime.now(UTC), is_running=True)
-        self._folding = Folding(site.ground(place), self._make_runner)
+        self._making = Making(site, green, self._make_runner)
         try:
             with place.store.rebuilding(f"rebuild of {green.id}"), site.registry.watch(site.name) as self._watch:
                 try:
@@ -162,7 +154,7 @@ class Green:
                     if self._hands_over and self._newest().active == green.id:
                         self._hand_over()
                 finally:
-                    self._folding.close()
+                    self._making.rest()
         except CqrsError as error:
             self._progress = replace(self._progress, is_running=False, error=str(error))
             self._failed(error)
@@ -193,14 +185,14 @@ class Green:
             if running is None or running.id != self._id:
                 return
             if running.is_paused:
-                self._folding.close()
-                self._behind = self._filling = None
+                self._making.rest()
                 self._say(f"`refold resume {self._site.name}`: it is paused")
                 time.sleep(_LOOK_S)
                 continue
             green = record.find(running.generation)
             assert green is not None, "a record names one that it has"
-            self._folding.hold(wish_of(record, green.id))
+            self._making.know(green)
+            self._making.hold(wish_of(record, green.id))
             try:
                 if not steps[green.phase](running, green):
                     return
@@ -225,16 +217,16 @@ class Green:
 
     def _repartition(self, rebuild: Rebuild, green: Generation) -> bool:
         """Have the new generation's own topic filled up to the pinned ends; then its state is made."""
-        self._fill(green)
-        self._look_after()
-        filling = self._filled(green)
-        if filling is None:
+        making = self._making
+        making.fill()
+        making.wait(_LOOK_S)
+        try:
+            filling = making.filled()
+        except OffsetsPending as why:
+            self._say(str(why))
             return True
         self._progress = staged(filling.progress, 1)
-        why = filling.halted()
-        if why:
-            self._folding.close()  # raises it
-            raise ProjectionError(f"The new generation's events are read no further: {why}", projection=self._site.name)
+        making.check_filling(filling)
         return self._make_state(rebuild, green) if filling.is_caught_up() else True
 
     def _make_state(self, _rebuild: Rebuild, green: Generation) -> bool:
@@ -256,19 +248,20 @@ class Green:
         return True
 
     def _replay(self, _rebuild: Rebuild, green: Generation) -> bool:
-        behind = self._fold(green)
-        self._look_after()
-        self._progress = self._staged(behind.observe(self._folding.status), green)
-        self._check_not_halted(behind)
-        if self._is_caught_up(behind, green) and self._finishing.is_done(self._folding.job.build):
-            self._progress = self._staged(behind.ended(self._folding.status), green)
-            note_end(self._folding.job.build, self._progress)
+        making = self._making
+        self._fold()
+        making.wait(_LOOK_S)
+        self._progress = making.folded()
+        making.check_fold()
+        if self._is_caught_up() and making.is_finished():
+            self._progress = making.ended()
+            note_end(making.build, self._progress)
             self._update(lambda record: to.caught_up(record, self._id, self._progress))
             log.info("generation.caught_up", generation=green.id, events=self._progress.events_processed)
         return True
 
     def _compare(self, rebuild: Rebuild, green: Generation) -> bool:
-        self._fold(green)
+        self._fold()
         if rebuild.policy == "none":
             self._update(lambda record: to.compared(record, self._id, None))
             return True
@@ -287,8 +280,8 @@ class Green:
         return True
 
     def _wait(self, rebuild: Rebuild, green: Generation) -> bool:
-        self._fold(green)
-        self._look_after()
+        self._fold()
+        self._making.wait(_LOOK_S)
         self._say(f"somebody to approve (`refold switch {self._site.name}`): {rebuild.why}")
         report = last_report(self._site.place(green).store.directory)
         if self._approver is None or self._asked or report is None:
@@ -300,11 +293,11 @@ class Green:
         return True
 
     def _switch(self, _rebuild: Rebuild, green: Generation) -> bool:
-        behind = self._fold(green)
-        self._look_after()
-        behind.observe(self._folding.status)
-        self._check_not_halted(behind)
-        if self._is_caught_up(behind, green):
+        self._fold()
+        self._making.wait(_LOOK_S)
+        self._making.folded()
+        self._making.check_fold()
+        if self._is_caught_up():
             self._update(lambda record: to.switched(record, self._id))
             log.info("generation.switched", generation=green.id)
             self._show()
@@ -319,61 +312,17 @@ class Green:
         except CqrsError as error:
             log.warning("view.not_replaced", projection=self._site.name, why=str(error))
 
-    def _fold(self, green: Generation) -> CaughtUp:
-        """Have the new generation folded, from where it is."""
-        if self._behind is None:
-            self._folding.start()
-            build = self._folding.job.build
-            self._behind = CaughtUp(self._folding.job, build, green.targets)
-            self._progress = self._staged(self._behind.observe(self._folding.status), green)
-        return self._behind
+    def _fold(self) -> None:
+        """Have the new generation folded, from where it is, and say so at once."""
+        if self._making.fold():
+            self._progress = self._making.folded()
 
-    def _fill(self, green: Generation) -> None:
-        """Have the new generation's own topic filled, from where that is."""
-        if self._filling is None:
-            self._folding = Folding(self._site.ground(self._site.place(green)), self._make_runner)
-            self._folding.fill()
-            self._filling = Filling(self._site.events.cluster, green)
-
-    def _filled(self, green: Generation) -> Replay | None:
-        """Look at how far the new generation's own topic is filled; None where nobody is told just now."""
-        if self._filling is None:
-            self._filling = Filling(self._site.events.cluster, green)
+    def _is_caught_up(self) -> bool:
         try:
-            return self._filling.look()
+            return self._making.is_caught_up()
         except OffsetsPending as why:
             self._say(str(why))
-            return None
-
-    def _is_caught_up(self, behind: CaughtUp, green: Generation) -> bool:
-        """Say whether the new generation keeps up with the event topic."""
-        if green.source is not None:
-            filling = self._filled(green)
-            if filling is None or not filling.is_caught_up():
-                return False
-        return behind.is_caught_up()
-
-    @staticmethod
-    def _staged(progress: RebuildProgress, green: Generation) -> RebuildProgress:
-        return progress if green.source is None else staged(progress, 2)
-
-    def _look_after(self) -> None:
-        """Look after the agents; where they have ended, raise why."""
-        if self._folding.wait(_LOOK_S):
-            self._behind = self._filling = None
-            self._folding.close()
-
-    def _check_not_halted(self, behind: CaughtUp) -> None:
-        """Raise what has halted a partition, once the others are as far as they were to be.
-
-        Raises:
-            EventError, ProjectionError: The agents' own.
-        """
-        why = behind.halted()
-        if why:
-            self._behind = None
-            self._folding.close()  # raises it
-            raise ProjectionError(f"The new generation is folded no further: {why}", projection=self._site.name)
+            return False
 
     def _hand_over(self) -> None:
         """Fold on until others do, who follow the registry; where nobody does so soon, nobody does."""
@@ -383,8 +332,8 @@ class Green:
         deadline = time.monotonic() + (_HAND_OVER_S if blue is not None and cluster.members(blue) else 0.0)
         self.is_orphan = True
         while self.is_orphan and time.monotonic() < deadline and not self._stopped.is_set():
-            self._folding.wait(_LOOK_S)
-            ours = self._folding.pids
+            self._making.wait(_LOOK_S)
+            ours = self._making.pids
             self.is_orphan = all(member.pid in ours for member in cluster.members(green.group))
 
     def _failed(self, error: CqrsError) -> None:
@@ -433,6 +382,6 @@ class Green:
         record = self._newest()
         running = record.running
         if running is not None:
-            self._folding.hold(wish_of(record, running.generation))
+            self._making.hold(wish_of(record, running.generation))
         if running is None or running.id != self._id or running.is_paused:
             raise _Elsewhere
