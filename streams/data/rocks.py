@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-_TABLES_BYTES = 64 << 20
+_TABLES_BYTES = 32 << 20
 _BLOCKS_BYTES = 32 << 20
 
 
@@ -45,7 +45,7 @@ def options(*, create: bool) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(create)
     options.set_max_open_files(-1)  # a secondary instance must be able to hold what the writer deletes
-    options.set_write_buffer_size(8 << 20)
+    options.set_write_buffer_size(4 << 20)
     options.set_max_write_buffer_number(2)
     options.set_write_buffer_manager(tables)
     options.set_max_total_wal_size(32 << 20)
