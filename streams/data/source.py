@@ -28,6 +28,9 @@ CLIENT: dict[str, str | int | float | bool] = {
     # 3 times slower.
     "fetch.queue.backoff.ms": 2,
     "queued.max.messages.kbytes": 32768,
+    # An answer comes beside the queue, and unpacked it is several times as large. Kafka's default is 50 MB, which many
+    # partitions fill up, with a megabyte each: 64 take 460 MB in place of 230, and are not read any faster.
+    "fetch.max.bytes": 4 << 20,
     "log_level": QUIET,
 }
 
