@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -71,9 +72,18 @@ def topic(admin: AdminClient, request: pytest.FixtureRequest) -> Iterator[TopicF
     def make(partitions: int = 1, config: Mapping[str, str] | None = None) -> str:
         name = f"{request.node.originalname[:100]}-{uuid.uuid4().hex[:12]}"
         new = NewTopic(name, num_partitions=partitions, replication_factor=1, config=dict(config or {}))
-        admin.create_topics([new])[name].result(TOPIC_TIMEOUT_S)
-        made.append(name)
-        return name
+        deadline = time.monotonic() + TOPIC_TIMEOUT_S
+        while True:
+            try:
+                admin.create_topics([new])[name].result(TOPIC_TIMEOUT_S)
+            except KafkaException as error:
+                # A machine that stands still for seconds has the broker's own controller take it for dead.
+                if error.args[0].code() != KafkaError.INVALID_REPLICATION_FACTOR or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+            else:
+                made.append(name)
+                return name
 
     yield make
     if made:
