@@ -187,11 +187,11 @@ def test_killed_while_generations_are_switched_back_and_forth_the_view_is_of_one
     with ExitStack() as stack, traffic(kit, 2000), SqlReader(kit) as reader:
         folding = {code: stack.enter_context(kit.process(projection=code, env=QUICKLY)) for code in codes}
         for number in count():
-            if number >= 8 and len(reader.versions) > 2:  # where all is slow, most die before they switch
+            if number >= 8 and len(reader.versions) > 2:
                 break
             assert number < 40, "it is never switched"
             with kit.process(command="rollback", projection=FIXED) as switching:
-                time.sleep(seed.uniform(0.5, 2.0))
+                time.sleep(seed.uniform(0.5, 2.0 + number / 4))  # where all is slow, later ones live longer
                 switching.kill()
             code = seed.choice(codes)
             folding[code].kill()
